@@ -1,0 +1,1 @@
+"""The DeltaNet operations that the model calls, and their implementations."""

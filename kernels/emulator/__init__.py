@@ -1,0 +1,1 @@
+"""An emulator of the documented NeuronCore for NKI kernels."""

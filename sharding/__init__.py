@@ -1,0 +1,1 @@
+"""Tensor parallelism: mesh, layout and collectives."""
