@@ -1,0 +1,155 @@
+"""The gated delta rule in plain torch operations: any device, differentiable.
+
+Per value head, with the state S [Dk, Dv] and the token's decay a = exp(log_decay):
+
+    S <- a S + k (beta (v - k^T (a S)))^T,    o = q^T S
+
+Reference: Yang, Kautz, Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule"
+(arXiv:2412.06464). The chunked form below is exact; only the order of summation differs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gated_delta_step(
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token.
+
+    Args:
+        query, key: [B, Hk, Dk], L2-normalised; the query scaled by Dk^-1/2.
+        value: [B, Hv, Dv]; value head h reads key head h // (Hv / Hk).
+        log_decay: [B, Hv] float32, at most 0.
+        beta: [B, Hv] float32.
+        state: [B, Hv, Dk, Dv] float32.
+
+    Returns:
+        Output [B, Hv, Dv] in the value's dtype and the new state, float32.
+    """
+    batch, key_heads, key_size = key.shape
+    value_heads, value_size = value.shape[1:]
+    grouped = (batch, key_heads, value_heads // key_heads)
+    query = query.float().view(batch, key_heads, 1, 1, key_size)
+    key = key.float().view(batch, key_heads, 1, 1, key_size)
+    rows = value.float().view(*grouped, 1, value_size)
+    beta = beta.float().view(*grouped, 1, 1)
+    decay = log_decay.float().exp().view(*grouped, 1, 1)
+
+    decayed = state.view(*grouped, key_size, value_size) * decay
+    delta = beta * (rows - key @ decayed)
+    updated = decayed + key.transpose(-1, -2) * delta
+    out = query @ updated
+    return out.reshape(value.shape).to(value.dtype), updated.reshape(state.shape)
+
+
+def gated_delta_prefill(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    *,
+    chunk: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Any number of tokens, in chunks: matrix products inside, the recurrence between.
+
+    With D_ij the log decay accumulated after token j up to token i, and A the strictly lower
+    part of beta_i (k_i . k_j) exp(D_ij), a chunk's corrections solve the unit lower triangular
+    system (I + A) R = beta (V - exp(D_i) K S); then
+
+        O  = exp(D_i) Q S + (lower (q_i . k_j) exp(D_ij)) R
+        S' = exp(D_end) S + (exp(D_end,j) K)^T R
+
+    Args:
+        query, key: [B, T, Hk, Dk], L2-normalised; queries scaled by Dk^-1/2.
+        value: [B, T, Hv, Dv]; value head h reads key head h // (Hv / Hk).
+        log_decay, beta: [B, T, Hv] float32, log_decay at most 0; a token with beta = 0 and
+            log_decay = 0 leaves the state as it is.
+        state: [B, Hv, Dk, Dv] float32.
+        chunk: tokens of a block; changes results by rounding only.
+
+    Returns:
+        Output [B, T, Hv, Dv] in the value's dtype and the new state, float32.
+    """
+    batch, tokens, key_heads, _ = key.shape
+    value_heads, value_size = value.shape[2:]
+    repeats = value_heads // key_heads
+    length = min(chunk, tokens)
+    count = -(-tokens // length)
+
+    query = _chunked(query, count, length).unsqueeze(3)  # [B, N, Hk, 1, C, Dk]
+    key = _chunked(key, count, length).unsqueeze(3)
+    value_dtype = value.dtype
+    value = _chunked(value, count, length).unflatten(2, (key_heads, repeats))
+    log_decay = _chunked(log_decay.unsqueeze(-1), count, length)
+    log_decay = log_decay.unflatten(2, (key_heads, repeats))  # [B, N, Hk, R, C, 1]
+    beta = _chunked(beta.unsqueeze(-1), count, length).unflatten(2, (key_heads, repeats))
+
+    lower = _lower(length, key.device)
+    strict = lower - torch.eye(length, device=key.device)
+    # Sums over the tokens j+1..i, not differences of one cumulative sum: after a strong decay
+    # those would lose the weak decays that follow to cancellation.
+    between = lower @ (log_decay * strict)
+    decay = between.exp() * lower
+    from_start = (lower @ log_decay).exp()  # [B, N, Hk, R, C, 1]
+    to_end = decay[..., -1, :].unsqueeze(-1)
+    across = from_start[..., -1:, :]
+
+    products = key @ key.transpose(-1, -2)  # once per key head
+    inverse = invert_unit_lower(beta * decay * products * strict)
+    attention = decay * (query @ key.transpose(-1, -2))
+    reader = query * from_start
+    writer = (key * to_end).transpose(-1, -2)
+    recall = key * (beta * from_start)
+    target = beta * value
+
+    state = state.unflatten(1, (key_heads, repeats))
+    outputs = []
+    for n in range(count):
+        correction = inverse[:, n] @ (target[:, n] - recall[:, n] @ state)
+        outputs.append(reader[:, n] @ state + attention[:, n] @ correction)
+        state = across[:, n] * state + writer[:, n] @ correction
+    out = torch.stack(outputs, dim=1)  # [B, N, Hk, R, C, Dv]
+    out = out.flatten(2, 3).transpose(2, 3).reshape(batch, count * length, value_heads, value_size)
+    return out[:, :tokens].to(value_dtype), state.flatten(1, 2)
+
+
+def invert_unit_lower(strictly_lower: Tensor) -> Tensor:
+    """(I + A)^-1 for a strictly lower triangular A [..., C, C], any C, by merging blocks.
+
+    Two inverted diagonal blocks of size b and the block A21 below them give the inverse of size
+    2b: its lower left is -T22 A21 T11. All pairs of a level merge in two matrix products. Unlike
+    the Neumann product (I - A)(I + A^2)(I + A^4)..., no power of A is formed: those grow beyond
+    fp32 before they vanish when keys are correlated.
+    """
+    size = strictly_lower.shape[-1]
+    device = strictly_lower.device
+    index = torch.arange(size, device=device)
+    inverse = torch.eye(size, device=device)
+    block = 1
+    while block < size:
+        pair, half = index // (2 * block), index // block % 2
+        same_pair = pair[:, None] == pair[None, :]
+        lower_left = same_pair & (half[:, None] > half[None, :])
+        merge = inverse @ (strictly_lower * lower_left.to(strictly_lower.dtype))
+        inverse = inverse - merge @ inverse
+        block *= 2
+    return inverse.expand(strictly_lower.shape)
+
+
+def _chunked(x: Tensor, count: int, length: int) -> Tensor:
+    """[B, T, heads, D] to float32 [B, N, heads, C, D], zeros after the last token."""
+    padding = count * length - x.shape[1]
+    if padding:
+        x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, padding))
+    return x.float().unflatten(1, (count, length)).transpose(2, 3)
+
+
+def _lower(size: int, device: torch.device) -> Tensor:
+    """Ones on and below the diagonal, without `tril`."""
+    index = torch.arange(size, device=device)
+    return (index[:, None] >= index[None, :]).float()
