@@ -1,0 +1,85 @@
+"""The gated DeltaNet mixer: projections, causal convolution, delta rule, gated norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import kernels
+from .norms import gated_rms_norm, l2_norm
+from .params import DeltaNetLayer, Params
+from .state import DeltaNetState
+
+
+def deltanet(
+    params: Params,
+    layer: DeltaNetLayer,
+    state: DeltaNetState,
+    x: Tensor,
+    lengths: Tensor | None,
+) -> tuple[Tensor, DeltaNetState]:
+    """Mixes T tokens into the state.
+
+    Args:
+        params: for configuration and static choices.
+        layer: this layer's parameters.
+        state: this layer's state.
+        x: [B, T, H], normed.
+        lengths: valid tokens per row, or None when all are.
+
+    Returns:
+        A rank's partial sum [B, T, H], and the new state; a row of length 0 keeps its own.
+    """
+    config = params.config
+    batch, tokens, _ = x.shape
+    key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
+    # Local widths: a mesh leaves a rank a share of the heads.
+    value_heads = layer.a_log.shape[0]
+    value_dim = value_heads * value_size
+    channels = layer.conv.shape[1]
+    key_dim = (channels - value_dim) // 2
+
+    projected = x @ layer.in_proj
+    qkv, z, b, a = projected.split([channels, value_dim, value_heads, value_heads], dim=-1)
+    mixed, conv = _causal_conv(qkv, layer.conv, state.conv, lengths)
+    query, key, value = mixed.split([key_dim, key_dim, value_dim], dim=-1)
+    query = l2_norm(query.unflatten(-1, (-1, key_size))) * key_size**-0.5
+    key = l2_norm(key.unflatten(-1, (-1, key_size)))
+    value = value.unflatten(-1, (-1, value_size))
+    log_decay = -layer.a_log.exp() * F.softplus(a.float() + layer.dt_bias)
+    beta = b.float().sigmoid()
+    if lengths is not None:
+        # A token with beta = 0 and log decay 0 leaves the state as it is.
+        valid = torch.arange(tokens, device=x.device)[None, :, None] < lengths[:, None, None]
+        log_decay, beta = torch.where(valid, log_decay, 0.0), torch.where(valid, beta, 0.0)
+
+    inputs = (query, key, value, log_decay, beta)
+    out, recurrent = kernels.gated_delta_rule(
+        *inputs, state.recurrent, chunk=params.runtime.chunk, implementation=params.runtime.kernels
+    )
+    if lengths is not None:
+        # A no-op update can still turn -0 into 0; untouched rows stay bit-identical.
+        touched = (lengths > 0)[:, None, None, None]
+        recurrent = torch.where(touched, recurrent, state.recurrent)
+    z = z.unflatten(-1, (-1, value_size))
+    out = gated_rms_norm(out, z, layer.norm, config.rms_norm_eps).to(x.dtype)
+    return out.flatten(2) @ layer.out_proj, DeltaNetState(conv, recurrent)
+
+
+def _causal_conv(
+    x: Tensor, weight: Tensor, history: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution and SiLU; x [B, T, C], weight [K, C], history [B, K-1, C].
+
+    Returns float32 [B, T, C] and the K-1 inputs that precede the next token of each row.
+    """
+    taps, tokens = weight.shape[0], x.shape[1]
+    window = torch.cat([history, x], dim=1)
+    inputs, weight = window.float(), weight.float()
+    out = sum(inputs[:, tap : tap + tokens] * weight[tap] for tap in range(taps))
+    if lengths is None:
+        return F.silu(out), window[:, tokens:]
+    index = lengths[:, None] + torch.arange(taps - 1, device=x.device)
+    index = index.to(torch.int64)[:, :, None].expand(-1, -1, x.shape[2])
+    return F.silu(out), window.gather(1, index)

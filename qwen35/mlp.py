@@ -1,0 +1,14 @@
+"""The SwiGLU feed-forward."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .params import AttentionLayer, DeltaNetLayer
+
+
+def mlp(layer: DeltaNetLayer | AttentionLayer, x: Tensor) -> Tensor:
+    """silu(x Wgate) * (x Wup) Wdown; x [B, T, H], a rank's partial sum [B, T, H]."""
+    gate, up = (x @ layer.gate_up).chunk(2, dim=-1)
+    return (F.silu(gate.float()) * up.float()).to(x.dtype) @ layer.down

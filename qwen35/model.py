@@ -1,0 +1,201 @@
+"""The text decoder as pure functions: tokens and a state in, logits and a new state out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .attention import attention
+from .config import FULL
+from .deltanet import deltanet
+from .devices import matmul_float32
+from .mlp import mlp
+from .norms import rms_norm
+from .params import Params
+from .rope import rope_table
+from .sharding.collectives import all_reduce
+from .state import AttentionState, DeltaNetState, State
+
+
+def forward(
+    params: Params, state: State, tokens: Tensor, lengths: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Runs T tokens of each row and returns the hidden state of every one.
+
+    Args:
+        params: the parameters.
+        state: the state before the first of the tokens.
+        tokens: [B, T] int32 or int64 ids; what stands beyond a row's length has no effect.
+        lengths: [B] valid tokens per row, 0 to T; None means all T. A row of length 0 keeps its
+            state bit for bit.
+
+    Returns:
+        hidden [B, T, H] after the final norm, in the parameters' dtype (meaningless beyond a
+        row's length), and the new state.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit. On CPU tensors also: token ids or lengths out
+            of range, or more tokens than the state's capacity.
+    """
+    _check(params, state, tokens, lengths)
+    x, state = _blocks(params, state, tokens, lengths)
+    return rms_norm(x, params.norm, params.config.rms_norm_eps), state
+
+
+def prefill(
+    params: Params, state: State, tokens: Tensor, lengths: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Runs T tokens of each row and returns the logits of each row's last one.
+
+    Prefilling a, then b, equals prefilling a+b to rounding, at any split. Arguments, state and
+    errors are those of `forward`.
+
+    Returns:
+        logits [B, V] float32 after token `lengths[b] - 1` (zeros for a row of length 0), and the
+        new state.
+    """
+    _check(params, state, tokens, lengths)
+    x, state = _blocks(params, state, tokens, lengths)
+    if lengths is None:
+        return _head(params, x[:, -1]), state
+    last = (lengths.to(torch.int64) - 1).clamp(min=0)
+    x = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+    return torch.where((lengths > 0)[:, None], _head(params, x), 0.0), state
+
+
+def decode(
+    params: Params, state: State, token: Tensor, active: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Runs one token of each row.
+
+    Args:
+        params: the parameters.
+        state: the state before the token.
+        token: [B] int32 or int64 ids; an inactive row's has no effect.
+        active: [B] bool, or None when all rows are. An inactive row keeps its state bit for bit.
+
+    Returns:
+        logits [B, V] float32 (zeros for an inactive row) and the new state.
+
+    Raises:
+        ValueError: as for `forward`.
+    """
+    if token.dim() != 1:
+        raise ValueError(f"token must be [B], not {list(token.shape)}")
+    if active is not None and active.dtype != torch.bool:
+        raise ValueError(f"active must be bool, not {active.dtype}")
+    lengths = None if active is None else active.to(torch.int32)
+    return prefill(params, state, token[:, None], lengths)
+
+
+def logits(params: Params, hidden: Tensor) -> Tensor:
+    """The head: hidden [..., H] after the final norm to logits [..., V], float32."""
+    return matmul_float32(hidden, params.head)
+
+
+def _head(params: Params, x: Tensor) -> Tensor:
+    return logits(params, rms_norm(x, params.norm, params.config.rms_norm_eps))
+
+
+def _blocks(
+    params: Params, state: State, tokens: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, State]:
+    """All layers, before the final norm."""
+    config, mesh = params.config, params.runtime.mesh
+    length = tokens.shape[1]
+    step = torch.arange(length, device=tokens.device)
+    if lengths is not None:
+        tokens = torch.where(step < lengths[:, None], tokens, 0)
+    x = _embed(params, tokens)
+    position = state.position
+    rope = rope_table(config, (position + state.rope_offset)[:, None] + step)
+
+    new_layers = []
+    for layer, old in zip(params.layers, state.layers, strict=True):
+        normed = rms_norm(x, layer.input_norm, config.rms_norm_eps)
+        if isinstance(old, DeltaNetState):
+            mixed, new = deltanet(params, layer, old, normed, lengths)
+        else:
+            mixed, new = attention(params, layer, old, normed, rope, position, lengths)
+        x = x + all_reduce(mixed, mesh)
+        normed = rms_norm(x, layer.post_norm, config.rms_norm_eps)
+        x = x + all_reduce(mlp(layer, normed), mesh)
+        new_layers.append(new)
+    advance = length if lengths is None else lengths.to(position.dtype)
+    return x, State(position + advance, state.rope_offset, tuple(new_layers))
+
+
+def _embed(params: Params, tokens: Tensor) -> Tensor:
+    flat = tokens.flatten()
+    if params.embed is None:  # tied: the head [H, V] serves both
+        x = params.head.index_select(1, flat).T
+    else:
+        x = params.embed.index_select(0, flat)
+    return x.unflatten(0, tuple(tokens.shape))
+
+
+def _check(params: Params, state: State, tokens: Tensor, lengths: Tensor | None) -> None:
+    """Everything that can be known before the graph runs."""
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"tokens must be [B, T] int32 or int64, not {list(tokens.shape)} {tokens.dtype}"
+        )
+    batch, length = tokens.shape
+    if length == 0:
+        raise ValueError("tokens has no column: a prompt needs at least one token")
+    if batch != state.batch:
+        raise ValueError(f"tokens has {batch} rows, the state {state.batch}")
+    if lengths is not None:
+        if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.is_complex():
+            raise ValueError(
+                f"lengths must be [{batch}] integers, not {list(lengths.shape)} {lengths.dtype}"
+            )
+    _check_state(params, state)
+    if tokens.device.type == "cpu":
+        _check_values(params, state, tokens, lengths)
+
+
+def _check_state(params: Params, state: State) -> None:
+    """The state must be one of this model: kinds and shapes of all layers."""
+    kinds = [FULL if isinstance(layer, AttentionState) else "linear" for layer in state.layers]
+    expected = [FULL if kind == FULL else "linear" for kind in params.config.layer_types]
+    if kinds != expected:
+        raise ValueError(
+            f"the state has {len(kinds)} layers, {kinds.count(FULL)} of them attention; the model "
+            f"has {len(expected)}, {expected.count(FULL)} of them attention (or in another order)"
+        )
+    config = params.config
+    for index, (layer, old) in enumerate(zip(params.layers, state.layers, strict=True)):
+        if isinstance(old, AttentionState):
+            seen, fits = old.key.shape[2], old.key.shape[2] == config.head_dim
+            fits &= old.value.shape[1] == old.key.shape[1]
+        else:
+            seen = tuple(old.recurrent.shape[1:])
+            wanted = (config.linear_key_head_dim, config.linear_value_head_dim)
+            fits = seen == (layer.a_log.shape[0], *wanted)
+            fits &= old.conv.shape[1:] == (layer.conv.shape[0] - 1, layer.conv.shape[1])
+        if not fits:
+            raise ValueError(f"layer {index}'s state has head shape {seen}: it is another model's")
+
+
+def _check_values(params: Params, state: State, tokens: Tensor, lengths: Tensor | None) -> None:
+    """What only data on the CPU can tell without a read-back from a device."""
+    length, vocabulary = tokens.shape[1], params.config.vocab_size
+    valid = torch.full_like(state.position, length) if lengths is None else lengths
+    if lengths is not None and ((lengths < 0) | (lengths > length)).any():
+        raise ValueError(f"lengths must be from 0 to T = {length}, not {lengths.tolist()}")
+    used = tokens[torch.arange(length) < valid[:, None]]
+    wrong = used[(used < 0) | (used >= vocabulary)]
+    if wrong.numel():
+        raise ValueError(
+            f"token id {wrong[0].item()} is outside the vocabulary of {vocabulary} (0 to "
+            f"{vocabulary - 1})"
+        )
+    capacity = state.capacity
+    ends = state.position + valid
+    if capacity is not None and (ends > capacity).any():
+        row = int(torch.argmax(ends))
+        raise ValueError(
+            f"row {row} would reach {ends[row].item()} tokens ({state.position[row].item()} in the "
+            f"state and {valid[row].item()} more), over the capacity of {capacity}"
+        )

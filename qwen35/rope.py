@@ -1,0 +1,57 @@
+"""Rotary positions: partial, half-split, with interleaved sections for images (mRoPE)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import Config
+
+
+def rope_table(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotation angles.
+
+    Args:
+        config: theta, rotary dimensions and sections.
+        positions: integer positions, [B, T] for text or [3, B, T] for the rows t, h, w.
+
+    Returns:
+        Two float32 tensors [B, T, rotary_dim / 2].
+    """
+    dim = config.rotary_dim
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    frequency = (1.0 / config.rope_theta**exponent).to(positions.device)
+    if positions.dim() == 3:
+        positions = positions.movedim(0, -1)  # [B, T, 3]
+        row = torch.tensor(_sections(config), device=positions.device)
+        positions = positions[..., row]
+    else:
+        positions = positions[..., None]
+    angles = positions.float() * frequency
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the first 2·P dimensions of each head, pairing j with j + P.
+
+    Args:
+        x: [B, T, heads, D].
+        cos, sin: [B, T, P] float32.
+
+    Returns:
+        The rotated tensor in x's dtype; computed in float32.
+    """
+    pairs = cos.shape[-1]
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    first, second = x[..., :pairs].float(), x[..., pairs : 2 * pairs].float()
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return torch.cat([rotated.to(x.dtype), x[..., 2 * pairs :]], -1)
+
+
+def _sections(config: Config) -> list[int]:
+    """Which position row (0 t, 1 h, 2 w) each rotated pair reads."""
+    _, height, width = config.mrope_section
+    return [
+        1 if j % 3 == 1 and j < 3 * height else 2 if j % 3 == 2 and j < 3 * width else 0
+        for j in range(config.rotary_dim // 2)
+    ]
