@@ -1,0 +1,97 @@
+"""ScalarE: activation functions with fused scale, bias and free-axis sum."""
+
+import numpy as np
+
+from . import cost
+from .access import check_disjoint, column, destination, engine_operand, same_shape, store, values
+from .enums import reduce_cmd as commands
+from .errors import SignatureError
+from .isa_vector import check_operator, number
+from .machine import Core
+from .operators import ACTIVATION_RANGES, ACTIVATIONS
+from .registry import instruction
+from .rules import fail
+from .tensor import Tensor
+
+
+def _parameter(value, role, partitions, dtypes=None):
+    """scale or bias as float32 [P, 1] values or a constant."""
+    if isinstance(value, Tensor):
+        tensor = column(value, role, partitions, dtypes)
+        if tensor.dtype == "tfloat32":
+            fail("operand-dtype", f"{role} {tensor!r} may not be tfloat32")
+        return values(tensor, role)
+    if not number(value):
+        raise SignatureError(f"{role} must be a number or a [P, 1] tensor, got {value!r}")
+    return np.float32(value)
+
+
+def _check_range(op, argument):
+    limits = ACTIVATION_RANGES.get(op.name)
+    if limits is None:
+        return
+    checked = np.abs(argument) if op.name == "reciprocal" else argument
+    low, high = float(checked.min()), float(checked.max())
+    if not (low >= limits[0] and high <= limits[1]):
+        fail(
+            "activation-range",
+            f"{op!r} of values from {low:g} to {high:g}; valid from {limits[0]:g} to {limits[1]:g}",
+        )
+
+
+@instruction
+def activation(core: Core, dst, op, data, bias, scale, reduce_op, reduce_res, reduce_cmd, name):
+    """dst = op(data · scale + bias); optionally its row sums, through ScalarE's registers."""
+    check_operator(op, "op", (ACTIVATIONS,))
+    dst = destination(core, dst)
+    data = engine_operand(data, "data")
+    same_shape("data", data, dst)
+    partitions = dst.shape[0]
+    reads = [data, *(t for t in (bias, scale) if isinstance(t, Tensor))]
+    check_disjoint(dst, *reads)
+    argument = values(data, "data")
+    factor = _parameter(scale, "scale", partitions, ("float32",))
+    if isinstance(scale, Tensor) or scale != 1:
+        argument = argument * factor
+    if bias is not None:
+        argument = argument + _parameter(bias, "bias", partitions)
+    _check_range(op, argument)
+    result = ACTIVATIONS[op.name](argument).astype(np.float32, copy=False)
+    _accumulate(core, result, reduce_op, reduce_cmd)
+    store(dst, result)
+    writes = [dst]
+    cycles = cost.elementwise(dst.elements)
+    if reduce_res is not None:
+        _read_registers(core, reduce_res, partitions)
+        writes.append(reduce_res)
+        cycles += cost.MIN_II
+    return core.issue("activation", "scalar", cycles, reads=reads, writes=writes)
+
+
+def _accumulate(core, result, reduce_op, command):
+    if command not in (commands.idle, commands.reset, commands.reduce, commands.reset_reduce):
+        fail("operator", f"activation has no reduce_cmd {command}")
+    adds = command in (commands.reduce, commands.reset_reduce)
+    if adds and (reduce_op is None or reduce_op.name != "add"):
+        fail("operator", f"activation reduces with reduce_op=nl.add only, got {reduce_op!r}")
+    if command in (commands.reset, commands.reset_reduce):
+        core.scalar_registers = np.zeros(core.target.partitions, np.float32)
+    if adds:
+        if core.scalar_registers is None:
+            fail("scalar-registers", "reduce_cmd.reduce before any reset of the registers")
+        core.scalar_registers[: len(result)] += result.sum(axis=1, dtype=np.float32)
+
+
+def _read_registers(core, reduce_res, partitions):
+    target = destination(core, column(reduce_res, "reduce_res", partitions), "reduce_res")
+    if core.scalar_registers is None:
+        fail("scalar-registers", "reduce_res reads ScalarE's registers, which nothing has set")
+    store(target, core.scalar_registers[:partitions, None])
+
+
+@instruction
+def activation_reduce(core: Core, dst, op, data, reduce_op, reduce_res, bias, scale, name):
+    """activation with reduce_cmd=reset_reduce."""
+    return activation(
+        core, dst, op, data, bias, scale, reduce_op, reduce_res, commands.reset_reduce, name
+    )

@@ -1,0 +1,89 @@
+"""Loading a kernel's source with the emulated modules bound to it.
+
+The source runs with an `__import__` of its own, so `import nki` finds the emulation there and
+nowhere else; `sys.modules` is never touched. Files that a kernel imports relatively are loaded
+the same way.
+"""
+
+import ast
+import builtins
+import types
+from pathlib import Path
+
+from .errors import EmulatorError
+from .modules import MODULES, Kernel
+
+_KERNELS = Path(__file__).resolve().parent.parent
+
+
+class Source:
+    """The text of a kernel file and of the sibling files that it imports."""
+
+    def __init__(self, path: Path, text: str):
+        self.path = path
+        self.text = text
+        self.tree = ast.parse(text, filename=str(path))
+        self.imports: dict[str, Source] = {}
+
+
+def load(source, name: str) -> Kernel:
+    """The kernel `name` of a Python file (a path), or of a module of this package ("nki_fused").
+
+    A string with a newline is taken as the source text itself. The result is for
+    `emulator.simulate`; it is never importable, and `nki` stays as it was.
+    """
+    if isinstance(source, str) and "\n" in source:
+        path, text = Path("<kernel>"), source
+    else:
+        path = Path(source)
+        if path.suffix != ".py":
+            path = _KERNELS / f"{path}.py"
+        text = path.read_text()
+    module = _execute(path, text, {})
+    if name not in vars(module):
+        raise EmulatorError(f"{path} defines no {name}")
+    kernel = getattr(module, name)
+    if not isinstance(kernel, Kernel):
+        raise EmulatorError(f"{name} of {path} is not an @nki.jit kernel")
+    return kernel
+
+
+def _execute(path: Path, text: str, loaded: dict) -> types.ModuleType:
+    source = Source(path, text)
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    loaded[path] = module
+    module.__emulated_source__ = source
+
+    def importer(name, globals=None, locals=None, fromlist=(), level=0):
+        if level == 0 and (name == "nki" or name.startswith("nki.")):
+            if name not in MODULES:
+                raise EmulatorError(f"module {name} is not emulated")
+            return MODULES[name] if fromlist else MODULES["nki"]
+        if level == 0:
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        if level > 1:
+            raise EmulatorError(f"{path}: a relative import above the kernel's own directory")
+        siblings = [name] if name else list(fromlist)
+        modules = {part: _sibling(source, part, loaded) for part in siblings}
+        if name:
+            return modules[name]
+        return types.SimpleNamespace(**modules)
+
+    scope = vars(module)
+    scope["__builtins__"] = {**vars(builtins), "__import__": importer}
+    exec(compile(source.tree, str(path), "exec"), scope)
+    for value in scope.values():
+        if isinstance(value, Kernel) and value.source is None:
+            value.source = source
+    return module
+
+
+def _sibling(source: Source, name: str, loaded: dict):
+    path = source.path.parent / f"{name}.py"
+    if path not in loaded:
+        if not path.is_file():
+            raise EmulatorError(f"{source.path} imports .{name}, but there is no {path}")
+        _execute(path, path.read_text(), loaded)
+    source.imports[name] = loaded[path].__emulated_source__
+    return loaded[path]

@@ -1,0 +1,142 @@
+"""The emulated modules `nki`, `nki.language`, `nki.isa` and `nki.typing` as kernels see them.
+
+They are plain module objects that never enter `sys.modules`: the loader hands them to a kernel's
+`import` statements directly.
+"""
+
+import sys
+import types
+
+from . import isa_dma, isa_gpsimd, isa_reduce, isa_scalar, isa_tensor, isa_vector  # noqa: F401
+from .dtypes import DTYPES, UNMODELLED
+from .enums import ENGINE_ALIASES, ENUMS, nc_version
+from .errors import EmulatorError, NotModelledError, SignatureError
+from .language import BUFFERS, FUNCTIONS, TileSize
+from .machine import current, running
+from .operators import OPERATORS
+from .registry import INSTRUCTIONS
+from .rules import fail
+from .signatures import ISA, LANGUAGE, bind
+
+
+class Kernel:
+    """A function under `@nki.jit`: run it with `emulator.simulate(kernel, …)`."""
+
+    def __init__(self, function):
+        self.function = function
+        self.lnc = 1
+        self.source = None  # set by the loader
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+
+    def __getitem__(self, lnc):
+        other = Kernel(self.function)
+        other.lnc, other.source = lnc, self.source
+        return other
+
+    def __call__(self, *args, **kwargs):
+        if running():
+            fail("kernel-call", f"{self.__name__} is a kernel; kernels call plain functions only")
+        raise EmulatorError(f"run {self.__name__} with emulator.simulate({self.__name__}, …)")
+
+    def __repr__(self):
+        return f"<emulated kernel {self.__name__}>"
+
+
+def jit(function=None, **options):
+    """`nki.jit`. `mode=` is ignored by 0.3 and later; other options are refused."""
+    unknown = set(options) - {"mode"}
+    if unknown:
+        raise SignatureError(f"nki.jit has no options {sorted(unknown)} in NKI 0.3 to 0.6")
+    return jit if function is None else Kernel(function)
+
+
+def _isa_call(name):
+    def call(*args, **kwargs):
+        core = current()
+        core.line = sys._getframe(1).f_lineno
+        try:
+            arguments = bind(ISA, "nki.isa", name, core.version, args, kwargs)
+            implementation = INSTRUCTIONS.get(name)
+            if implementation is None:
+                raise NotModelledError(f"nki.isa.{name} is not modelled by this emulator")
+            return implementation(core, **arguments)
+        except EmulatorError as error:
+            locate(error, core.line, f"nisa.{name}")
+            raise
+
+    call.__name__ = name
+    return call
+
+
+def _language_call(name):
+    def call(*args, **kwargs):
+        core = current()
+        core.line = sys._getframe(1).f_lineno
+        try:
+            arguments = bind(LANGUAGE, "nki.language", name, core.version, args, kwargs)
+            implementation = FUNCTIONS.get(name)
+            if implementation is None:
+                raise NotModelledError(f"nki.language.{name} is not modelled by this emulator")
+            return implementation(core, **arguments)
+        except EmulatorError as error:
+            locate(error, core.line, f"nl.{name}")
+            raise
+
+    call.__name__ = name
+    return call
+
+
+def locate(error: EmulatorError, line: int, what: str):
+    """Put the kernel's line in front of the message, once."""
+    if not getattr(error, "located", False):
+        error.located = True
+        error.args = (f"line {line}, {what}: {error.args[0]}",)
+
+
+class _Module(types.ModuleType):
+    """A module whose missing attributes are SignatureErrors with a sentence."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise SignatureError(f"{self.__name__} has no {name} in NKI 0.3 to 0.6")
+
+
+def _build():
+    language = _Module("nki.language")
+    vars(language).update(OPERATORS, **DTYPES, **BUFFERS)
+    language.bool_ = DTYPES["bool"]
+    vars(language).pop("bool", None)
+    for name in UNMODELLED:
+        setattr(language, name, name)
+    language.tile_size = TileSize
+    language.NKIObject = object
+    for name in LANGUAGE:
+        setattr(language, name, _language_call(name))
+
+    isa = _Module("nki.isa")
+    for enum in ENUMS:
+        setattr(isa, enum.__name__, enum)
+    vars(isa).update(ENGINE_ALIASES)
+    for name in ISA:
+        setattr(isa, name, _isa_call(name))
+    isa.get_nc_version = lambda: nc_version.gen3
+
+    typing = _Module("nki.typing")
+    typing.tensor = _Annotation()
+
+    nki = _Module("nki")
+    nki.__path__ = []
+    nki.jit, nki.language, nki.isa, nki.typing = jit, language, isa, typing
+    return {"nki": nki, "nki.language": language, "nki.isa": isa, "nki.typing": typing}
+
+
+class _Annotation:
+    """`nt.tensor[128, 512]` and `nt.tensor` in annotations mean nothing at run time."""
+
+    def __getitem__(self, item):
+        return self
+
+
+MODULES = _build()

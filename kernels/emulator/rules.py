@@ -1,0 +1,293 @@
+"""The rules that the emulator enforces: what, where it is documented, and what is checked.
+
+One table for everything. A check somewhere in the emulator calls `fail` with a key of `RULES`
+(or raises `UninitializedError` / `LanguageError` with one), and tests/kernels/emulator has, for
+every key, a kernel that is accepted and one that is rejected by exactly that rule.
+
+Sources are pages of the AWS Neuron documentation (SDK 2.32, NKI 0.6, older where it says so):
+"isa" and "language" are the API stubs nki/api/nki/{isa,language}, "arch" the architecture guides
+nki/guides/architecture, "aps" nki/deep-dives/nki-aps, "migration" nki/migration/index,
+"guide" nki/get-started/nki-language-guide, "notes" release-notes/components/nki.
+"""
+
+from typing import NamedTuple, NoReturn
+
+from .errors import RuleError
+
+
+class Rule(NamedTuple):
+    text: str
+    source: str
+    check: str
+
+
+RULES: dict[str, Rule] = {}
+
+
+def _rule(key, text, source, check):
+    RULES[key] = Rule(text, source, check)
+
+
+def fail(rule: str, message: str) -> NoReturn:
+    """Raise the RuleError of `rule`."""
+    assert rule in RULES, rule
+    raise RuleError(rule, message)
+
+
+# Memories.
+_rule(
+    "partition-limit",
+    "Dimension 0 of an SBUF or PSUM tensor is the partition dimension, at most 128.",
+    "arch: trainium2_arch; language: tile_size.pmax",
+    "allocation",
+)
+_rule(
+    "start-partition",
+    "More than 64 partitions start at 0, 33 to 64 at 0 or 64, up to 32 at 0, 32, 64 or 96.",
+    "arch: trainium_inferentia2_arch; isa: nc_stream_shuffle",
+    "every operand of a compute engine",
+)
+_rule(
+    "partition-stride",
+    "An access pattern is the same in every partition and partitions are contiguous.",
+    "arch: trainium_inferentia2_arch; aps: Restriction on SBUF/PSUM Tensors",
+    "slices and .ap of on-chip tensors",
+)
+_rule(
+    "sbuf-capacity",
+    "SBUF of trn2 holds 224 KiB per partition.",
+    "arch: trainium2_arch",
+    "live bytes in program order, hand-placed addresses",
+)
+_rule(
+    "psum-capacity",
+    "PSUM holds 8 banks of 2 KiB per partition.",
+    "arch: trainium2_arch",
+    "live banks in program order, hand-placed addresses",
+)
+_rule(
+    "psum-bank-start",
+    "PSUM tensors start at a bank boundary.",
+    "arch: trainium2_arch; language: ndarray(address=)",
+    "hand-placed PSUM tensors",
+)
+_rule(
+    "uninitialized",
+    "Storage that nothing has written has no value.",
+    "nki_simulator: uninitialised memory; isa: nc_matmul accumulate",
+    "every read, per element",
+)
+_rule(
+    "bounds",
+    "An access stays inside its tensor.",
+    "language: NkiTensor; aps",
+    "slices, .ap, view methods",
+)
+_rule(
+    "free-dimensions",
+    "An access pattern has at most 4 free dimensions.",
+    "aps: Hardware Capability",
+    "on-chip operands, after merging dimensions",
+)
+_rule(
+    "ap-on-allocation",
+    ".ap is called on an allocated tensor, not on a slice or view of one.",
+    "aps: Restriction on Nested Indexing",
+    ".ap",
+)
+_rule(
+    "nested-index",
+    "Before 0.5 a slice cannot be sliced again.",
+    "migration: beta 1 to 0.1/0.2; 0.4 to 0.5 (view methods)",
+    "indexing of an indexed tensor",
+)
+_rule(
+    "destination-broadcast",
+    "An instruction writes each element once: no stride-0 destination.",
+    "language: NkiTensor.broadcast is a read view",
+    "destinations",
+)
+_rule(
+    "overlapping-operands",
+    "Source and destination are the same access or disjoint.",
+    "isa: in-place use is described for identical tiles only",
+    "every source against every destination",
+)
+# Operands.
+_rule(
+    "operand-space",
+    "Each operand is in a memory that the instruction and its engine can reach: TensorE reads "
+    "SBUF and writes PSUM, GpSimd and DMA do not touch PSUM, engines do not touch HBM.",
+    "arch: trainium2_arch; isa, per instruction; migration 0.2 to 0.3 (dma_copy)",
+    "every operand",
+)
+_rule(
+    "operand-shape",
+    "Operands have the same number of partitions and of elements per partition; nothing "
+    "broadcasts by itself.",
+    "isa, per instruction",
+    "every operand",
+)
+_rule(
+    "vector-operand",
+    "Per-partition operands (operand0, bias, scale, initial, reduce_res) are [P, 1].",
+    "isa: tensor_scalar, activation, tensor_tensor_scan, select_reduce",
+    "per-partition operands",
+)
+_rule(
+    "operand-dtype",
+    "Operand dtypes are those the instruction lists.",
+    "isa, per instruction",
+    "every operand",
+)
+_rule(
+    "two-psum-sources",
+    "Two tensor inputs of a VectorE instruction are not both in PSUM.",
+    "isa: tensor_tensor, scalar_tensor_tensor, tensor_tensor_scan, tensor_copy_predicated",
+    "those instructions",
+)
+_rule(
+    "engine",
+    "engine= names an engine that can run this instruction with these operators.",
+    "isa, per instruction",
+    "engine arguments",
+)
+_rule(
+    "operator",
+    "The operator is one that the instruction and engine support; bit and arithmetic operators "
+    "do not mix.",
+    "nki.api.shared: ALU operators; isa, per instruction",
+    "op arguments",
+)
+_rule(
+    "activation-range",
+    "Outside of its documented input range an activation function's result is invalid.",
+    "nki.api.shared: activation functions",
+    "activation",
+)
+# Tensor engine.
+_rule(
+    "matmul-size",
+    "Contraction at most 128, stationary free size at most 128, moving free size at most 512; "
+    "the contraction dimensions agree and dst is [stationary free, moving free].",
+    "isa: nc_matmul",
+    "nc_matmul",
+)
+_rule(
+    "matmul-bank",
+    "On trn2 a matmul's output lies in one PSUM bank.",
+    "arch: trainium2_arch",
+    "nc_matmul, nc_transpose",
+)
+_rule(
+    "matmul-accumulate",
+    "Only a location that a matmul wrote last may be accumulated on.",
+    "isa: nc_matmul accumulate",
+    "nc_matmul, per element",
+)
+_rule(
+    "matmul-tile",
+    "tile_size and tile_position come together: rows 32, 64 or 128, starting at a multiple, "
+    "columns 128 from 0.",
+    "isa: nc_matmul tile_position",
+    "nc_matmul",
+)
+_rule(
+    "onezero",
+    "is_stationary_onezero and is_moving_onezero promise that the tile holds 0 and 1 only.",
+    "isa: nc_matmul",
+    "nc_matmul, values",
+)
+_rule(
+    "scalar-registers",
+    "ScalarE's reduce registers are undefined until reset.",
+    "isa: activation",
+    "activation",
+)
+_rule(
+    "transpose-size",
+    "A transpose is at most 128 x 128 on TensorE and 32 x 32 on VectorE.",
+    "isa: nc_transpose",
+    "nc_transpose",
+)
+# Others.
+_rule(
+    "reduce-axis",
+    "tensor_reduce reduces the last free dimensions, never the partition dimension.",
+    "isa: tensor_reduce",
+    "tensor_reduce",
+)
+_rule(
+    "affine-pattern",
+    "The pattern's sizes multiply to the elements per partition and it has at most 4 pairs.",
+    "isa: iota, affine_select",
+    "iota, affine_select",
+)
+_rule(
+    "shuffle-mask",
+    "The shuffle mask has 32 entries, each 0 to 31 or 255.",
+    "isa: nc_stream_shuffle",
+    "nc_stream_shuffle",
+)
+_rule(
+    "memset-type",
+    "memset is strictly typed: the value fits the destination's dtype exactly.",
+    "migration 0.2 to 0.3",
+    "memset",
+)
+_rule(
+    "dma-elements",
+    "Source and destination of a DMA have the same number of elements.",
+    "isa: dma_copy",
+    "dma_copy",
+)
+_rule(
+    "dma-hwdge",
+    "Hardware descriptor generation does not convert dtypes; its engine is sync or scalar.",
+    "migration 0.2 to 0.3; isa: dma_copy",
+    "dma_copy, dma_transpose",
+)
+_rule(
+    "dma-transpose",
+    "dma_transpose permutes (1,0), (2,1,0) or (3,1,2,0) into SBUF without a change of dtype; "
+    "from 0.4 the ranks of source and destination agree.",
+    "isa: dma_transpose; migration 0.3 to 0.4",
+    "dma_transpose",
+)
+# The kernel as a whole.
+_rule(
+    "output-space",
+    "Every returned tensor is a whole tensor allocated in nl.shared_hbm.",
+    "migration 0.2 to 0.3",
+    "return value",
+)
+_rule(
+    "input-write",
+    "Kernels are pure: inputs are not written.",
+    "notes: kernels must be pure",
+    "destinations",
+)
+_rule(
+    "kernel-call",
+    "A kernel calls plain functions, not other nki.jit kernels.",
+    "migration: beta 1 to 0.1/0.2",
+    "call of a kernel while one runs",
+)
+_rule(
+    "list-argument",
+    "Kernel arguments are tensors, numbers, strings, None or tuples of them, not lists.",
+    "migration 0.2 to 0.3",
+    "simulate",
+)
+_rule(
+    "lnc-control-flow",
+    "With LNC 2 both cores run the same sequence of instructions.",
+    "notes: known issues of 0.3 to 0.6",
+    "after the run",
+)
+_rule(
+    "lnc-race",
+    "Without a barrier a core neither reads nor overwrites what the other core wrote.",
+    "isa: core_barrier",
+    "shared HBM, per element",
+)
