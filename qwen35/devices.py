@@ -1,0 +1,87 @@
+"""Moving trees of tensors between the host and the XLA device, and importing torch-xla."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from qwen35 import pytree
+
+
+@functools.cache
+def xla() -> ModuleType:
+    """Import torch-xla on first use and return it.
+
+    torch-xla chooses its device from the environment variable PJRT_DEVICE. Where that is unset
+    and neither a Neuron nor a TPU runtime is installed, it is set to "CPU" here: the choice that
+    torch-xla would make itself, without its warning. Raises RuntimeError if torch-xla is missing.
+    """
+    accelerators = ("libneuronxla", "libtpu")
+    if not any(importlib.util.find_spec(name) for name in accelerators):
+        os.environ.setdefault("PJRT_DEVICE", "CPU")
+    try:
+        import torch_xla
+        import torch_xla.runtime
+    except ImportError as error:
+        raise RuntimeError(
+            f"the XLA device needs torch-xla, which could not be imported: {error}"
+        ) from error
+    return torch_xla
+
+
+def device_put(tree: Any, device: str) -> Any:
+    """Return `tree`, any pytree, with every tensor on `device`: "cpu" or "xla".
+
+    Tensors that are there already are not copied, and where all are, `tree` itself is returned.
+    The result does not track gradients. Leaves other than tensors stay as they are. Raises
+    ValueError for another device, RuntimeError if the XLA device can't be had.
+    """
+    if str(device) not in ("cpu", "xla"):
+        raise ValueError(f'device must be "cpu" or "xla", got {device!r}')
+    target = str(device)
+    tensors = pytree.tensors(tree)
+    if all(tensor.device.type == target for tensor in tensors):
+        return tree
+    with torch.no_grad():
+        if target == "xla":
+            moved = iter([_to_xla(tensor) for tensor in tensors])
+        else:
+            moved = iter(_to_cpu(tensors))
+    return pytree.map_tensors(lambda _: next(moved), tree)
+
+
+def _to_xla(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type == "xla":
+        return tensor
+    torch_xla = xla()
+    device = str(torch_xla.device())
+    # tensor.to("xla") keeps the host copy until the next sync; this uploads at once.
+    return torch_xla._XLAC._xla_tensors_from_aten([tensor.detach()], [device], None)[0]
+
+
+def _to_cpu(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    remote = [tensor for tensor in tensors if tensor.device.type == "xla"]
+    fetched = iter(xla()._XLAC._xla_get_cpu_tensors(remote))  # one sync for all pending work
+    return [next(fetched) if t.device.type == "xla" else t for t in tensors]
+
+
+def matmul_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [..., K] @ weight [K, N] accumulated and returned in float32, also for bfloat16 inputs.
+
+    torch has no product of bfloat16 tensors with a float32 result. XLA has, and needs no float32
+    copy of the weight for it; on the CPU the weight is widened a block of columns at a time.
+    """
+    if x.dtype == torch.float32:
+        return x @ weight
+    if x.device.type == "xla":
+        dimensions = (([x.dim() - 1], [0]), ([], []))
+        return xla()._XLAC._xla_dot_general(
+            x, weight, dimensions, preferred_element_type=torch.float32
+        )
+    x = x.float()
+    return torch.cat([x @ block.float() for block in weight.split(16384, dim=1)], dim=-1)

@@ -1,0 +1,522 @@
+"""Compile a function of tensors once per signature, then only run the compiled graph.
+
+torch-xla traces lazily: each operation on an XLA tensor is recorded, and tracing a decode step
+again for every token costs more than running it. `jit` traces a function once for each signature
+of its arguments, keeps the hash under which torch-xla stores the compiled graph, and runs that
+graph directly from then on. This is the mechanism behind torch-xla's dynamo bridge, applied to
+plain functions over pytrees.
+
+This module (with `devices`) is the only part of the model code that knows torch-xla.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils import _pytree
+
+from qwen35 import pytree
+from qwen35.devices import xla
+
+
+class CompileEvent(NamedTuple):
+    """What `progress` receives: `phase` is "trace", then "compile", then "done" (or "failed")."""
+
+    name: str
+    signature: str
+    phase: str
+    seconds: float  # since the start of this compilation
+
+
+class Donated(torch.Tensor):
+    """The class that a tensor is given when jit has consumed it: any use raises RuntimeError."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        raise RuntimeError(
+            "this tensor was donated to a jit-compiled function, which has reused its memory; "
+            "use the function's result, or leave the argument out of donate="
+        )
+
+    def __repr__(self) -> str:
+        return "<donated tensor>"
+
+
+class _Tracing(threading.local):
+    active = False
+
+
+_tracing = _Tracing()
+_trace_lock = threading.RLock()
+
+
+def jit(
+    function: Callable,
+    *,
+    donate: Sequence[str] = (),
+    cache_dir: str | None = None,
+    progress: Callable[[CompileEvent], None] | None = None,
+) -> Jitted:
+    """Return `function`, compiled by XLA once per signature of its arguments.
+
+    Arguments and results are pytrees. Tensors in the arguments must be on the XLA device
+    (`device_put`); everything else in them is static: the function is compiled once per value.
+    The signature is the trees' structure and static content, and each tensor's shape, dtype and
+    device. Positional, keyword and default arguments that bind alike share one compilation.
+
+    `function` must be pure. It runs once per signature, on symbolic values: what it reads from
+    its closure (tensors too) is fixed then, as are non-tensor results. It must not modify an
+    argument in place or read a tensor's value (`item()`, `bool()`, printing); both raise. A call
+    of a jitted function inside another one is traced as part of the outer one. Random numbers
+    differ from call to call and follow `torch_xla.manual_seed`. Results do not track gradients:
+    an argument that requires them is a ValueError while grad mode is on (differentiate inside).
+
+    Args:
+        donate: names of parameters whose tensors the call consumes, so that results can reuse
+            their memory. Any later use of such a tensor raises RuntimeError. Aliases of it (views,
+            `detach()`) lose their memory too. A frozen tree (`register_frozen`) can't be donated.
+        cache_dir: directory of a compilation cache that outlives the process, where the platform
+            can read it back; it has to be given before the process compiles anything, and is one
+            for the whole process. XLA:CPU of torch-xla 2.9 writes executables that it can't
+            deserialise, so on the CPU this has no effect; Neuron's compiler keeps its own cache
+            (NEURON_COMPILE_CACHE_URL) besides.
+        progress: called with a `CompileEvent` before tracing, before compiling, and at the end.
+
+    Raises ValueError for a name in `donate` that is no parameter; calls raise ValueError for a
+    tensor that is not on the XLA device (naming its path), an argument that can't be hashed, or a
+    donated tensor that is also passed elsewhere, and RuntimeError for a donated tensor.
+    """
+    return Jitted(function, (donate,) if isinstance(donate, str) else donate, cache_dir, progress)
+
+
+class Jitted:
+    """What `jit` returns: call it like the function itself.
+
+    `compile_count` is the number of compilations so far, `signatures` one readable line for each.
+    """
+
+    def __init__(self, function, donate, cache_dir, progress):
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._name = getattr(function, "__qualname__", type(function).__name__)
+        self._signature = inspect.signature(function)
+        self._parameters = tuple(self._signature.parameters)
+        unknown = [name for name in donate if name not in self._parameters]
+        if unknown:
+            raise ValueError(
+                f"donate names {', '.join(map(repr, unknown))}, but the parameters of "
+                f"{self._name} are {', '.join(self._parameters) or 'none'}"
+            )
+        self._donate = frozenset(donate)
+        if cache_dir is not None:
+            _initialize_cache(cache_dir)
+        self._progress = progress
+        self._graphs: dict[tuple, _Graph] = {}
+        kinds = {p.kind for p in self._signature.parameters.values()}
+        self._positional_only = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+    @property
+    def compile_count(self) -> int:
+        return len(self._graphs)
+
+    @property
+    def signatures(self) -> list[str]:
+        return [graph.signature for graph in self._graphs.values()]
+
+    def __call__(self, *args, **kwargs):
+        if _tracing.active:
+            return self._function(*args, **kwargs)
+        values = self._bind(args, kwargs)
+        leaves, key, frozen = self._flatten(values)
+        graph = self._graphs.get(key)
+        if graph is None:
+            with _trace_lock:
+                graph = self._graphs.get(key)
+                if graph is None:
+                    graph = self._compile(values, leaves, frozen)
+                    self._graphs[key] = graph
+        return graph.run(leaves, frozen)
+
+    def lower(self, *args, **kwargs) -> str:
+        """Return the HLO text of the graph for these arguments, without compiling or running it.
+
+        The text starts with "HloModule". Donation does not show in it.
+        """
+        values = self._bind(args, kwargs)
+        leaves, _, frozen = self._flatten(values)
+        with _trace_lock, _Trace(self, values, leaves, frozen) as trace:
+            return xla()._XLAC._get_xla_tensors_hlo(trace.outputs)
+
+    def _bind(self, args: tuple, kwargs: dict) -> tuple:
+        """Return one value per parameter, defaults filled in."""
+        if not kwargs and self._positional_only and len(args) == len(self._parameters):
+            return args
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return tuple(bound.arguments.values())
+
+    def _flatten(self, values: tuple) -> tuple[list, tuple, list]:
+        leaves: list[torch.Tensor] = []
+        key: list = []
+        frozen: list[pytree.FlatTree] = []
+        try:
+            for value in values:
+                pytree.flatten(value, leaves, key, frozen)
+        except pytree.NotHashable as error:
+            path = self._path_of(values, error.value)
+            raise ValueError(f"{self._name}: argument {path}: {error}") from None
+        return leaves, tuple(key), frozen
+
+    def _named_leaves(self, values: tuple):
+        for name, value in zip(self._parameters, values, strict=True):
+            yield from pytree.named_leaves(value, name)
+
+    def _path_of(self, values: tuple, wanted: Any) -> str:
+        return next((path for path, leaf in self._named_leaves(values) if leaf is wanted), "?")
+
+    def _compile(self, values: tuple, leaves: list, frozen: list) -> _Graph:
+        start = time.perf_counter()
+        described = ", ".join(
+            f"{name}={pytree.describe(value)}"
+            for name, value in zip(self._parameters, values, strict=True)
+        )
+        signature = f"{self._name}({described})"
+
+        def report(phase: str) -> None:
+            if self._progress is not None:
+                event = CompileEvent(self._name, signature, phase, time.perf_counter() - start)
+                self._progress(event)
+
+        try:
+            report("trace")
+            with _Trace(self, values, leaves, frozen) as trace:
+                report("compile")
+                graph = trace.compile(signature)
+        except BaseException:
+            report("failed")
+            raise
+        report("done")
+        return graph
+
+
+class _Graph:
+    """A compiled graph and how to get from a call's leaves to its inputs and to the result."""
+
+    __slots__ = (
+        "_constants",
+        "_donated",
+        "_hash",
+        "_inputs",
+        "_kept",
+        "_name",
+        "_results",
+        "_run",
+        "_seed",
+        "_spec",
+        "_statics",
+        "signature",
+    )
+
+    def __init__(self, trace: _Trace, graph_hash: bytes, signature: str):
+        self.signature = signature
+        self._name = trace.name
+        self._hash = graph_hash
+        self._run = xla()._XLAC._run_cached_graph
+        self._constants = trace.constants
+        self._inputs = _picker(trace.input_order)
+        self._seed = trace.seed_position
+        self._donated = _picker(trace.donated)
+        self._kept = _picker(trace.kept)
+        self._statics = trace.statics
+        self._results = _picker(trace.result_order)
+        self._spec = trace.spec
+
+    def run(self, leaves: list[torch.Tensor], frozen: list[pytree.FlatTree]) -> Any:
+        changing = self._kept(leaves)
+        donated = self._donated(leaves)
+        if donated:
+            self._check_distinct(donated, changing, frozen)
+        _materialize(donated + changing)
+        for flat in frozen:
+            if not flat.ready:
+                _materialize(flat.leaves)
+                flat.ready = True
+        inputs = self._inputs(leaves + self._constants)
+        if self._seed is not None:
+            inputs = list(inputs)
+            inputs[self._seed] = _next_seed()
+        outputs = self._run(self._hash, inputs) if self._hash is not None else []
+        for tensor in donated:
+            tensor.__class__ = Donated
+        return _pytree.tree_unflatten(self._results(outputs + leaves + self._statics), self._spec)
+
+    def _check_distinct(self, donated, changing, frozen) -> None:
+        identities = set(map(id, donated))
+        shared = (
+            len(identities) < len(donated)
+            or not identities.isdisjoint(map(id, changing))
+            or not all(identities.isdisjoint(flat.ids) for flat in frozen)
+        )
+        if shared:
+            raise ValueError(
+                f"{self._name}: a donated tensor appears twice in the arguments; "
+                "a tensor that is donated must be passed once"
+            )
+
+
+class _Trace:
+    """One run of a function on symbolic values; a context manager, which leaves nothing pending.
+
+    `outputs` are the symbolic tensors to compute. The other attributes are `_Graph`'s.
+    """
+
+    def __init__(self, jitted: Jitted, values: tuple, leaves: list, frozen: list):
+        self.name = jitted._name
+        self._jitted = jitted
+        self._values = values
+        self._leaves = leaves
+        self._frozen = {i for flat in frozen for i in map(id, flat.leaves)}
+
+    def __enter__(self) -> _Trace:
+        self._check_arguments()
+        torch_xla = xla()
+        core = torch_xla._XLAC
+        # Clearing pending computations at the end would take the caller's too: run them first.
+        if any(core._check_device_tensor_need_materialization(str(torch_xla.device()))):
+            torch_xla.sync(wait=True)
+        self._seed = core._xla_get_rng_seed()
+        try:
+            self._trace()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.outputs = self._stand_ins = None
+        core = xla()._XLAC
+        core._clear_pending_irs(str(xla().device()))
+        core._xla_set_rng_seed(self._seed)  # compiling must not change the random sequence
+
+    def _check_arguments(self) -> None:
+        jitted = self._jitted
+        self.donated, self.kept = [], []
+        index = 0
+        for name, value in zip(jitted._parameters, self._values, strict=True):
+            for path, leaf in pytree.named_leaves(value, name):
+                if not isinstance(leaf, torch.Tensor):
+                    continue
+                if leaf.device.type != "xla":
+                    raise ValueError(
+                        f"{self.name}: argument {path} is on {leaf.device}, but jit runs on the "
+                        'XLA device: use device_put(tree, "xla")'
+                    )
+                if leaf.requires_grad and torch.is_grad_enabled():
+                    raise ValueError(
+                        f"{self.name}: argument {path} requires gradients, which do not pass "
+                        "through jit: call it under torch.no_grad()"
+                    )
+                if name in jitted._donate and id(leaf) in self._frozen:
+                    raise ValueError(f"{self.name}: {path} is part of a frozen tree: not donated")
+                if name in jitted._donate:
+                    self.donated.append(index)
+                elif id(leaf) not in self._frozen:
+                    self.kept.append(index)
+                index += 1
+
+    def _trace(self) -> None:
+        core = xla()._XLAC
+        self._make_stand_ins()
+        handles = core._get_tensors_handle(self._stand_ins)
+        remaining = iter(self._stand_ins)
+        traced = pytree.map_tensors(lambda _: next(remaining), self._values)
+        arguments = dict(zip(self._jitted._parameters, traced, strict=True))
+        bound = inspect.BoundArguments(self._jitted._signature, arguments)
+        reads = _count_reads()
+        scalars = core._get_xla_all_numbers_special_scalars()
+        core._set_xla_all_numbers_special_scalars(True)  # Python numbers become HLO constants
+        _tracing.active = True
+        try:
+            result = self._jitted._function(*bound.args, **bound.kwargs)
+        finally:
+            _tracing.active = False
+            core._set_xla_all_numbers_special_scalars(scalars)
+        self._check_unmodified(handles)
+        if _count_reads() != reads:
+            raise RuntimeError(
+                f"{self.name} reads the value of a tensor while it is traced (item(), bool(), "
+                "int(), cpu(), printing, or an operation that XLA lacks): a compiled function "
+                "can't depend on values"
+            )
+        self._arrange_results(result, handles)
+        self._find_inputs(handles)
+
+    def _make_stand_ins(self) -> None:
+        """Wrap the leaves' device data in new tensors, for the function to be traced on.
+
+        The caller's tensors thus stay as they are, whatever the function does. Leaves that share
+        their data get copies: in the graph, each leaf is an input of its own.
+        """
+        core = xla()._XLAC
+        _, wrapped = core._get_tensors_xla_device_data_node(self._leaves)
+        by_handle = dict(zip(core._get_tensors_handle(list(wrapped)), wrapped, strict=True))
+        handles = core._get_tensors_handle(self._leaves)
+        stand_ins = [by_handle.pop(handle, None) for handle in handles]
+        copies = {i: _identity(t) for i, t in enumerate(self._leaves) if stand_ins[i] is None}
+        _materialize(list(copies.values()))
+        self._stand_ins = [copies.get(i, t) for i, t in enumerate(stand_ins)]
+
+    def _check_unmodified(self, handles: list[int]) -> None:
+        core = xla()._XLAC
+        pending = core._check_tensor_need_materialization(self._stand_ins)
+        tensor_paths = (
+            path
+            for path, leaf in self._jitted._named_leaves(self._values)
+            if isinstance(leaf, torch.Tensor)
+        )
+        for path, tensor, changed, handle in zip(
+            tensor_paths, self._stand_ins, pending, handles, strict=True
+        ):
+            if changed or core._get_tensors_handle([tensor])[0] != handle:
+                raise ValueError(
+                    f"{self.name} modifies its argument {path} in place: return the new value"
+                )
+
+    def _arrange_results(self, result: Any, handles: list[int]) -> None:
+        """Decide for each leaf of the result where it comes from: graph, argument or constant."""
+        core = xla()._XLAC
+        flat, self.spec = _pytree.tree_flatten(result)
+        shareable = {
+            handle: index
+            for index, (handle, leaf) in enumerate(zip(handles, self._leaves, strict=True))
+            if id(leaf) in self._frozen
+        }
+        self.outputs, self.statics = [], []
+        order: list[tuple[str, int]] = []
+        seen = set()
+        for leaf in flat:
+            if not isinstance(leaf, torch.Tensor):
+                order.append(("static", len(self.statics)))
+                self.statics.append(leaf)
+                continue
+            if leaf.device.type != "xla":
+                raise ValueError(
+                    f"{self.name} returns a tensor on {leaf.device}: results have to be on the "
+                    "XLA device"
+                )
+            if not core._check_tensor_need_materialization([leaf])[0]:
+                index = shareable.get(core._get_tensors_handle([leaf])[0])
+                if index is not None:
+                    order.append(("leaf", index))
+                    continue
+                # Any other argument or constant comes back as a copy, so that donating the
+                # result later can't destroy the original.
+                leaf = _identity(leaf)
+            elif core._unique_id_for_ir_and_data(leaf) in seen:
+                leaf = _identity(leaf)
+            seen.add(core._unique_id_for_ir_and_data(leaf))
+            order.append(("output", len(self.outputs)))
+            self.outputs.append(leaf)
+        offset = {
+            "output": 0,
+            "leaf": len(self.outputs),
+            "static": len(self.outputs) + len(self._leaves),
+        }
+        self.result_order = [offset[kind] + index for kind, index in order]
+
+    def _find_inputs(self, handles: list[int]) -> None:
+        """Tell the graph's inputs apart: leaves, constants (kept here), the random seed."""
+        core = xla()._XLAC
+        leaf_of = {handle: index for index, handle in enumerate(handles)}
+        self.constants, self.input_order, self.seed_position = [], [], None
+        if not self.outputs:
+            return
+        identities, values = core._get_tensors_xla_device_data_node(self.outputs)
+        input_handles = core._get_tensors_handle(list(values))
+        for identity, value, handle in zip(identities, values, input_handles, strict=True):
+            index = leaf_of.get(handle)
+            if index is None:
+                if identity == core._get_seed_info_id():
+                    self.seed_position = len(self.input_order)
+                index = len(self._leaves) + len(self.constants)
+                self.constants.append(value)
+            self.input_order.append(index)
+
+    def compile(self, signature: str) -> _Graph:
+        from torch_xla.utils.buffer_donor_context import alias_with_buffer_donor_config
+
+        core = xla()._XLAC
+        if not self.outputs:
+            return _Graph(self, None, signature)
+        donated = [self._stand_ins[index] for index in self.donated]
+        for tensor in donated:
+            core._set_buffer_donation(tensor, True)
+        try:
+            with alias_with_buffer_donor_config():
+                graph_hash = core._get_graph_hash(self.outputs)
+                core._xla_warm_up_cache(self.outputs, [])
+        finally:
+            # The mark sits on the data itself, which the caller's tensor shares.
+            for tensor in donated:
+                core._set_buffer_donation(tensor, False)
+        return _Graph(self, graph_hash, signature)
+
+
+@functools.cache
+def _initialize_cache(directory: str) -> None:
+    """Let torch-xla keep compiled graphs in `directory`, unless the platform is the CPU."""
+    torch_xla = xla()
+    if torch_xla.runtime.device_type() == "CPU":
+        return
+    if torch_xla._XLAC._xla_computation_cache_is_initialized():
+        raise RuntimeError(
+            f"cache_dir={directory!r} comes too late: this process has compiled already, or "
+            "uses another cache directory"
+        )
+    torch_xla.runtime.initialize_cache(directory)
+
+
+def _picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
+    """Return a function that picks these elements of a sequence, as a tuple."""
+    if len(indices) == 1:
+        (index,) = indices
+        return lambda sequence: (sequence[index],)
+    return itemgetter(*indices) if indices else lambda sequence: ()
+
+
+def _identity(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that the graph computes, equal to `tensor` (`clone` would share its data)."""
+    return tensor.permute(tuple(range(tensor.dim())))
+
+
+def _materialize(tensors: Sequence[torch.Tensor]) -> None:
+    """Run the pending computations of `tensors`: a compiled graph takes data only."""
+    core = xla()._XLAC
+    needed = core._check_tensor_need_materialization(tensors)
+    if True in needed:
+        pending = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
+        core._xla_sync_multi(pending, devices=[], wait=True, sync_xla_data=True)
+
+
+def _count_reads() -> int:
+    """Return how often this process has copied device data to the host."""
+    metric = xla()._XLAC._xla_metric_data("TransferFromDeviceTime")
+    return metric[0] if metric is not None else 0
+
+
+def _next_seed() -> torch.Tensor:
+    """Return the device's random seed and advance it, as a sync of torch-xla does."""
+    torch_xla = xla()
+    core = torch_xla._XLAC
+    device = str(torch_xla.device())
+    seed = core._get_base_seed_as_tensor(device)
+    following = (1012031 + core._xla_get_rng_seed(device) * 7012063) % 2**64
+    core._xla_set_rng_seed(following, device)
+    return seed

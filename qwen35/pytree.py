@@ -1,0 +1,210 @@
+"""Flatten argument trees into tensors and a hashable key of everything that is not a tensor.
+
+`torch.utils._pytree` defines what a tree is; this module walks the same trees in the same order,
+but builds the leaf list and the cache key of `jit` in one pass, and remembers the flattening of
+*frozen* trees (a model's parameters), so that a decode step does not visit hundreds of parameters
+in Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils import _pytree
+
+
+class FlatTree:
+    """A frozen tree, flattened once.
+
+    `leaves` are its tensors in order, `ids` their identities, `key` an object that is the same for
+    every tree of equal structure, shapes, dtypes, devices and static content. `ready` belongs to
+    jit: it has made sure that the leaves hold values and are not pending computations.
+    """
+
+    __slots__ = ("ids", "key", "leaves", "ready", "requires_grad", "tree")
+
+    def __init__(self, tree: Any, leaves: list[torch.Tensor], key: FrozenKey, ready: bool = False):
+        self.tree = tree
+        self.leaves = leaves
+        self.ids = frozenset(map(id, leaves))
+        self.key = key
+        self.requires_grad = any(leaf.requires_grad for leaf in leaves)
+        self.ready = ready
+
+
+class FrozenKey:
+    """Stands for the full key of a frozen tree: compared and hashed by identity, hence cheap."""
+
+    __slots__ = ("__weakref__", "full", "text")
+
+    def __init__(self, full: tuple, text: str):
+        self.full = full
+        self.text = text
+
+
+_frozen_classes: set[type] = set()
+_flat_trees: dict[int, FlatTree] = {}
+_frozen_keys: weakref.WeakValueDictionary[tuple, FrozenKey] = weakref.WeakValueDictionary()
+
+
+def register_frozen(cls: type) -> type:
+    """Declare that instances of `cls` never change after construction. Usable as a decorator.
+
+    `cls` must be a node type of `torch.utils._pytree` (register it there first), allow weak
+    references, and never replace a tensor that it holds. jit then flattens each instance once and
+    recognises it by identity afterwards. Raises ValueError when `cls` is not a registered node.
+    """
+    if cls not in _pytree.SUPPORTED_NODES:
+        raise ValueError(
+            f"{cls.__qualname__} is not a pytree node: call "
+            "torch.utils._pytree.register_pytree_node before register_frozen"
+        )
+    _frozen_classes.add(cls)
+    return cls
+
+
+def flatten(tree: Any, leaves: list[torch.Tensor], key: list, frozen: list[FlatTree]) -> None:
+    """Append the tensors of `tree` to `leaves`, and to `key` what tells it from other trees.
+
+    The key holds node types, lengths, static contexts, static leaves with their type (1, 1.0 and
+    True differ), and per tensor its shape, dtype and device. Frozen trees met on the way are
+    appended to `frozen`. Raises `NotHashable` for a leaf that is neither tensor nor hashable.
+    """
+    kind = type(tree)
+    if kind is torch.Tensor:
+        leaves.append(tree)
+        key += (tree.shape, tree.dtype, tree.device)
+    elif tree is None or kind is bool or kind is int or kind is str:
+        key += (kind, tree)
+    elif kind is float:
+        key += (kind, tree.hex())  # unlike ==, tells -0.0 from 0.0 and finds nan again
+    elif kind in _frozen_classes:
+        flat = flatten_frozen(tree)
+        leaves += flat.leaves
+        key.append(flat.key)
+        frozen.append(flat)
+    elif kind is dict:
+        key += (kind, tuple(tree))
+        for child in tree.values():
+            flatten(child, leaves, key, frozen)
+    elif kind is tuple or kind is list or (isinstance(tree, tuple) and hasattr(tree, "_fields")):
+        key += (kind, len(tree))
+        for child in tree:
+            flatten(child, leaves, key, frozen)
+    elif isinstance(tree, torch.Tensor):
+        leaves.append(tree)
+        key += (tree.shape, tree.dtype, tree.device)
+    elif kind in _pytree.SUPPORTED_NODES:
+        children, context = _pytree.SUPPORTED_NODES[kind].flatten_fn(tree)
+        key += (kind, _hashable(context), len(children))
+        for child in children:
+            flatten(child, leaves, key, frozen)
+    else:
+        key += (kind, _hashable(tree))
+
+
+def flatten_frozen(tree: Any) -> FlatTree:
+    """Return the flattening of an instance of a frozen class, computed once per instance."""
+    flat = _flat_trees.get(id(tree))
+    if flat is not None:
+        return flat
+    leaves: list[torch.Tensor] = []
+    key: list = []
+    children, context = _pytree.SUPPORTED_NODES[type(tree)].flatten_fn(tree)
+    key += (type(tree), _hashable(context), len(children))
+    for child in children:
+        flatten(child, leaves, key, [])
+    full = tuple(key)
+    frozen_key = _frozen_keys.get(full)
+    if frozen_key is None:
+        frozen_key = FrozenKey(full, f"{type(tree).__name__}({summary(leaves)})")
+        _frozen_keys[full] = frozen_key
+    # The weak reference's callback drops the entry with the tree, before its id can be reused.
+    address = id(tree)
+    reference = weakref.ref(tree, lambda _: _flat_trees.pop(address, None))
+    flat = FlatTree(reference, leaves, frozen_key)
+    _flat_trees[address] = flat
+    return flat
+
+
+class NotHashable(ValueError):
+    """A leaf or static context that is neither a tensor nor hashable; `value` is it."""
+
+    def __init__(self, value: Any):
+        super().__init__(f"{type(value).__name__} is neither a tensor nor hashable")
+        self.value = value
+
+
+def _hashable(value: Any) -> Any:
+    """Return `value`, with lists and dicts (contexts of torch's own nodes) as tuples."""
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return (type(value), *map(_hashable, value))
+    if type(value) is dict:
+        return (dict, *((k, _hashable(v)) for k, v in value.items()))
+    try:
+        hash(value)
+    except TypeError:
+        raise NotHashable(value) from None
+    return value
+
+
+def named_leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield (path, leaf) for every leaf of `tree`, static ones too, in the order of `flatten`."""
+    kind = type(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        children = [(f".{name}", child) for name, child in zip(tree._fields, tree, strict=True)]
+    elif kind is tuple or kind is list:
+        children = [(f"[{i}]", child) for i, child in enumerate(tree)]
+    elif kind in _pytree.SUPPORTED_NODES:
+        node = _pytree.SUPPORTED_NODES[kind]
+        if node.flatten_with_keys_fn is not None:
+            children = [(str(key), child) for key, child in node.flatten_with_keys_fn(tree)[0]]
+        else:
+            children = [(f"[{i}]", child) for i, child in enumerate(node.flatten_fn(tree)[0])]
+    else:
+        yield path, tree
+        return
+    for step, child in children:
+        yield from named_leaves(child, path + step)
+
+
+def tensors(tree: Any) -> list[torch.Tensor]:
+    """Return the tensors of `tree`, in the order of `flatten`."""
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    """Return `tree` with every tensor t, in the order of `flatten`, replaced by `function(t)`."""
+    return _pytree.tree_map_only(torch.Tensor, function, tree)
+
+
+def describe(tree: Any) -> str:
+    """Describe a tree in one short line: dtypes and shapes, or a summary where there are many."""
+    kind = type(tree)
+    if kind in _frozen_classes:
+        key = flatten_frozen(tree).key
+        digest = hashlib.sha256(repr(key.full).encode()).hexdigest()[:8]
+        return f"{key.text[:-1]} #{digest})"
+    leaves = [leaf for _, leaf in named_leaves(tree, "")]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if len(tensors) > 8:
+        return f"{kind.__name__}({summary(tensors)})"
+    if isinstance(tree, torch.Tensor):
+        return f"{str(tree.dtype).removeprefix('torch.')}{list(tree.shape)}"
+    if len(leaves) == 1 and leaves[0] is tree:
+        return repr(tree)
+    return f"{kind.__name__}({', '.join(map(describe, leaves))})"
+
+
+def summary(tensors: list[torch.Tensor]) -> str:
+    """Return for example "271 tensors, 3.20 GB"."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{len(tensors)} tensors, {size:.3g} {unit}"
+        size /= 1000
+    return f"{len(tensors)} tensors, {size:.2f} GB"
