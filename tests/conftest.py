@@ -1,0 +1,23 @@
+"""Settings that every test shares: one thread, repeatable property tests, one option."""
+
+import hypothesis
+import pytest
+import torch
+
+# Property tests draw the same examples in every run, so that a red run can be run again; the
+# first call of a shape may compile, so there is no per-example deadline.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+# The models here are tiny: a second thread costs more in hand-over than it computes, and sums
+# split over threads would make results depend on the machine.
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--model",
+        metavar="DIR",
+        default=None,
+        help="checkpoint directory for the integration tests instead of the one in demo/",
+    )
