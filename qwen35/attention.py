@@ -36,7 +36,7 @@ def attention(
     """
     config = params.config
     size = config.head_dim
-    batch, tokens, _ = x.shape
+    tokens = x.shape[1]
     kv_heads = state.key.shape[1]
     heads = layer.out_proj.shape[0] // size
 
@@ -49,7 +49,7 @@ def attention(
     # Queries of one KV head side by side: [B, Hkv, group * T, D], tokens innermost.
     group = heads // kv_heads
     query = (query * size**-0.5).unflatten(2, (kv_heads, group))
-    query = query.permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * tokens, size)
+    query = query.permute(0, 2, 3, 1, 4).reshape(-1, kv_heads, group * tokens, size)
     scores = (query @ state.key).float().unflatten(2, (group, tokens))
     slot = torch.arange(state.key.shape[-1], device=x.device)
     last = position[:, None] + torch.arange(tokens, device=x.device)
@@ -69,7 +69,7 @@ def _append(
     The write is a window of min(T, capacity) slots, moved left where it would pass the end;
     slots of the window that take no valid token are written with what they hold.
     """
-    batch, tokens = key.shape[:2]
+    tokens = key.shape[1]
     capacity = state.key.shape[-1]
     width = min(tokens, capacity)
     if lengths is None:

@@ -62,7 +62,7 @@ class VisionConfig:
             _check_positive("vision_config." + name, getattr(self, name))
         if self.hidden_act != "gelu_pytorch_tanh":
             raise ValueError(
-                f"vision_config.hidden_act is {self.hidden_act!r}; only 'gelu_pytorch_tanh' is known"
+                f"vision_config.hidden_act must be 'gelu_pytorch_tanh', not {self.hidden_act!r}"
             )
         if self.hidden_size % self.num_heads or self.head_dim % 4:
             raise ValueError(
@@ -328,8 +328,8 @@ class Config:
     @property
     def parameter_count(self) -> int:
         """Parameters of the text model; a tied head counts once."""
-        # params.py declares the tensors from a Config, so it cannot be imported above.
-        from .params import count_parameters
+        # declarations.py declares the tensors from a Config, so it cannot be imported above.
+        from .declarations import count_parameters
 
         return count_parameters(dataclasses.replace(self, vision=None))
 
@@ -468,54 +468,3 @@ def _unflatten(extra: tuple[tuple[str, str], ...]) -> dict[str, Any]:
         target = content.setdefault(section, {}) if section else content
         target[key] = json.loads(text)
     return content
-
-
-def _preset(
-    layers: int,
-    hidden: int,
-    mlp: int,
-    query_heads: int,
-    kv_heads: int,
-    value_heads: int,
-    vision: VisionConfig,
-    tied: bool,
-) -> Config:
-    return Config(
-        vocab_size=248320,
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=query_heads,
-        num_key_value_heads=kv_heads,
-        head_dim=256,
-        linear_num_key_heads=16,
-        linear_num_value_heads=value_heads,
-        max_position_embeddings=262144,
-        tie_word_embeddings=tied,
-        rope_theta=10_000_000.0,
-        partial_rotary_factor=0.25,
-        mrope_section=(11, 11, 10),
-        eos_token_id=248044,
-        vision=vision,
-    )
-
-
-def _tower(out: int, depth: int = 27, hidden: int = 1152, mlp: int = 4304, heads: int = 16):
-    return VisionConfig(
-        depth=depth,
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_heads=heads,
-        out_hidden_size=out,
-    )
-
-
-# Geometry from public tables; rows other than 27b have not been checked against a published
-# config.json, the vision towers of the two smallest least of all.
-presets: dict[str, Config] = {
-    "0.8b": _preset(24, 1024, 3584, 8, 2, 16, _tower(1024, 12, 768, 3072, 12), tied=True),
-    "2b": _preset(24, 2048, 6144, 8, 2, 16, _tower(2048, 24, 1024, 4096, 16), tied=True),
-    "4b": _preset(32, 2560, 9216, 16, 4, 32, _tower(2560, 24, 1024, 4096, 16), tied=True),
-    "9b": _preset(32, 4096, 12288, 16, 4, 32, _tower(4096), tied=False),
-    "27b": _preset(64, 5120, 17408, 24, 4, 48, _tower(5120), tied=False),
-}

@@ -32,7 +32,7 @@ def deltanet(
         A rank's partial sum [B, T, H], and the new state; a row of length 0 keeps its own.
     """
     config = params.config
-    batch, tokens, _ = x.shape
+    tokens = x.shape[1]
     key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
     # Local widths: a mesh leaves a rank a share of the heads.
     value_heads = layer.a_log.shape[0]

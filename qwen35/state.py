@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from .config import FULL
-from .params import Params, axis_sizes, held_units, Units
+from .declarations import Units, axis_sizes, held_units
+from .params import Params
 
 
 class DeltaNetState(NamedTuple):
