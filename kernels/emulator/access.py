@@ -15,21 +15,33 @@ def operand(value, role, spaces=ON_CHIP) -> Tensor:
     """`value` checked to be a tensor in one of `spaces`, at legal partitions if on chip."""
     if not isinstance(value, Tensor):
         raise SignatureError(f"{role} must be a tensor, got {value!r}")
-    if value.buffer not in spaces:
+    if value.space not in spaces:
         fail("operand-space", f"{role} {value!r} must be in {' or '.join(spaces)}")
     return value
 
 
 def engine_operand(value, role, spaces=ON_CHIP) -> Tensor:
-    """An operand of a compute engine: also obeys the start-partition and dimension limits."""
+    """An operand of a compute engine: also obeys the start-partition and pattern limits."""
     tensor = operand(value, role, spaces)
-    check_partitions(tensor, role)
+    if not tensor.checked:
+        check_partitions(tensor, role)
+        _check_pattern(tensor, role)
+        tensor.checked = True
+    return tensor
+
+
+def _check_pattern(tensor: Tensor, role):
     if len(tensor.shape) > 5 and free_dimensions(tensor) > 4:
         fail(
             "free-dimensions",
             f"{role} {tensor!r} needs {free_dimensions(tensor)} free dimensions, at most 4",
         )
-    return tensor
+    limit = 4096 if tensor.space == "psum" else 65536
+    if tensor.elements > limit:
+        fail("access-pattern", f"{role} {tensor!r} has more than {limit} elements per partition")
+    for size, stride in zip(tensor.shape[1:], tensor.strides[1:], strict=True):
+        if size > 65535 or (size > 1 and stride > 32767):
+            fail("access-pattern", f"{role} {tensor!r}: count {size}, stride {stride} elements")
 
 
 def check_partitions(tensor: Tensor, role, count=None):

@@ -20,7 +20,7 @@ def _half(*tensors: Tensor):
 
 
 def _in_sbuf(*tensors: Tensor):
-    return all(t.buffer == "sbuf" for t in tensors)
+    return all(t.space == "sbuf" for t in tensors)
 
 
 def _unit_stride(*tensors: Tensor):
@@ -44,23 +44,31 @@ def elementwise(n: float) -> float:
 
 
 def tensor_tensor(dst: Tensor, data1: Tensor, data2: Tensor) -> float:
-    """N with one operand in PSUM or all 16-bit in SBUF (2x mode), else 2N."""
+    """N with one operand in PSUM or all 16-bit in SBUF (2x mode), else 2N.
+
+    The page gives VectorE only; GpSimd is taken to be alike.
+    """
     n = dst.elements
     if _in_sbuf(data1, data2) and not _half(dst, data1, data2):
         n *= 2
     return elementwise(n)
 
 
-def scalar_tensor_tensor(dst: Tensor, data: Tensor, operand1: Tensor) -> float:
-    """As tensor_tensor ("approximately the same latency as a regular tensor_tensor")."""
-    return tensor_tensor(dst, data, operand1)
+def scalar_tensor_tensor(data: Tensor, op0: str, operand1: Tensor, op1: str) -> float:
+    """2N, wherever the operands are; N for bfloat16 subtract-then-multiply of even N."""
+    n = data.elements
+    fast = data.dtype == operand1.dtype == "bfloat16" and n % 2 == 0
+    if fast and (op0, op1) == ("subtract", "multiply"):
+        return elementwise(n)
+    return elementwise(2 * n)
 
 
 def copy_like(dst: Tensor, src: Tensor) -> float:
     """tensor_copy and tensor_scalar on VectorE: N, with trn2's 4x and 2x modes for 16 bits."""
     n = dst.elements
     if _half(dst, src):
-        n /= 4 if _in_sbuf(dst, src) and _unit_stride(dst, src) else 2
+        packed, near = _unit_stride(dst, src), _in_sbuf(dst, src)
+        n /= 4 if packed and near else 2 if packed or near else 1
     return elementwise(n)
 
 

@@ -176,7 +176,7 @@ def nc_transpose(core: Core, dst, data, engine, name):
     data = engine_operand(data, "data")
     dst = destination(core, dst)
     if engine is engines.unknown:
-        on_pe = data.buffer == "sbuf" and dst.buffer == "psum"
+        on_pe = data.space == "sbuf" and dst.space == "psum"
     elif engine in (engines.tensor, engines.vector):
         on_pe = engine is engines.tensor
     else:

@@ -56,7 +56,7 @@ def check_operator(op, role, tables):
 
 
 def not_both_psum(a: Tensor, b: Tensor):
-    if a.buffer == "psum" and b.buffer == "psum":
+    if a.space == "psum" and b.space == "psum":
         fail("two-psum-sources", f"{a!r} and {b!r} are both in PSUM; move one to SBUF")
 
 
@@ -94,9 +94,11 @@ def memset(core: Core, dst, value, engine, name):
     dst = destination(core, dst, "dst", spaces_of(on))
     if not number(value):
         raise SignatureError(f"memset value must be a number, got {value!r}")
-    whole = float(value).is_integer() if np.isfinite(value) else False
-    if dst.dtype.integer and not (whole and dst.dtype.limits.min <= value <= dst.dtype.limits.max):
-        fail("memset-type", f"memset of {value!r} into {dst!r}")
+    if dst.dtype.integer and not (
+        isinstance(value, int | np.integer)
+        and dst.dtype.limits.min <= value <= dst.dtype.limits.max
+    ):
+        fail("memset-type", f"memset of {value!r} into {dst!r}; pass an int that fits")
     kind = np.float64 if dst.dtype.integer else np.float32
     store(dst, np.full(dst.shape, value, kind))
     return core.issue("memset", on, cost.memset(dst, value), writes=(dst,))
@@ -120,7 +122,7 @@ def tensor_tensor(core: Core, dst, data1, data2, op, engine, name):
     """dst = data1 <op> data2, elementwise, no broadcasting."""
     check_operator(op, "op", (ARITHMETIC, BITWISE))
     exact = all(isinstance(t, Tensor) and t.dtype in _INT32 for t in (dst, data1, data2))
-    in_psum = any(isinstance(t, Tensor) and t.buffer == "psum" for t in (dst, data1, data2))
+    in_psum = any(isinstance(t, Tensor) and t.space == "psum" for t in (dst, data1, data2))
     default = "vector"
     if op.name == "power" or (exact and not in_psum and op.name in ARITHMETIC):
         default = "gpsimd"
@@ -145,10 +147,7 @@ def tensor_tensor(core: Core, dst, data1, data2, op, engine, name):
     else:
         function = ARITHMETIC[op.name]
         store(dst, function(values(data1, "data1"), values(data2, "data2")))
-    if on == "gpsimd":
-        cycles = cost.elementwise(dst.elements)
-    else:
-        cycles = cost.tensor_tensor(dst, data1, data2)
+    cycles = cost.tensor_tensor(dst, data1, data2)
     return core.issue("tensor_tensor", on, cycles, reads=(data1, data2), writes=(dst,))
 
 
@@ -217,7 +216,10 @@ def tensor_scalar(
         if op1 is not None:
             result = _apply(op1, operand1, "operand1", reverse1, result, dst.shape[0])
         store(dst, result)
-    cycles = cost.copy_like(dst, data) if on == "vector" else cost.elementwise(dst.elements)
+    if on == "vector":
+        cycles = cost.copy_like(dst, data)
+    else:
+        cycles = cost.elementwise(dst.elements * (4 if on == "gpsimd" else 1))
     return core.issue("tensor_scalar", on, cycles, reads=(data, *operands), writes=(dst,))
 
 
@@ -261,7 +263,7 @@ def scalar_tensor_tensor(
     return core.issue(
         "scalar_tensor_tensor",
         "vector",
-        cost.scalar_tensor_tensor(dst, data, operand1),
+        cost.scalar_tensor_tensor(data, op0.name, operand1, op1.name),
         reads=(data, operand1, *columns),
         writes=(dst,),
     )
@@ -289,7 +291,7 @@ def tensor_copy_predicated(core: Core, dst, src, predicate, reverse_pred, name):
     return core.issue(
         "tensor_copy_predicated",
         "vector",
-        cost.elementwise(2 * dst.elements),
+        cost.elementwise(dst.elements * (2 if src.space == predicate.space else 1)),
         reads=(src, predicate, dst),
         writes=(dst,),
     )

@@ -72,9 +72,12 @@ def _buffer(buffer):
 def ndarray(core: Core, shape, dtype, buffer, name, address):
     """A new tensor without values."""
     buffer = _buffer(buffer)
-    if buffer is not BUFFERS["shared_hbm"]:
-        return core.allocate(_shape(shape), resolve(dtype), buffer.space, name, address)
-    return core.allocate_shared(_shape(shape), resolve(dtype), name)
+    if buffer is BUFFERS["shared_hbm"]:
+        tensor = core.allocate_shared(_shape(shape), resolve(dtype), name)
+    else:
+        tensor = core.allocate(_shape(shape), resolve(dtype), buffer.space, name, address)
+    tensor.storage.buffer = buffer
+    return tensor
 
 
 def _filled(core, shape, dtype, buffer, name, value):
@@ -108,14 +111,14 @@ def full(core, shape, fill_value, dtype, buffer, name):
 @_function
 def empty_like(core, x, dtype, buffer, name):
     spaces = {"sbuf": "sbuf", "psum": "psum", "hbm": "private_hbm"}
-    buffer = buffer or BUFFERS[spaces[x.buffer]]
+    buffer = buffer or BUFFERS[spaces[x.space]]
     return ndarray(core, x.shape, dtype or x.dtype, buffer, name, None)
 
 
 @_function
 def zeros_like(core, x, dtype, buffer, name):
     spaces = {"sbuf": "sbuf", "psum": "psum", "hbm": "private_hbm"}
-    buffer = buffer or BUFFERS[spaces[x.buffer]]
+    buffer = buffer or BUFFERS[spaces[x.space]]
     return _filled(core, x.shape, dtype or x.dtype, buffer, name, 0)
 
 

@@ -7,6 +7,7 @@ the same way.
 
 import ast
 import builtins
+import linecache
 import types
 from pathlib import Path
 
@@ -24,6 +25,12 @@ class Source:
         self.text = text
         self.tree = ast.parse(text, filename=str(path))
         self.imports: dict[str, Source] = {}
+        # Tracebacks show the lines of sources that are no files, too.
+        linecache.cache[str(path)] = (len(text), None, text.splitlines(True), str(path))
+
+    def files(self) -> set[str]:
+        """Paths of this file and, recursively, of those it imports relatively."""
+        return {str(self.path)}.union(*(source.files() for source in self.imports.values()))
 
 
 def load(source, name: str) -> Kernel:

@@ -7,7 +7,15 @@ They are plain module objects that never enter `sys.modules`: the loader hands t
 import sys
 import types
 
-from . import isa_dma, isa_gpsimd, isa_reduce, isa_scalar, isa_tensor, isa_vector  # noqa: F401
+from . import (  # noqa: F401  (they register their instructions and methods)
+    isa_dma,
+    isa_gpsimd,
+    isa_reduce,
+    isa_scalar,
+    isa_tensor,
+    isa_vector,
+    views,
+)
 from .dtypes import DTYPES, UNMODELLED
 from .enums import ENGINE_ALIASES, ENUMS, nc_version
 from .errors import EmulatorError, NotModelledError, SignatureError
@@ -39,6 +47,10 @@ class Kernel:
             fail("kernel-call", f"{self.__name__} is a kernel; kernels call plain functions only")
         raise EmulatorError(f"run {self.__name__} with emulator.simulate({self.__name__}, …)")
 
+    def files(self):
+        """Names of the source files that the kernel consists of."""
+        return self.source.files() if self.source else {"<kernel>"}
+
     def __repr__(self):
         return f"<emulated kernel {self.__name__}>"
 
@@ -51,47 +63,20 @@ def jit(function=None, **options):
     return jit if function is None else Kernel(function)
 
 
-def _isa_call(name):
+def _call(module, table, implementations, name):
+    """The function `module`.`name`: checks the arguments, then runs its model."""
+
     def call(*args, **kwargs):
         core = current()
         core.line = sys._getframe(1).f_lineno
-        try:
-            arguments = bind(ISA, "nki.isa", name, core.version, args, kwargs)
-            implementation = INSTRUCTIONS.get(name)
-            if implementation is None:
-                raise NotModelledError(f"nki.isa.{name} is not modelled by this emulator")
-            return implementation(core, **arguments)
-        except EmulatorError as error:
-            locate(error, core.line, f"nisa.{name}")
-            raise
+        arguments = bind(table, module, name, core.version, args, kwargs)
+        implementation = implementations.get(name)
+        if implementation is None:
+            raise NotModelledError(f"{module}.{name} is not modelled by this emulator")
+        return implementation(core, **arguments)
 
     call.__name__ = name
     return call
-
-
-def _language_call(name):
-    def call(*args, **kwargs):
-        core = current()
-        core.line = sys._getframe(1).f_lineno
-        try:
-            arguments = bind(LANGUAGE, "nki.language", name, core.version, args, kwargs)
-            implementation = FUNCTIONS.get(name)
-            if implementation is None:
-                raise NotModelledError(f"nki.language.{name} is not modelled by this emulator")
-            return implementation(core, **arguments)
-        except EmulatorError as error:
-            locate(error, core.line, f"nl.{name}")
-            raise
-
-    call.__name__ = name
-    return call
-
-
-def locate(error: EmulatorError, line: int, what: str):
-    """Put the kernel's line in front of the message, once."""
-    if not getattr(error, "located", False):
-        error.located = True
-        error.args = (f"line {line}, {what}: {error.args[0]}",)
 
 
 class _Module(types.ModuleType):
@@ -113,14 +98,14 @@ def _build():
     language.tile_size = TileSize
     language.NKIObject = object
     for name in LANGUAGE:
-        setattr(language, name, _language_call(name))
+        setattr(language, name, _call("nki.language", LANGUAGE, FUNCTIONS, name))
 
     isa = _Module("nki.isa")
     for enum in ENUMS:
         setattr(isa, enum.__name__, enum)
     vars(isa).update(ENGINE_ALIASES)
     for name in ISA:
-        setattr(isa, name, _isa_call(name))
+        setattr(isa, name, _call("nki.isa", ISA, INSTRUCTIONS, name))
     isa.get_nc_version = lambda: nc_version.gen3
 
     typing = _Module("nki.typing")

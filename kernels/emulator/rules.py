@@ -102,6 +102,19 @@ _rule(
     "indexing of an indexed tensor",
 )
 _rule(
+    "view-copy",
+    "A view only re-reads its storage: a reshape that no strides express is an error.",
+    "guide: Tensor Values (reshape)",
+    "reshape, reshape_dim, flatten_dims, rearrange",
+)
+_rule(
+    "access-pattern",
+    "An access has at most 64 K elements per partition in SBUF and 4 K in PSUM, counts below "
+    "2^16 and strides below 2^15.",
+    "aps: Hardware Capability; arch: trainium_inferentia2_arch",
+    "operands of compute engines",
+)
+_rule(
     "destination-broadcast",
     "An instruction writes each element once: no stride-0 destination.",
     "language: NkiTensor.broadcast is a read view",
@@ -231,7 +244,7 @@ _rule(
 )
 _rule(
     "memset-type",
-    "memset is strictly typed: the value fits the destination's dtype exactly.",
+    "memset is strictly typed: an integer tensor takes an integer that fits its dtype.",
     "migration 0.2 to 0.3",
     "memset",
 )

@@ -6,6 +6,7 @@ that are enum members are written by name and resolved through `enums`.
 """
 
 import inspect
+import re
 from typing import NamedTuple
 
 from . import enums
@@ -34,9 +35,11 @@ def _parse(parameters: str) -> inspect.Signature:
 
 
 def _table(text: str) -> dict[str, list[Entry]]:
-    """Lines of `name(parameters)  [since-until]`; a name may have several ranges."""
+    """Entries `name(parameters) [since-until]`; a name may have several version ranges."""
     table: dict[str, list[Entry]] = {}
-    for line in filter(None, (line.strip() for line in text.splitlines())):
+    # An entry goes on over lines that are indented further.
+    lines = re.sub(r"\n {8,}", " ", text).splitlines()
+    for line in filter(None, (line.strip() for line in lines)):
         head, _, versions = line.rpartition("[") if line.endswith("]") else (line, "", "")
         head = head.strip()
         name, _, rest = head.partition("(")
@@ -58,29 +61,46 @@ def _version(text: str) -> tuple[int, int]:
 
 ISA = _table(
     """
-    nc_matmul(dst, stationary, moving, is_stationary_onezero=False, is_moving_onezero=False, is_transpose=False, accumulate=None, tile_position=(), tile_size=(), perf_mode=matmul_perf_mode.none, name=None)
-    nc_matmul_mx(dst, stationary, moving, stationary_scale, moving_scale, tile_position=None, tile_size=None, accumulate=None, name=None)
+    nc_matmul(dst, stationary, moving, is_stationary_onezero=False, is_moving_onezero=False,
+        is_transpose=False, accumulate=None, tile_position=(), tile_size=(),
+        perf_mode=matmul_perf_mode.none, name=None)
+    nc_matmul_mx(dst, stationary, moving, stationary_scale, moving_scale, tile_position=None,
+        tile_size=None, accumulate=None, name=None)
     nc_transpose(dst, data, engine=engine.unknown, name=None)
     tensor_copy(dst, src, engine=engine.unknown, name=None)
     tensor_copy_predicated(dst, src, predicate, reverse_pred=False, name=None)
     memset(dst, value, engine=engine.unknown, name=None)
     reciprocal(dst, data, name=None)
     tensor_tensor(dst, data1, data2, op, engine=engine.unknown, name=None)
-    tensor_scalar(dst, data, op0, operand0, reverse0=False, op1=None, operand1=None, reverse1=False, engine=engine.unknown, name=None)
-    scalar_tensor_tensor(dst, data, op0, operand0, op1, operand1, reverse0=False, reverse1=False, name=None)
+    tensor_scalar(dst, data, op0, operand0, reverse0=False, op1=None, operand1=None,
+        reverse1=False, engine=engine.unknown, name=None)
+    scalar_tensor_tensor(dst, data, op0, operand0, op1, operand1, reverse0=False,
+        reverse1=False, name=None)
     tensor_reduce(dst, op, data, axis, negate=False, keepdims=False, name=None)
     tensor_partition_reduce(dst, op, data, name=None)
-    tensor_scalar_cumulative(dst, src, op0, op1, imm0, imm1=None, reduce_cmd=reduce_cmd.reset_reduce, name=None)
-    tensor_scalar_reduce(dst, data, op0, operand0, reduce_op, reduce_res=None, reverse0=False, reduce_cmd=reduce_cmd.reset_reduce, reduce_init=None, reduce_res_negate=False, name=None)
-    tensor_tensor_scan(dst, data0, data1, initial, op0, op1, reverse0=False, reverse1=False, name=None)
-    activation(dst, op, data, bias=None, scale=1.0, reduce_op=None, reduce_res=None, reduce_cmd=reduce_cmd.idle, name=None)
+    tensor_scalar_cumulative(dst, src, op0, op1, imm0, imm1=None,
+        reduce_cmd=reduce_cmd.reset_reduce, name=None)
+    tensor_scalar_reduce(dst, data, op0, operand0, reduce_op, reduce_res=None, reverse0=False,
+        reduce_cmd=reduce_cmd.reset_reduce, reduce_init=None, reduce_res_negate=False,
+        name=None)
+    tensor_tensor_scan(dst, data0, data1, initial, op0, op1, reverse0=False, reverse1=False,
+        name=None)
+    activation(dst, op, data, bias=None, scale=1.0, reduce_op=None, reduce_res=None,
+        reduce_cmd=reduce_cmd.idle, name=None)
     activation_reduce(dst, op, data, reduce_op, reduce_res, bias=None, scale=1.0, name=None)
-    activate2(dst, op, data, imm0, imm1, op0, op1, relu_param=0.0, reverse0=False, reverse1=False, reduce_op=None, reduce_res=None, reduce_cmd=reduce_cmd.idle, name=None)
-    exponential(dst, src, max_value=0.0, reduce_res=None, reduce_cmd=reduce_cmd.idle, reduce_init=0.0, name=None)
+    activate2(dst, op, data, imm0, imm1, op0, op1, relu_param=0.0, reverse0=False,
+        reverse1=False, reduce_op=None, reduce_res=None, reduce_cmd=reduce_cmd.idle,
+        name=None)
+    exponential(dst, src, max_value=0.0, reduce_res=None, reduce_cmd=reduce_cmd.idle,
+        reduce_init=0.0, name=None)
     iota(dst, pattern, offset=0, channel_multiplier=0, name=None)
-    affine_select(dst, pattern, channel_multiplier, on_true_tile, on_false_value, cmp_op=equal, offset=0, name=None)
-    range_select(dst, on_true_tile, comp_op0, comp_op1, bound0, bound1, reduce_cmd=reduce_cmd.reset_reduce, reduce_res=None, reduce_op=maximum, range_start=0, on_false_value=-3.4028235e38, name=None)
-    select_reduce(dst, predicate, on_true, on_false, reduce_res=None, reduce_cmd=reduce_cmd.idle, reduce_op=maximum, reverse_pred=False, name=None)
+    affine_select(dst, pattern, channel_multiplier, on_true_tile, on_false_value,
+        cmp_op=equal, offset=0, name=None)
+    range_select(dst, on_true_tile, comp_op0, comp_op1, bound0, bound1,
+        reduce_cmd=reduce_cmd.reset_reduce, reduce_res=None, reduce_op=maximum, range_start=0,
+        on_false_value=-3.4028235e38, name=None)
+    select_reduce(dst, predicate, on_true, on_false, reduce_res=None,
+        reduce_cmd=reduce_cmd.idle, reduce_op=maximum, reverse_pred=False, name=None)
     bn_stats(dst, data, name=None)
     bn_aggr(dst, data, name=None)
     max8(dst, src, name=None)
@@ -97,9 +117,12 @@ ISA = _table(
     set_rng_seed(src_seeds, name=None)
     rand2(dst, min, max, name=None)
     quantize_mx(dst, src, dst_scale, name=None)
-    dma_copy(dst, src, priority=None, oob_mode=oob_mode.error, dge_mode=dge_mode.unknown, engine=engine.unknown, name=None)
-    dma_transpose(dst, src, axes=None, priority=None, dge_mode=dge_mode.unknown, oob_mode=oob_mode.error, name=None)
-    dma_compute(dst, srcs, reduce_op, scales=None, unique_indices=True, oob_mode=oob_mode.error, name=None)
+    dma_copy(dst, src, priority=None, oob_mode=oob_mode.error, dge_mode=dge_mode.unknown,
+        engine=engine.unknown, name=None)
+    dma_transpose(dst, src, axes=None, priority=None, dge_mode=dge_mode.unknown,
+        oob_mode=oob_mode.error, name=None)
+    dma_compute(dst, srcs, reduce_op, scales=None, unique_indices=True,
+        oob_mode=oob_mode.error, name=None)
     sendrecv(src, dst, send_to_rank, recv_from_rank, pipe_id, dma_engine=dma_engine.dma, name=None)
     core_barrier(data, cores, engine=engine.gpsimd, name=None)
     register_alloc(x=None)

@@ -1,5 +1,8 @@
 """Running a kernel on the emulated machine."""
 
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +70,7 @@ def simulate(kernel: Kernel, *arrays, target="trn2", lnc=None, version="0.5", **
     cores, results = [], []
     for rank in range(lnc):
         core = Core(machine, number, rank, lnc, shared)
-        with activate(core), np.errstate(all="ignore"):
+        with activate(core), np.errstate(all="ignore"), _located(kernel):
             positional = [_argument(core, f"argument {i}", a) for i, a in enumerate(arrays)]
             keywords = {name: _argument(core, name, a) for name, a in static.items()}
             results.append(kernel.function(*positional, **keywords))
@@ -77,6 +80,21 @@ def simulate(kernel: Kernel, *arrays, target="trn2", lnc=None, version="0.5", **
     outputs = _outputs(results[0])
     report = build_report(kernel.__name__, machine, cores)
     return Simulation(tuple(_fetch(tensor) for tensor in outputs), report)
+
+
+@contextmanager
+def _located(kernel):
+    """Put the place in the kernel's source in front of an error's message."""
+    try:
+        yield
+    except EmulatorError as error:
+        files = kernel.files()
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
+        if frames:
+            frame = frames[-1]
+            place = f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
+            error.args = (f"{place}\n{error.args[0]}",)
+        raise
 
 
 def _argument(core: Core, name, value):
@@ -94,6 +112,7 @@ def _argument(core: Core, name, value):
         return value
     tensor = core.allocate(value.cells.shape, value.dtype, "hbm", name=name)
     tensor.storage.fill(value.cells)
+    tensor.storage.buffer = BUFFERS["shared_hbm"]
     tensor.storage.readonly = True
     return tensor
 

@@ -29,6 +29,7 @@ class Storage:
 
     __slots__ = (
         "block",
+        "buffer",
         "cells",
         "dtype",
         "from_matmul",
@@ -45,6 +46,7 @@ class Storage:
 
     def __init__(self, block: Block, shape: tuple[int, ...], dtype: DType):
         self.block = block
+        self.buffer = None  # the nl.sbuf, nl.psum, … object that the kernel named
         self.shape = shape
         self.dtype = dtype
         self.size = int(np.prod(shape, dtype=np.int64))
