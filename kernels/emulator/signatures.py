@@ -19,6 +19,7 @@ VERSIONS = ((0, 3), (0, 4), (0, 5), (0, 6))
 
 class Entry(NamedTuple):
     signature: inspect.Signature
+    defaults: dict  # of every parameter; inspect.Parameter.empty if it has none
     since: tuple[int, int]
     until: tuple[int, int]
 
@@ -44,9 +45,11 @@ def _table(text: str) -> dict[str, list[Entry]]:
         head = head.strip()
         name, _, rest = head.partition("(")
         since, _, until = versions.rstrip("]").partition("-")
+        signature = _parse(rest.rstrip()[:-1])
         table.setdefault(name, []).append(
             Entry(
-                _parse(rest.rstrip()[:-1]),
+                signature,
+                {p.name: p.default for p in signature.parameters.values()},
                 _version(since) if since else FIRST,
                 _version(until) if until else LAST,
             )
@@ -194,14 +197,24 @@ def bind(table, module: str, name: str, version, args, kwargs) -> dict:
     else:
         ranges = ", ".join(f"{_show(e.since)} to {_show(e.until)}" for e in entries)
         raise SignatureError(f"{module}.{name} exists in NKI {ranges}, not in {_show(version)}")
-    try:
-        bound = entry.signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise SignatureError(
-            f"{module}.{name}{entry.signature} of NKI {_show(version)}: {error}"
-        ) from None
-    bound.apply_defaults()
-    return bound.arguments
+    # inspect.Signature.bind says what is wrong, but takes as long as the instruction itself.
+    arguments = dict(entry.defaults)
+    positional = tuple(zip(arguments, args, strict=False))
+    arguments.update(positional)
+    arguments.update(kwargs)
+    if (
+        len(positional) < len(args)
+        or len(arguments) > len(entry.defaults)
+        or any(name in kwargs for name, _ in positional)
+        or any(value is inspect.Parameter.empty for value in arguments.values())
+    ):
+        try:
+            entry.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise SignatureError(
+                f"{module}.{name}{entry.signature} of NKI {_show(version)}: {error}"
+            ) from None
+    return arguments
 
 
 def _show(version):

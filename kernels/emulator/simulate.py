@@ -78,7 +78,7 @@ def simulate(kernel: Kernel, *arrays, target="trn2", lnc=None, version="0.5", **
     if lnc == 2:
         _check_control_flow(cores)
     outputs = _outputs(results[0])
-    report = build_report(kernel.__name__, machine, cores)
+    report = build_report(kernel.__name__, cores[0])
     return Simulation(tuple(_fetch(tensor) for tensor in outputs), report)
 
 

@@ -1,0 +1,168 @@
+"""When each instruction of a trace could run: the critical-path estimate and the timeline.
+
+Every engine runs its instructions in program order; engines run in parallel. An instruction waits
+for the data it reads (and for the readers and writers of what it overwrites), seen
+`ACCESS_LATENCY_CYCLES` of the producing engine after it is done. DMAs go to 16 queues that share
+the core's bandwidth: each starts on the queue that is free first, its bytes pass one after
+another. Tensors without an address get memory when first written and give it back after their
+last use; for PSUM the eight banks are handed out in program order, and whoever gets a bank waits
+for its last user. Semaphores, instruction fetch and descriptor writing are not modelled.
+"""
+
+from dataclasses import dataclass
+
+from .cost import ACCESS_LATENCY_CYCLES, DMA_BYTES_PER_NS
+from .machine import Core
+
+DMA_QUEUES = 16
+
+
+@dataclass(slots=True)
+class Span:
+    """An instruction on the timeline, in nanoseconds."""
+
+    engine: str
+    op: str
+    start: float
+    end: float
+    line: int
+
+
+class _Regions:
+    """Accesses of one allocation that later ones may have to wait for."""
+
+    __slots__ = ("reads", "writes")
+
+    def __init__(self):
+        self.reads = []  # (access, time at which the data is free to change)
+        self.writes = []  # (access, time at which the data is visible)
+
+
+def _meet(a, b):
+    return a.p0 < b.p1 and b.p0 < a.p1 and a.lo < b.hi and b.lo < a.hi
+
+
+def _covers(a, b):
+    return a.p0 <= b.p0 and b.p1 <= a.p1 and a.lo <= b.lo and b.hi <= a.hi
+
+
+def schedule(core: Core) -> list[Span]:
+    """The spans of a core's instructions, in program order."""
+    clock = core.target.clock_ghz
+    free = dict.fromkeys(clock, 0.0)
+    queues = [0.0] * DMA_QUEUES
+    bandwidth_free = 0.0
+    regions: dict[int, _Regions] = {}
+    banks = _Banks(core)
+    visible = [0.0] * len(core.trace)
+    spans = []
+    for instruction in core.trace:
+        ready = max((visible[index] for index in instruction.after), default=0.0)
+        for access in instruction.reads:
+            region = regions.get(access.block.number)
+            if region:
+                for other, time in region.writes:
+                    if time > ready and _meet(access, other):
+                        ready = time
+        for access in instruction.writes:
+            ready = max(ready, banks.available(access.block))
+            region = regions.setdefault(access.block.number, _Regions())
+            if access.block.space == "hbm":
+                continue  # outputs are written once; boxes of strided rows would seem to meet
+            for other, time in region.writes + region.reads:
+                if time > ready and _meet(access, other):
+                    ready = time
+        engine = instruction.engine
+        if engine == "dma":
+            queue = min(range(DMA_QUEUES), key=queues.__getitem__)
+            transfer = instruction.bytes / DMA_BYTES_PER_NS
+            latency = instruction.nanoseconds - transfer
+            start = max(ready, queues[queue])
+            bandwidth_free = max(bandwidth_free, start + latency) + transfer
+            end = seen = queues[queue] = bandwidth_free
+        else:
+            start = max(ready, free[engine])
+            end = free[engine] = start + instruction.cycles / clock[engine]
+            seen = end + ACCESS_LATENCY_CYCLES / clock[engine]
+        visible[instruction.index] = seen
+        spans.append(Span(engine, instruction.op, start, end, instruction.line))
+        for access in instruction.reads:
+            regions.setdefault(access.block.number, _Regions()).reads.append((access, end))
+        for access in instruction.writes:
+            region = regions[access.block.number]
+            region.writes = [w for w in region.writes if not _covers(access, w[0])]
+            region.reads = [r for r in region.reads if not _covers(access, r[0])]
+            region.writes.append((access, seen))
+        banks.release(instruction, end)
+    return spans
+
+
+def lifetimes(core: Core) -> dict[int, tuple[int, int]]:
+    """First and last instruction that touches each on-chip allocation, by block number."""
+    spans: dict[int, tuple[int, int]] = {}
+    for instruction in core.trace:
+        for access in (*instruction.reads, *instruction.writes):
+            if access.block.space != "hbm":
+                first = spans.get(access.block.number, (instruction.index,))[0]
+                spans[access.block.number] = (first, instruction.index)
+    return spans
+
+
+def units(block, target) -> int:
+    """What an allocation occupies: bytes per partition of SBUF, whole banks of PSUM."""
+    if block.space == "psum":
+        return -(-block.bytes_per_partition // target.psum_bank_bytes)
+    return block.bytes_per_partition
+
+
+def live_peaks(core: Core) -> dict[str, tuple[int, int]]:
+    """Peak use of SBUF (bytes per partition) and PSUM (banks) with the instruction it is at."""
+    changes: dict[str, dict[int, int]] = {"sbuf": {}, "psum": {}}
+    by_number = {block.number: block for block in core.blocks}
+    for number, (first, last) in lifetimes(core).items():
+        block = by_number[number]
+        size = units(block, core.target)
+        moment = changes[block.space]
+        moment[first] = moment.get(first, 0) + size
+        moment[last + 1] = moment.get(last + 1, 0) - size
+    peaks = {}
+    for space, moment in changes.items():
+        level, best = 0, (0, 0)
+        for index in sorted(moment):
+            level += moment[index]
+            if level > best[0]:
+                best = (level, index)
+        peaks[space] = best
+    return peaks
+
+
+class _Banks:
+    """PSUM banks handed out in program order; a new owner waits for the bank's last use."""
+
+    def __init__(self, core: Core):
+        self.target = core.target
+        self.last = {number: last for number, (_, last) in lifetimes(core).items()}
+        self.free = [0.0] * core.target.psum_banks  # times at which the free banks became free
+        self.owned: dict[int, int] = {}
+        self.since: dict[int, float] = {}
+        self.busy: dict[int, float] = {}
+
+    def available(self, block) -> float:
+        """When `block` has its banks; takes them at the first call."""
+        if block.space != "psum":
+            return 0.0
+        if block.number not in self.owned:
+            count = units(block, self.target)
+            self.free.sort()
+            taken, self.free = self.free[:count], self.free[count:]
+            self.owned[block.number] = count
+            self.since[block.number] = max(taken, default=0.0)
+        return self.since[block.number]
+
+    def release(self, instruction, end):
+        for access in (*instruction.reads, *instruction.writes):
+            number = access.block.number
+            if number in self.owned:
+                self.busy[number] = max(self.busy.get(number, 0.0), end)
+                if self.last[number] == instruction.index:
+                    self.free += [self.busy[number]] * self.owned.pop(number)
