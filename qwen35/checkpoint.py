@@ -34,7 +34,7 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 _SKIPPED = ("mtp.*", "model.visual.*", "visual.*", "*rotary_emb.inv_freq")
 _TEXT_PREFIX, _MULTIMODAL_PREFIX = "model.", "model.language_model."
 _SHARD_BYTES = 4 * 2**30
-_BLOCK = 2**24
+_BLOCK = 2**20
 
 
 def load(
@@ -118,6 +118,10 @@ class _Files:
             files = [self.directory / name for name in sorted(names)]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not a safetensors index ({error!r})") from None
+        # A downloaded index must not make us read files elsewhere on the machine.
+        outside = sorted(name for name in names if Path(name).name != name)
+        if outside:
+            raise CheckpointError(f"{index}: names {', '.join(outside)}, which is not beside it")
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(f"{index}: names {', '.join(missing)}, which is not there")
@@ -200,7 +204,7 @@ class _Files:
     def check_finite(self, parameter: Parameter, parts: Sequence[torch.Tensor]) -> None:
         """Raises CheckpointError naming the checkpoint's tensor that holds a NaN or an Inf."""
         for piece, part in zip(parameter.pieces, parts, strict=True):
-            # Blocks keep the temporary of isfinite small.
+            # isfinite's temporaries are larger than its input: blocks keep them to a few MB.
             rows = max(1, _BLOCK // max(1, part[0].numel()))
             if not all(block.isfinite().all() for block in part.split(rows)):
                 file, name = self.tensors[piece.source.name]
