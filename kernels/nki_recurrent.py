@@ -1,0 +1,269 @@
+"""One token of the gated delta rule as an NKI kernel: the decode step.
+
+Per lane (row and value head), with a = exp(log_decay) and the state S [Dk, Dv]:
+
+    d  = v - a k^T S                 a correction, before beta
+    o  = a q^T S + beta (q . k) d
+    S' = a S + (beta k) d^T
+
+which is the rule with the new state substituted into the output, so that S is read from on-chip
+memory once. The products with S take S itself as the stationary operand and two columns (k and q)
+as the moving one: 64 TensorE passes instead of 128 per lane. The state's way through memory
+(2 x 64 KiB per lane for 128 x 128) takes longer than the float32 arithmetic by the documented
+costs, so there is no low-precision variant.
+"""
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from .nki_tiles import (
+    BANK,
+    cut,
+    part,
+    psum_bank,
+    sbuf,
+    select,
+    state_offset,
+    state_pattern,
+    token_offset,
+    token_pattern,
+)
+
+LANES = 32  # of a block: its state takes 16 KiB per partition
+
+
+@nki.jit
+def gated_delta_step(query, key, value, log_decay, beta, state):
+    """One step for every row and head.
+
+    Args:
+        query, key: [B, Hk, Dk] float32 or bfloat16, L2-normalised, queries scaled by Dk^-1/2.
+        value: [B, Hv, Dv], float32 or bfloat16; value head h reads key head h // (Hv / Hk).
+        log_decay, beta: [B, Hv] float32; log_decay at most 0. Both 0 keep the state bit for bit.
+        state: [B, Hv, Dk, Dv] float32.
+
+    Returns:
+        Output [B, Hv, Dv] of the value's dtype, and the new state, float32.
+    """
+    rows, key_heads, key_size = key.shape
+    value_heads = value.shape[1]
+    value_size = value.shape[2]
+    layout = cut(rows, 1, key_heads, value_heads, key_size, value_size, LANES)
+    out = nl.ndarray(value.shape, dtype=value.dtype, buffer=nl.shared_hbm)
+    new_state = nl.ndarray(state.shape, dtype=nl.float32, buffer=nl.shared_hbm)
+    constants = make_constants(layout)
+    for row_block in range(layout["row_blocks"]):
+        for head_block in range(layout["head_blocks"]):
+            row = layout["first_row"] + row_block * layout["block_rows"]
+            head = layout["first_head"] + head_block * layout["block_heads"]
+            inputs = load(layout, row, head, query, key, value, log_decay, beta, state)
+            step(layout, row, head, constants, inputs, out, new_state)
+    return out, new_state
+
+
+def make_constants(layout):
+    """The identity over lanes, its copy with empty odd columns, and the pairs' lanes."""
+    lanes = layout["lanes"]
+    pairs = layout["pairs"]
+    group = layout["group"]
+    ones = sbuf(128, 128, nl.float32)
+    nisa.memset(dst=ones, value=1.0, engine=nisa.engine.gpsimd)
+    identity = sbuf(128, 128, nl.float32)
+    select(identity, ones, [[-1, 128]], 0, 1, nl.equal, 0.0)
+    owner = sbuf(pairs, lanes, nl.float32)  # 1 where the lane is one of the pair's
+    inside = [[-1, lanes]]
+    select(owner, ones[0:pairs, 0:lanes], inside, group - 1, group, nl.greater_equal, 0.0)
+    inside = [[1, lanes]]
+    select(owner, owner, inside, 0, -group, nl.greater_equal, 0.0)
+    inject = sbuf(lanes, 2 * lanes, nl.float32)  # [identity | 0]
+    nisa.memset(dst=inject, value=0.0, engine=nisa.engine.gpsimd)
+    nisa.tensor_copy(
+        dst=inject[:, 0:lanes], src=identity[0:lanes, 0:lanes], engine=nisa.engine.gpsimd
+    )
+    return {"identity": identity, "owner": owner, "inject": inject}
+
+
+def load(layout, row, head, query, key, value, log_decay, beta, state):
+    """The block's inputs, a lane (of keys and queries: a pair) per partition; the state apart."""
+    lanes = layout["lanes"]
+    pairs = layout["pairs"]
+    key_size = layout["key_size"]
+    columns = layout["columns"]
+    key_heads = layout["key_heads"]
+    value_heads = layout["value_heads"]
+
+    both = sbuf(pairs, 2 * key_size, nl.float32)
+    pattern = token_pattern(layout, key_heads, key_size, key_size, 1)
+    offset = token_offset(layout, row, head, 0, key_heads, key_size, 0)
+    nisa.dma_copy(dst=both[:, 0:key_size], src=key.ap(pattern=pattern, offset=offset))
+    nisa.dma_copy(
+        dst=both[:, key_size : 2 * key_size], src=query.ap(pattern=pattern, offset=offset)
+    )
+
+    values = sbuf(lanes, columns, nl.float32)
+    pattern = token_pattern(layout, value_heads, layout["value_size"], columns, 1)
+    offset = token_offset(
+        layout, row, head, 0, value_heads, layout["value_size"], layout["first_column"]
+    )
+    nisa.dma_copy(dst=values, src=value.ap(pattern=pattern, offset=offset))
+
+    gates = sbuf(lanes, 2, nl.float32)
+    spread = sbuf(key_size, lanes, nl.float32)  # every partition holds all lanes' log decays
+    pattern = token_pattern(layout, value_heads, 1, 1, 1)
+    offset = token_offset(layout, row, head, 0, value_heads, 1, 0)
+    nisa.dma_copy(dst=gates[:, 0:1], src=log_decay.ap(pattern=pattern, offset=offset))
+    nisa.dma_copy(dst=gates[:, 1:2], src=beta.ap(pattern=pattern, offset=offset))
+    pattern = [[0, key_size], pattern[1], pattern[2]]
+    nisa.dma_copy(dst=spread, src=log_decay.ap(pattern=pattern, offset=offset))
+
+    matrix = sbuf(key_size, lanes * columns, nl.float32)
+    source = state.ap(pattern=state_pattern(layout), offset=state_offset(layout, row, head))
+    nisa.dma_copy(dst=matrix, src=source)
+    return {"both": both, "values": values, "gates": gates, "spread": spread, "state": matrix}
+
+
+def step(layout, row, head, constants, inputs, out, new_state):
+    """Everything that follows for one block, and its results to HBM."""
+    lanes = layout["lanes"]
+    key_size = layout["key_size"]
+    columns = layout["columns"]
+    identity = constants["identity"]
+    state = inputs["state"]
+
+    decay = sbuf(lanes, 1, nl.float32)
+    nisa.activation(dst=decay, op=nl.exp, data=inputs["gates"][:, 0:1])
+    decay_spread = sbuf(key_size, lanes, nl.float32)
+    nisa.activation(dst=decay_spread, op=nl.exp, data=inputs["spread"])
+
+    # Keys and queries of each lane's own pair.
+    bank = psum_bank()
+    nisa.nc_matmul(
+        dst=bank[0:lanes, 0 : 2 * key_size],
+        stationary=constants["owner"],
+        moving=inputs["both"],
+        accumulate=False,
+    )
+    both = sbuf(lanes, 2 * key_size, nl.float32)
+    nisa.tensor_copy(dst=both, src=bank[0:lanes, 0 : 2 * key_size], engine=nisa.engine.vector)
+    keys = both[:, 0:key_size]
+    queries = both[:, key_size : 2 * key_size]
+    beta = inputs["gates"][:, 1:2]
+
+    # Columns -a k and a q of every lane.
+    scaled = sbuf(lanes, 2 * key_size, nl.float32)
+    nisa.tensor_scalar(
+        dst=scaled[:, 0:key_size],
+        data=keys,
+        op0=nl.multiply,
+        operand0=decay,
+        op1=nl.multiply,
+        operand1=-1.0,
+    )
+    nisa.activation(dst=scaled[:, key_size : 2 * key_size], op=nl.copy, data=queries, scale=decay)
+    bank = psum_bank()
+    for side in range(2):
+        nisa.nc_transpose(
+            dst=bank[0:key_size, side * lanes : (side + 1) * lanes],
+            data=part(scaled, side, key_size),
+            engine=nisa.engine.tensor,
+        )
+    turned = sbuf(key_size, 2 * lanes, nl.float32)
+    nisa.tensor_copy(dst=turned, src=bank[0:key_size, 0 : 2 * lanes], engine=nisa.engine.vector)
+
+    # [d | a q^T S] as columns, lanes side by side: the values, plus S^T [-a k | a q].
+    bank = psum_bank()
+    nisa.nc_matmul(
+        dst=bank[0:columns, 0 : 2 * lanes],
+        stationary=inputs["values"],
+        moving=constants["inject"],
+        accumulate=False,
+    )
+    for lane in range(lanes):
+        nisa.nc_matmul(
+            dst=bank.ap(pattern=[[BANK, columns], [lanes, 2]], offset=lane),
+            stationary=part(state, lane, columns),
+            moving=turned.ap(pattern=[[2 * lanes, key_size], [lanes, 2]], offset=lane),
+            accumulate=True,
+        )
+    answers = sbuf(columns, 2 * lanes, nl.float32)
+    nisa.tensor_copy(dst=answers, src=bank[0:columns, 0 : 2 * lanes], engine=nisa.engine.vector)
+    bank = psum_bank()
+    for side in range(2):
+        nisa.nc_transpose(
+            dst=bank[0:lanes, side * columns : (side + 1) * columns],
+            data=answers[:, side * lanes : (side + 1) * lanes],
+            engine=nisa.engine.tensor,
+        )
+    correction = sbuf(lanes, columns, nl.float32)
+    nisa.tensor_copy(dst=correction, src=bank[0:lanes, 0:columns], engine=nisa.engine.scalar)
+
+    # o = a q^T S + beta (q . k) d
+    product = sbuf(lanes, key_size, nl.float32)
+    nisa.tensor_tensor(
+        dst=product, data1=keys, data2=queries, op=nl.multiply, engine=nisa.engine.gpsimd
+    )
+    overlap = sbuf(lanes, 1, nl.float32)
+    nisa.tensor_reduce(dst=overlap, op=nl.add, data=product, axis=1)
+    nisa.tensor_tensor(
+        dst=overlap, data1=overlap, data2=beta, op=nl.multiply, engine=nisa.engine.vector
+    )
+    result = sbuf(lanes, columns, out.dtype)
+    nisa.scalar_tensor_tensor(
+        dst=result,
+        data=correction,
+        op0=nl.multiply,
+        operand0=overlap,
+        op1=nl.add,
+        operand1=bank[0:lanes, columns : 2 * columns],
+    )
+    pattern = token_pattern(layout, layout["value_heads"], layout["value_size"], columns, 1)
+    offset = token_offset(
+        layout,
+        row,
+        head,
+        0,
+        layout["value_heads"],
+        layout["value_size"],
+        layout["first_column"],
+    )
+    nisa.dma_copy(dst=out.ap(pattern=pattern, offset=offset), src=result)
+
+    # beta k of one lane, zero in the others' partitions: selects that lane's correction.
+    weighted = sbuf(lanes, key_size, nl.float32)
+    nisa.activation(dst=weighted, op=nl.copy, data=keys, scale=beta)
+    selector = sbuf(lanes, lanes * key_size, nl.float32)
+    nisa.tensor_tensor(
+        dst=selector.ap(pattern=[[lanes * key_size, lanes], [key_size, lanes], [1, key_size]]),
+        data1=weighted.ap(pattern=[[key_size, lanes], [0, lanes], [1, key_size]]),
+        data2=identity.ap(pattern=[[128, lanes], [1, lanes], [0, key_size]]),
+        op=nl.multiply,
+        engine=nisa.engine.gpsimd,
+    )
+    per_bank = BANK // columns
+    for first in range(0, lanes, per_bank):
+        count = min(per_bank, lanes - first)
+        bank = psum_bank()
+        for slot in range(count):
+            lane = first + slot
+            nisa.activation(
+                dst=part(state, lane, columns),
+                op=nl.copy,
+                data=part(state, lane, columns),
+                scale=decay_spread[:, lane : lane + 1],
+            )
+            nisa.nc_matmul(
+                dst=bank[0:key_size, slot * columns : (slot + 1) * columns],
+                stationary=part(selector, lane, key_size),
+                moving=correction,
+                accumulate=False,
+            )
+        nisa.tensor_tensor(
+            dst=state[:, first * columns : (first + count) * columns],
+            data1=bank[0:key_size, 0 : count * columns],
+            data2=state[:, first * columns : (first + count) * columns],
+            op=nl.add,
+            engine=nisa.engine.vector,
+        )
+    target = new_state.ap(pattern=state_pattern(layout), offset=state_offset(layout, row, head))
+    nisa.dma_copy(dst=target, src=state)

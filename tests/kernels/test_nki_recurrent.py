@@ -1,0 +1,111 @@
+"""gated_delta_step on the emulator against the float64 definition.
+
+Bounds: float32 sums of 128 products, twice in a row, stay under 1e-6 of the largest entry;
+bfloat16 outputs add their own rounding, 2^-9.
+"""
+
+import numpy as np
+import oracle
+import pytest
+from qwen35.kernels import emulator
+
+STEP = emulator.load("nki_recurrent", "gated_delta_step")
+FLOAT32 = 1e-6
+BFLOAT16 = 2.0**-8
+
+
+def run(inputs, half=False, **options):
+    """Output and state of one step; with `half`, query, key and value are bfloat16."""
+    arrays = [x[:, 0] for x in inputs[:5]]
+    if half:
+        arrays[:3] = [emulator.HostTensor(x, "bfloat16") for x in arrays[:3]]
+    simulation = emulator.simulate(STEP, *arrays, inputs.state, **options)
+    return simulation.outputs
+
+
+def errors(inputs, half=False, **options):
+    out, state = run(inputs, half, **options)
+    if half:
+        rounded = [oracle.bfloat16(x) for x in inputs[:3]]
+        inputs = inputs._replace(query=rounded[0], key=rounded[1], value=rounded[2])
+    expected, expected_state = oracle.delta_rule(*inputs)
+    return (
+        oracle.relative_error(out, expected[:, 0]),
+        oracle.relative_error(state, expected_state),
+    )
+
+
+@pytest.mark.parametrize("decay", ["none", "mixed", "strong"])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("batch", "group"), [(1, 1), (2, 2), (3, 3)])
+def test_matches_the_definition(batch, group, beta, decay):
+    inputs = oracle.inputs(
+        seed=group, batch=batch, tokens=1, key_heads=2, group=group, beta=beta, decay=decay
+    )
+    assert max(errors(inputs)) < FLOAT32
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_zero_and_large_states(scale):
+    inputs = oracle.inputs(seed=1, tokens=1, group=3, state_scale=scale)
+    assert max(errors(inputs)) < FLOAT32
+
+
+@pytest.mark.parametrize(("key_size", "value_size"), [(16, 128), (32, 64), (64, 32), (128, 16)])
+def test_head_sizes(key_size, value_size):
+    inputs = oracle.inputs(
+        tokens=1, batch=2, key_heads=2, group=2, key_size=key_size, value_size=value_size
+    )
+    assert max(errors(inputs)) < FLOAT32
+
+
+def test_bfloat16_inputs_only_round_the_output():
+    out, state = errors(oracle.inputs(tokens=1, batch=2, key_heads=2, group=3), half=True)
+    assert out < BFLOAT16
+    assert state < FLOAT32
+
+
+@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6"])
+def test_every_language_version(version):
+    inputs = oracle.inputs(tokens=1, key_heads=2, group=3)
+    assert max(errors(inputs, version=version)) < FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("batch", "key_heads"), [(1, 2), (2, 1), (1, 1)], ids=["heads", "rows", "columns"]
+)
+def test_two_cores_split_heads_rows_or_columns(batch, key_heads):
+    inputs = oracle.inputs(tokens=1, batch=batch, key_heads=key_heads, group=3)
+    one, two = run(inputs, lnc=1), run(inputs, lnc=2)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_padding_leaves_the_state_bit_for_bit():
+    inputs = oracle.inputs(tokens=1, batch=2, group=2)
+    inputs.log_decay[0], inputs.beta[0] = 0.0, 0.0
+    _, state = run(inputs)
+    np.testing.assert_array_equal(state[0], inputs.state[0])
+    assert not np.array_equal(state[1], inputs.state[1])
+
+
+def test_rows_are_independent():
+    inputs = oracle.inputs(tokens=1, batch=3, group=2)
+    together = run(inputs)
+    for row in range(3):
+        alone = run(oracle.Inputs(*(x[row : row + 1] for x in inputs)))
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(a[row : row + 1], b)
+
+
+def test_blocks_of_a_whole_layer():
+    """48 value heads in two rows do not fit one block of lanes."""
+    inputs = oracle.inputs(tokens=1, batch=2, key_heads=16, group=3)
+    assert max(errors(inputs)) < FLOAT32
+
+
+def test_the_state_passes_memory_once_each_way():
+    inputs = oracle.inputs(tokens=1, key_heads=2, group=3)
+    arrays = [x[:, 0] for x in inputs[:5]]
+    moved = emulator.simulate(STEP, *arrays, inputs.state).report.dma_bytes
+    assert moved < 2 * inputs.state.nbytes * 1.02
