@@ -25,6 +25,7 @@ class Source:
         self.text = text
         self.tree = ast.parse(text, filename=str(path))
         self.imports: dict[str, Source] = {}
+        self.checked: set[tuple[tuple[int, int], str]] = set()  # language checks passed
         # Tracebacks show the lines of sources that are no files, too.
         linecache.cache[str(path)] = (len(text), None, text.splitlines(True), str(path))
 

@@ -19,6 +19,7 @@ from . import (  # noqa: F401  (they register their instructions and methods)
 from .dtypes import DTYPES, UNMODELLED
 from .enums import ENGINE_ALIASES, ENUMS, nc_version
 from .errors import EmulatorError, NotModelledError, SignatureError
+from .frontend import check_language
 from .language import BUFFERS, FUNCTIONS, TileSize
 from .machine import current, running
 from .operators import OPERATORS
@@ -46,6 +47,13 @@ class Kernel:
         if running():
             fail("kernel-call", f"{self.__name__} is a kernel; kernels call plain functions only")
         raise EmulatorError(f"run {self.__name__} with emulator.simulate({self.__name__}, …)")
+
+    def check_language(self, version):
+        """Refuse what NKI's front end of `version` refuses, once per version."""
+        key = (version, self.function.__name__)
+        if self.source and key not in self.source.checked:
+            check_language(self.source, self.function.__name__, version)
+            self.source.checked.add(key)
 
     def files(self):
         """Names of the source files that the kernel consists of."""

@@ -287,12 +287,6 @@ _rule(
     "call of a kernel while one runs",
 )
 _rule(
-    "list-argument",
-    "Kernel arguments are tensors, numbers, strings, None or tuples of them, not lists.",
-    "migration 0.2 to 0.3",
-    "simulate",
-)
-_rule(
     "lnc-control-flow",
     "With LNC 2 both cores run the same sequence of instructions.",
     "notes: known issues of 0.3 to 0.6",
@@ -303,4 +297,83 @@ _rule(
     "Without a barrier a core neither reads nor overwrites what the other core wrote.",
     "isa: core_barrier",
     "shared HBM, per element",
+)
+# The language (checked on the source by `frontend`, before the run).
+_rule(
+    "identity",
+    "NKI 0.3 to 0.6 has no 'is' and 'is not'.",
+    "migration 0.2 to 0.3: Replace is / is not",
+    "language check",
+)
+_rule(
+    "keyword-only",
+    "NKI 0.3 to 0.6 has no '*' separator in signatures.",
+    "migration 0.2 to 0.3: Remove keyword-only argument separator",
+    "language check",
+)
+_rule(
+    "list-argument",
+    "Kernel arguments and their defaults are not lists; use tuples.",
+    "migration 0.2 to 0.3: Replace list kernel arguments with tuples",
+    "language check, simulate",
+)
+_rule(
+    "comprehension",
+    "NKI before 0.7 has no comprehensions and no generators; use a loop.",
+    "users' reports of the 0.3 to 0.6 parser; migration 0.6 to 0.7 (generators become legal)",
+    "language check",
+)
+_rule(
+    "raise",
+    "NKI before 0.7 has no raise.",
+    "users' reports of the 0.3 to 0.6 parser; guide (its examples use assert)",
+    "language check",
+)
+_rule(
+    "dict-key",
+    "Keys of dictionaries are strings.",
+    "guide: NKI Values; migration: beta 1 to 0.1/0.2",
+    "language check",
+)
+_rule(
+    "closure",
+    "Functions of a kernel are module-level; 0.6 adds nested ones as bodies of device loops.",
+    "guide: Composable Kernels; migration 0.5 to 0.6 (fori_loop bodies)",
+    "language check",
+)
+_rule(
+    "class-base",
+    "Classes of a kernel inherit from NKIObject and nothing else, or are enumerations.",
+    "guide: Class Support, Enumerations",
+    "language check",
+)
+_rule(
+    "value-type",
+    "Values are None, bool, 32-bit integers, float32, strings and tensors.",
+    "guide: NKI Values",
+    "language check",
+)
+_rule(
+    "host-python",
+    "A kernel uses nki, its own functions and plain built-ins, no host library or reflection.",
+    "guide: not all Python constructs and libraries are supported",
+    "language check",
+)
+_rule(
+    "construct",
+    "The language is the documented subset of Python.",
+    "guide: Control Flow, NKI Values; migration 0.1 to 0.2",
+    "language check",
+)
+_rule(
+    "namespace",
+    "neuronxcc.nki is an error inside of kernels from 0.4 on, and not emulated for 0.3.",
+    "migration 0.3 to 0.4",
+    "language check",
+)
+_rule(
+    "tensor-arithmetic",
+    "Tensors hold no values when a kernel is specialised: no Python operators, truth or loops.",
+    "guide: Tensor Values",
+    "operators of tensors",
 )

@@ -62,6 +62,7 @@ def simulate(kernel: Kernel, *arrays, target="trn2", lnc=None, version="0.5", **
     number = tuple(int(part) for part in version.split("."))
     if number not in VERSIONS:
         raise NotModelledError(f"NKI version {version!r}; modelled: 0.3 to 0.6")
+    kernel.check_language(number)
     lnc = kernel.lnc if lnc is None else lnc
     if lnc not in (1, 2):
         raise EmulatorError(f"lnc must be 1 or 2, got {lnc!r}")
