@@ -4,30 +4,42 @@ from .checkpoint import load, save
 from .config import CheckpointError, Config, VisionConfig
 from .devices import device_put
 from .family import presets
+from .generate import Completion, Piece, Timings, generate, stream
+from .jit import jit
 from .materialize import init_params
 from .model import decode, forward, logits, prefill
 from .params import Params, Runtime
+from .sampling import Sampling
 from .state import AttentionState, DeltaNetState, State, init_state
+from .tokenizer import Tokenizer
 
 __all__ = [
     "AttentionState",
     "CheckpointError",
+    "Completion",
     "Config",
     "DeltaNetState",
     "Params",
+    "Piece",
     "Runtime",
+    "Sampling",
     "State",
+    "Timings",
+    "Tokenizer",
     "VisionConfig",
     "decode",
     "device_put",
     "forward",
+    "generate",
     "init_params",
     "init_state",
+    "jit",
     "load",
     "logits",
     "prefill",
     "presets",
     "save",
+    "stream",
 ]
 
 __version__ = "0.1.0"

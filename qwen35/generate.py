@@ -1,0 +1,351 @@
+"""Text generation over `prefill` and `decode`: batches of prompts in, streamed text out."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .devices import device_put
+from .jit import jit
+from .model import decode, prefill
+from .params import Params
+from .progress import compile_progress, prefill_bar
+from .sampling import Sampling, choose, gumbel
+from .state import State, init_state
+from .tokenizer import TextStream, TokenizerLike
+
+PREFILL_CHUNK = 128
+_SMALLEST_CHUNK = 16
+_CAPACITY_STEP = 128
+
+
+class Piece(NamedTuple):
+    """What one step adds to a row: the token and the text that it completes (maybe "")."""
+
+    row: int
+    text: str
+    token: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of a call went, in seconds; the whole batch's, not one row's.
+
+    Attributes:
+        compile: tracing and compiling, part of neither of the others.
+        first_token: from the start of prefill to the first token.
+        decode: from the first token to the last.
+        tokens_per_second: tokens of all rows after their first, over `decode`; None if no row
+            has a second token.
+    """
+
+    compile: float
+    first_token: float
+    decode: float
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A row's result.
+
+    Attributes:
+        text: the continuation, without special tokens.
+        tokens: the continuation's ids, a final end token included.
+        finish_reason: "stop" at an end token, "length" at max_new_tokens.
+        timings: of the call that produced it.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    timings: Timings
+
+
+def generate(
+    params: Params,
+    tokenizer: TokenizerLike,
+    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    sampling: Sampling = Sampling(),
+    capacity: int | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
+    progress: bool = False,
+) -> list[Completion]:
+    """Continues a batch of prompts, of any lengths, and returns one `Completion` for each.
+
+    On XLA parameters the steps run compiled: one prefill graph, one decode graph.
+
+    Args:
+        params: the parameters, on the device to run on.
+        tokenizer: `Tokenizer`, or one of transformers'. Its `end_token_ids`, if any, and the
+            config's `eos_token_id` end a row.
+        prompts: texts, or lists of token ids.
+        max_new_tokens: the most tokens to add to each.
+        sampling: how tokens are chosen.
+        capacity: tokens the state holds per row; None is as many as this call needs.
+        prefill_chunk: the most prompt tokens that one prefill step takes.
+        progress: draw progress of compilation and prefill on standard error.
+
+    Raises:
+        ValueError: an empty prompt, or one that does not fit the capacity or the model's
+            `max_position_embeddings`; the numbers are in the text.
+    """
+    pieces = stream(
+        params,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        capacity=capacity,
+        prefill_chunk=prefill_chunk,
+        progress=progress,
+    )
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as stop:
+            return stop.value
+
+
+def stream(
+    params: Params,
+    tokenizer: TokenizerLike,
+    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    sampling: Sampling = Sampling(),
+    capacity: int | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
+    progress: bool = False,
+) -> Generator[Piece, None, list[Completion]]:
+    """Like `generate`, but yields a `Piece` for every token as it comes.
+
+    Arguments are checked at the call, before the first piece is asked for. The generator's return
+    value (`StopIteration.value`) is the list of completions.
+    """
+    rows = _encode(tokenizer, prompts)
+    _check_count("max_new_tokens", max_new_tokens)
+    _check_count("prefill_chunk", prefill_chunk)
+    capacity = _capacity(params, rows, max_new_tokens, capacity)
+    batch = _Batch(params, rows, sampling, capacity, prefill_chunk, progress)
+    ends = {*params.config.eos_token_ids, *getattr(tokenizer, "end_token_ids", ())}
+    return _stream(batch, tokenizer, ends, max_new_tokens)
+
+
+def _stream(
+    batch: _Batch, tokenizer: TokenizerLike, ends: set[int], max_new_tokens: int
+) -> Generator[Piece, None, list[Completion]]:
+    count = len(batch.rows)
+    texts = [TextStream(tokenizer) for _ in range(count)]
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    parts: list[list[str]] = [[] for _ in range(count)]
+    reasons: list[str | None] = [None] * count
+    start = time.perf_counter()
+    chosen = batch.prefill()
+    first = time.perf_counter() - start - batch.compile_seconds
+    prefill_compile = batch.compile_seconds
+    start = time.perf_counter()
+    while True:
+        for row, token in enumerate(chosen):
+            if reasons[row] is not None:
+                continue
+            tokens[row].append(token)
+            text = texts[row].push(token)
+            if token in ends:
+                reasons[row] = "stop"
+            elif len(tokens[row]) == max_new_tokens:
+                reasons[row] = "length"
+            if reasons[row] is not None:
+                text += texts[row].finish()
+            parts[row].append(text)
+            yield Piece(row, text, token)
+        active = [reason is None for reason in reasons]
+        if not any(active):
+            break
+        chosen = batch.decode(active)
+    decoding = time.perf_counter() - start - (batch.compile_seconds - prefill_compile)
+    later = sum(len(row) - 1 for row in tokens)
+    rate = later / decoding if later and decoding > 0 else None
+    timings = Timings(batch.compile_seconds, first, decoding, rate)
+    return [
+        Completion("".join(text), tuple(ids), reason, timings)
+        for text, ids, reason in zip(parts, tokens, reasons, strict=True)
+    ]
+
+
+class _Batch:
+    """The rows of one call and their state between steps."""
+
+    def __init__(
+        self,
+        params: Params,
+        rows: list[list[int]],
+        sampling: Sampling,
+        capacity: int,
+        prefill_chunk: int,
+        progress: bool,
+    ) -> None:
+        self.params = params
+        self.rows = rows
+        self.sampling = sampling
+        self.capacity = capacity
+        self.progress = progress
+        self.compile_seconds = 0.0
+        self.chunk = min(prefill_chunk, _ladder(max(map(len, rows))))
+        self.steps = _steps(params.device.type == "xla", progress)
+        self.device = params.device.type
+        # Rows draw from streams of their own: a row's tokens don't depend on its neighbours.
+        self.generators = [
+            torch.Generator().manual_seed((sampling.seed + row * 0x9E3779B97F4A7C15) % 2**63)
+            for row in range(len(rows))
+        ]
+        self.state: State
+        self.token: Tensor
+
+    def prefill(self) -> list[int]:
+        """Runs the prompts, chunk by chunk, and returns every row's first token."""
+        longest = max(map(len, self.rows))
+        self.state = init_state(self.params, len(self.rows), self.capacity)
+        shape = (len(self.rows), self.params.config.vocab_size)
+        logits = torch.zeros(shape, device=self.params.device)
+        with prefill_bar(longest, self.progress and longest > self.chunk) as bar:
+            for start in range(0, longest, self.chunk):
+                tokens, lengths = _slice(self.rows, start, self.chunk)
+                tokens, lengths = device_put((tokens, lengths), self.device)
+                logits, self.state = self._run(
+                    self.steps.prefill, self.params, self.state, tokens, lengths, logits
+                )
+                bar.update(min(self.chunk, longest - start))
+        noise = self._noise()
+        self.token = self._run(self.steps.choose, logits, noise, self.sampling.temperature)
+        return self.token.tolist()
+
+    def decode(self, active: list[bool]) -> list[int]:
+        """Runs one step of the active rows and returns every row's next token."""
+        # A single row is active while there are steps; None and a mask are two graphs.
+        mask = device_put(torch.tensor(active), self.device) if len(active) > 1 else None
+        self.token, self.state = self._run(
+            self.steps.decode,
+            self.params,
+            self.state,
+            self.token,
+            mask,
+            self._noise(),
+            self.sampling.temperature,
+        )
+        return self.token.tolist()
+
+    def _noise(self) -> Tensor | None:
+        if self.sampling.temperature == 0:
+            return None
+        return device_put(gumbel(self.generators, self.params.config.vocab_size), self.device)
+
+    def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        compiled = getattr(step, "compile_count", 0)
+        start = time.perf_counter()
+        result = step(*arguments)
+        if getattr(step, "compile_count", 0) > compiled:
+            self.compile_seconds += time.perf_counter() - start
+        return result
+
+
+class _Steps(NamedTuple):
+    prefill: Callable[..., Any]
+    choose: Callable[..., Any]
+    decode: Callable[..., Any]
+
+
+@functools.cache
+def _steps(compiled: bool, progress: bool) -> _Steps:
+    """The functions of the loop, compiled for XLA; compiled graphs are shared between calls."""
+    if not compiled:
+        return _Steps(_prefill_step, choose, _decode_step)
+    report = compile_progress if progress else None
+    return _Steps(
+        jit(_prefill_step, donate=("state", "logits"), progress=report),
+        jit(choose, progress=report),
+        jit(_decode_step, donate=("state", "token"), progress=report),
+    )
+
+
+def _prefill_step(
+    params: Params, state: State, tokens: Tensor, lengths: Tensor, logits: Tensor
+) -> tuple[Tensor, State]:
+    """One chunk; a row whose prompt has ended keeps the logits of its last token."""
+    new, state = prefill(params, state, tokens, lengths)
+    return torch.where((lengths > 0)[:, None], new, logits), state
+
+
+def _decode_step(
+    params: Params,
+    state: State,
+    token: Tensor,
+    active: Tensor | None,
+    noise: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, State]:
+    logits, state = decode(params, state, token, active)
+    return choose(logits, noise, temperature), state
+
+
+def _slice(rows: list[list[int]], start: int, chunk: int) -> tuple[Tensor, Tensor]:
+    parts = [row[start : start + chunk] for row in rows]
+    tokens = torch.tensor([part + [0] * (chunk - len(part)) for part in parts])
+    return tokens, torch.tensor([len(part) for part in parts])
+
+
+def _ladder(length: int) -> int:
+    """The power of two that holds `length` tokens: short prompts must not pay for long ones."""
+    return max(_SMALLEST_CHUNK, 1 << (length - 1).bit_length())
+
+
+def _encode(tokenizer: TokenizerLike, prompts: Any) -> list[list[int]]:
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
+        prompts = [prompts]
+    rows = [
+        list(tokenizer.encode(prompt)) if isinstance(prompt, str) else [int(t) for t in prompt]
+        for prompt in prompts
+    ]
+    if not rows:
+        raise ValueError("prompts is empty: at least one prompt is needed")
+    for number, row in enumerate(rows):
+        if not row:
+            raise ValueError(f"prompt {number} is empty: at least one token is needed")
+    return rows
+
+
+def _capacity(
+    params: Params, rows: list[list[int]], max_new_tokens: int, capacity: int | None
+) -> int:
+    vocabulary, limit = params.config.vocab_size, params.config.max_position_embeddings
+    for number, row in enumerate(rows):
+        wrong = next((token for token in row if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise ValueError(
+                f"prompt {number} has token id {wrong}, outside the vocabulary of {vocabulary}"
+            )
+        needed = len(row) + max_new_tokens
+        for name, size in (("max_position_embeddings", limit), ("capacity", capacity)):
+            if size is not None and needed > size:
+                raise ValueError(
+                    f"prompt {number} has {len(row)} tokens and {max_new_tokens} more are asked "
+                    f"for: {needed} in all, over the {name} of {size}"
+                )
+    if capacity is not None:
+        return capacity
+    # In steps, so that prompts of similar length share compiled graphs.
+    needed = max(map(len, rows)) + max_new_tokens
+    return min(limit, -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")
