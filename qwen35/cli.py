@@ -1,0 +1,202 @@
+"""The `qwen35` command.
+
+Standard output carries results only; progress, timings and errors go to standard error. Exit
+codes: 0 success, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+from . import __version__
+
+_GENERATE_HELP = """\
+Continue a prompt. Text streams to standard output as it is made.
+
+  qwen35 generate --model demo --prompt "The capital of France is"
+  echo "Once upon a time" | qwen35 generate --model DIR --prompt - --temperature 0.8 --seed 1
+  qwen35 generate --model DIR --prompt "..." --json > result.json
+"""
+
+_INFO_HELP = """\
+Print what a model comes to: layers, parameters by kind, bytes of weights, of state per sequence
+and of KV cache per token. Takes a checkpoint directory or a preset.
+
+  qwen35 info demo
+  qwen35 info 27b --dtype bfloat16 --json
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\nqwen35: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone; without this the interpreter complains again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
+        print(f"qwen35: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qwen35",
+        description="Qwen3.5 (gated DeltaNet + attention) on torch-xla.",
+        epilog="`qwen35 COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"qwen35 {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_generate(commands)
+    _add_info(commands)
+    return parser
+
+
+def _command(commands, name: str, summary: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_generate(commands) -> None:
+    parser = _command(commands, "generate", "continue a prompt", _GENERATE_HELP)
+    parser.set_defaults(run=_generate)
+    parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint directory")
+    parser.add_argument(
+        "--prompt", required=True, metavar="TEXT", help="the prompt; - reads standard input"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 takes the most likely token (default), above 0 samples",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the sampling; default: %(default)s"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("xla", "cpu"),
+        default="xla",
+        help="xla compiles (default), cpu runs plain torch operations",
+    )
+    parser.add_argument(
+        "--no-check-finite", action="store_true", help="skip the scan of weights for NaN and Inf"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object at the end instead of streaming text",
+    )
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from . import Sampling, Tokenizer, load, stream
+
+    prompt = _read_prompt(options.prompt)
+    sampling = Sampling(temperature=options.temperature, seed=options.seed)
+    tokenizer = Tokenizer.from_pretrained(options.model)
+    params = load(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        check_finite=not options.no_check_finite,
+        progress=True,
+    )
+    pieces = stream(
+        params,
+        tokenizer,
+        prompt,
+        max_new_tokens=options.max_new_tokens,
+        sampling=sampling,
+        progress=True,
+    )
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as stop:
+            [completion] = stop.value
+            break
+        if not options.json:
+            print(piece.text, end="", flush=True)
+    if options.json:
+        result = {
+            "model": options.model,
+            "prompt": prompt,
+            "text": completion.text,
+            "tokens": list(completion.tokens),
+            "finish_reason": completion.finish_reason,
+            "timings": dataclasses.asdict(completion.timings),
+        }
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        print(flush=True)
+    timings = completion.timings
+    rate = timings.tokens_per_second
+    rate_text = "" if rate is None else f", then {rate:.1f} tokens per second"
+    print(
+        f"time to first token {timings.first_token * 1e3:.0f} ms{rate_text} "
+        f"({len(completion.tokens)} tokens, {completion.finish_reason}; "
+        f"compilation {timings.compile:.1f} s)",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _read_prompt(prompt: str) -> str:
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input is not UTF-8 text ({error})") from None
+    if not prompt:
+        raise ValueError("the prompt is empty: at least one token is needed")
+    return prompt
+
+
+def _add_info(commands) -> None:
+    parser = _command(commands, "info", "print a model's sizes", _INFO_HELP)
+    parser.set_defaults(run=_info)
+    parser.add_argument("model", metavar="DIR|PRESET", help="checkpoint directory or preset")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="default: %(default)s"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _info(options: argparse.Namespace) -> int:
+    from . import Config, presets
+    from .params import as_dtype
+    from .summary import render, summarize
+
+    name = options.model
+    if name in presets and not Path(name).exists():
+        config = presets[name]
+    elif not Path(name).exists():
+        known = ", ".join(presets)
+        raise ValueError(f"{name}: no such directory, and no preset either (presets: {known})")
+    else:
+        config = Config.from_pretrained(name)
+    summary = summarize(config, as_dtype(options.dtype))
+    print(json.dumps(summary) if options.json else render(name, summary))
+    return 0
