@@ -49,16 +49,13 @@ def gated_delta_step(query, key, value, log_decay, beta, state):
     rows, key_heads, key_size = key.shape
     value_heads = value.shape[1]
     value_size = value.shape[2]
-    layout = cut(rows, 1, key_heads, value_heads, key_size, value_size, LANES)
+    layout = cut((rows, 1, key_heads, key_size), (rows, 1, value_heads, value_size), LANES)
     out = nl.ndarray(value.shape, dtype=value.dtype, buffer=nl.shared_hbm)
     new_state = nl.ndarray(state.shape, dtype=nl.float32, buffer=nl.shared_hbm)
     constants = make_constants(layout)
-    for row_block in range(layout["row_blocks"]):
-        for head_block in range(layout["head_blocks"]):
-            row = layout["first_row"] + row_block * layout["block_rows"]
-            head = layout["first_head"] + head_block * layout["block_heads"]
-            inputs = load(layout, row, head, query, key, value, log_decay, beta, state)
-            step(layout, row, head, constants, inputs, out, new_state)
+    for block in range(layout["row_blocks"] * layout["head_blocks"]):
+        inputs = load(layout, block, query, key, value, log_decay, beta, state)
+        step(layout, block, constants, inputs, out, new_state)
     return out, new_state
 
 
@@ -84,7 +81,7 @@ def make_constants(layout):
     return {"identity": identity, "owner": owner, "inject": inject}
 
 
-def load(layout, row, head, query, key, value, log_decay, beta, state):
+def load(layout, block, query, key, value, log_decay, beta, state):
     """The block's inputs, a lane (of keys and queries: a pair) per partition; the state apart."""
     lanes = layout["lanes"]
     pairs = layout["pairs"]
@@ -95,7 +92,7 @@ def load(layout, row, head, query, key, value, log_decay, beta, state):
 
     both = sbuf(pairs, 2 * key_size, nl.float32)
     pattern = token_pattern(layout, key_heads, key_size, key_size, 1)
-    offset = token_offset(layout, row, head, 0, key_heads, key_size, 0)
+    offset = token_offset(layout, block, 0, key_heads, key_size, 0)
     nisa.dma_copy(dst=both[:, 0:key_size], src=key.ap(pattern=pattern, offset=offset))
     nisa.dma_copy(
         dst=both[:, key_size : 2 * key_size], src=query.ap(pattern=pattern, offset=offset)
@@ -104,26 +101,26 @@ def load(layout, row, head, query, key, value, log_decay, beta, state):
     values = sbuf(lanes, columns, nl.float32)
     pattern = token_pattern(layout, value_heads, layout["value_size"], columns, 1)
     offset = token_offset(
-        layout, row, head, 0, value_heads, layout["value_size"], layout["first_column"]
+        layout, block, 0, value_heads, layout["value_size"], layout["first_column"]
     )
     nisa.dma_copy(dst=values, src=value.ap(pattern=pattern, offset=offset))
 
     gates = sbuf(lanes, 2, nl.float32)
     spread = sbuf(key_size, lanes, nl.float32)  # every partition holds all lanes' log decays
     pattern = token_pattern(layout, value_heads, 1, 1, 1)
-    offset = token_offset(layout, row, head, 0, value_heads, 1, 0)
+    offset = token_offset(layout, block, 0, value_heads, 1, 0)
     nisa.dma_copy(dst=gates[:, 0:1], src=log_decay.ap(pattern=pattern, offset=offset))
     nisa.dma_copy(dst=gates[:, 1:2], src=beta.ap(pattern=pattern, offset=offset))
     pattern = [[0, key_size], pattern[1], pattern[2]]
     nisa.dma_copy(dst=spread, src=log_decay.ap(pattern=pattern, offset=offset))
 
     matrix = sbuf(key_size, lanes * columns, nl.float32)
-    source = state.ap(pattern=state_pattern(layout), offset=state_offset(layout, row, head))
+    source = state.ap(pattern=state_pattern(layout), offset=state_offset(layout, block))
     nisa.dma_copy(dst=matrix, src=source)
     return {"both": both, "values": values, "gates": gates, "spread": spread, "state": matrix}
 
 
-def step(layout, row, head, constants, inputs, out, new_state):
+def step(layout, block, constants, inputs, out, new_state):
     """Everything that follows for one block, and its results to HBM."""
     lanes = layout["lanes"]
     key_size = layout["key_size"]
@@ -220,8 +217,7 @@ def step(layout, row, head, constants, inputs, out, new_state):
     pattern = token_pattern(layout, layout["value_heads"], layout["value_size"], columns, 1)
     offset = token_offset(
         layout,
-        row,
-        head,
+        block,
         0,
         layout["value_heads"],
         layout["value_size"],
@@ -265,5 +261,5 @@ def step(layout, row, head, constants, inputs, out, new_state):
             op=nl.add,
             engine=nisa.engine.vector,
         )
-    target = new_state.ap(pattern=state_pattern(layout), offset=state_offset(layout, row, head))
+    target = new_state.ap(pattern=state_pattern(layout), offset=state_offset(layout, block))
     nisa.dma_copy(dst=target, src=state)

@@ -22,13 +22,18 @@ def largest_divisor(count, limit):
     return best
 
 
-def cut(rows, tokens, key_heads, value_heads, key_size, value_size, most):
+def cut(key_shape, value_shape, most):
     """This program's share of the work and the size of its blocks, at most `most` lanes.
+
+    The shapes are [rows, tokens, heads, size].
 
     Two programs (LNC 2) split the key heads, or else the rows, or else the columns of the
     values, which the delta rule treats independently. A block is a few key heads of one row, or
     all of them of several rows.
     """
+    rows, tokens, key_heads, key_size = key_shape
+    value_heads = value_shape[2]
+    value_size = value_shape[3]
     group = value_heads // key_heads
     assert value_heads == group * key_heads, "value heads must be a multiple of key heads"
     assert group <= most, "too many value heads per key head"
@@ -105,8 +110,7 @@ def select(dst, tile, pattern, offset, multiplier, compare, otherwise):
     )
 
 
-# HBM patterns of a block. `heads` are counted in the tensor's own heads (key or value heads),
-# `first` and `width` in elements of a head.
+# HBM patterns of a block, for `.ap`: partitions first, then rows, heads and the elements of a head.
 
 
 def token_pattern(layout, heads, head_size, width, count):
@@ -120,8 +124,9 @@ def token_pattern(layout, heads, head_size, width, count):
     ]
 
 
-def token_offset(layout, row, head, token, heads, head_size, first):
-    """Where `token_pattern` starts for a block at `row` and key head `head`."""
+def token_offset(layout, block, token, heads, head_size, first):
+    """Where `token_pattern` starts: at `token`, and at element `first` of a head."""
+    row, head = place(layout, block)
     head = heads // layout["key_heads"] * head
     return ((row * layout["tokens"] + token) * heads + head) * head_size + first
 
@@ -137,8 +142,16 @@ def state_pattern(layout):
     ]
 
 
-def state_offset(layout, row, head):
-    """Where `state_pattern` starts for a block at `row` and key head `head`."""
+def state_offset(layout, block):
+    """Where `state_pattern` starts."""
+    row, head = place(layout, block)
     matrix = layout["key_size"] * layout["value_size"]
     lane = row * layout["value_heads"] + head * layout["group"]
     return lane * matrix + layout["first_column"]
+
+
+def place(layout, block):
+    """First row and key head of a block."""
+    row = layout["first_row"] + block // layout["head_blocks"] * layout["block_rows"]
+    head = layout["first_head"] + block % layout["head_blocks"] * layout["block_heads"]
+    return row, head

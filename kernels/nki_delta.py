@@ -1,0 +1,427 @@
+"""The stages of the chunked delta rule on one block of lanes.
+
+With tokens i, j of a chunk, D[i, j] the log decay summed over j+1..i, and G[i] that from the
+chunk's start, per lane:
+
+    A = I + N,   N[i, j] = beta_j exp(D[i, j]) k_i . k_j   (j < i)
+    U = A^-1 (V - exp(G) K S)                    corrections, before beta
+    O = exp(G) Q S + W U,   W[i, j] = beta_j exp(D[i, j]) q_i . k_j   (j <= i)
+    S' = exp(G_end) S + (beta exp(D[end]) K)^T U
+
+beta scales columns, not rows, so that one decay matrix with beta in it serves N and W. What comes
+before the state, `prepare` and the inverse, can run ahead of what passes through it. No exponent
+is positive: D is summed over the tokens between, not a difference of prefix sums, which would
+also cancel after a strong decay.
+"""
+
+import nki.isa as nisa
+import nki.language as nl
+
+from .nki_tiles import (
+    BANK,
+    part,
+    psum_bank,
+    sbuf,
+    select,
+    state_offset,
+    state_pattern,
+    token_offset,
+    token_pattern,
+)
+
+
+def make_plan(chunk, exact):
+    """Static choices. Operands bounded by 1 (keys, queries, all of the inverse) keep three bits
+    more in float16 than in bfloat16; values and the state have no bound."""
+    levels = 0
+    for level in range(7):
+        if 2**level < chunk:
+            levels = level + 1
+    return {
+        "chunk": chunk,
+        "levels": levels,
+        "exact": exact,
+        "bounded": nl.float32 if exact else nl.float16,
+        "unbounded": nl.float32 if exact else nl.bfloat16,
+    }
+
+
+def load_state(layout, block, state):
+    """The state of a block, [Dk, lanes x columns] float32."""
+    tile = sbuf(layout["key_size"], layout["lanes"] * layout["columns"], nl.float32)
+    source = state.ap(pattern=state_pattern(layout), offset=state_offset(layout, block))
+    nisa.dma_copy(dst=tile, src=source)
+    return tile
+
+
+def copy_state(layout, plan, state):
+    """The state as matmuls read it: itself, or its bfloat16 copy."""
+    if plan["exact"]:
+        return state
+    tile = sbuf(layout["key_size"], layout["lanes"] * layout["columns"], plan["unbounded"])
+    nisa.tensor_copy(dst=tile, src=state, engine=nisa.engine.scalar)
+    return tile
+
+
+def load(layout, plan, block, token, inputs):
+    """The inputs of the chunk that starts at `token`; zeros, which change nothing, fill it up."""
+    chunk = plan["chunk"]
+    count = min(chunk, layout["tokens"] - token)
+    lanes = layout["lanes"]
+    pairs = layout["pairs"]
+    columns = layout["columns"]
+    key_heads = layout["key_heads"]
+    value_heads = layout["value_heads"]
+    key_size = layout["key_size"]
+    value_size = layout["value_size"]
+    tiles = {
+        "key": sbuf(chunk, pairs * key_size, plan["bounded"]),
+        "query": sbuf(chunk, pairs * key_size, plan["bounded"]),
+        "value": sbuf(chunk, lanes * columns, plan["unbounded"]),
+        "log_decay": sbuf(chunk, lanes, nl.float32),
+        "beta": sbuf(chunk, lanes, nl.float32),
+    }
+    shapes = {
+        "key": (key_heads, key_size, key_size, 0),
+        "query": (key_heads, key_size, key_size, 0),
+        "value": (value_heads, value_size, columns, layout["first_column"]),
+        "log_decay": (value_heads, 1, 1, 0),
+        "beta": (value_heads, 1, 1, 0),
+    }
+    for name in ("key", "query", "log_decay", "beta", "value"):
+        heads, size, width, first = shapes[name]
+        if count < chunk:
+            nisa.memset(dst=tiles[name], value=0.0, engine=nisa.engine.gpsimd)
+        source = inputs[name].ap(
+            pattern=token_pattern(layout, heads, size, width, count),
+            offset=token_offset(layout, block, token, heads, size, first),
+        )
+        # The DMA converts to the operands' dtype; only host-made descriptors may.
+        nisa.dma_copy(dst=tiles[name][0:count, :], src=source, dge_mode=nisa.dge_mode.none)
+    return tiles
+
+
+def prepare(layout, plan, constants, tiles):
+    """What a chunk needs before its inverse: gates, the system A, the weights W."""
+    lanes = layout["lanes"]
+    group = layout["group"]
+    pairs = layout["pairs"]
+    key_size = layout["key_size"]
+    chunk = plan["chunk"]
+    bounded = plan["bounded"]
+    per_bank = BANK // chunk
+    log_decay = tiles["log_decay"]
+
+    # D^T with beta: sums over j+1..i by matmul with triangles, masked, then exp, all <= 1.
+    terms = sbuf(chunk, lanes * chunk, nl.float32)
+    nisa.tensor_tensor(
+        dst=terms.ap(pattern=[[lanes * chunk, chunk], [chunk, lanes], [1, chunk]]),
+        data1=log_decay.ap(pattern=[[lanes, chunk], [1, lanes], [0, chunk]]),
+        data2=constants["until"].ap(pattern=[[chunk, chunk], [0, lanes], [1, chunk]]),
+        op=nl.multiply,
+        engine=nisa.engine.gpsimd,
+    )
+    decay = sbuf(chunk, lanes * chunk, nl.float32)
+    for first in range(0, lanes, per_bank):
+        width = min(per_bank, lanes - first) * chunk
+        bank = psum_bank()
+        nisa.nc_matmul(
+            dst=bank[0:chunk, 0:width],
+            stationary=constants["after"],
+            moving=terms[:, first * chunk : first * chunk + width],
+            is_stationary_onezero=True,
+            accumulate=False,
+        )
+        nisa.nc_matmul(
+            dst=bank[0:chunk, 0:width],
+            stationary=constants["identity_bf16"],
+            moving=constants["future"][:, 0:width],
+            accumulate=True,
+        )
+        nisa.activation(
+            dst=decay[:, first * chunk : first * chunk + width],
+            op=nl.exp,
+            data=bank[0:chunk, 0:width],
+        )
+    nisa.tensor_tensor(
+        dst=decay.ap(pattern=[[lanes * chunk, chunk], [chunk, lanes], [1, chunk]]),
+        data1=decay.ap(pattern=[[lanes * chunk, chunk], [chunk, lanes], [1, chunk]]),
+        data2=tiles["beta"].ap(pattern=[[lanes, chunk], [1, lanes], [0, chunk]]),
+        op=nl.multiply,
+        engine=nisa.engine.gpsimd,
+    )
+
+    # Per token: exp(G), exp(D[end]); per lane: exp(G_end), on the state's partitions.
+    bank = psum_bank()
+    nisa.nc_matmul(
+        dst=bank[0:chunk, 0:lanes],
+        stationary=constants["until"],
+        moving=log_decay,
+        is_stationary_onezero=True,
+        accumulate=False,
+    )
+    nisa.nc_matmul(
+        dst=bank[0:chunk, lanes : 2 * lanes],
+        stationary=constants["after"],
+        moving=log_decay,
+        is_stationary_onezero=True,
+        accumulate=False,
+    )
+    gates = sbuf(chunk, 2 * lanes, nl.float32)
+    nisa.activation(dst=gates, op=nl.exp, data=bank[0:chunk, 0 : 2 * lanes])
+    bank = psum_bank()
+    nisa.nc_matmul(
+        dst=bank[0:key_size, 0:lanes],
+        stationary=constants["ones"][:, 0:key_size],
+        moving=log_decay,
+        is_stationary_onezero=True,
+        accumulate=False,
+    )
+    across = sbuf(key_size, lanes, nl.float32)
+    nisa.activation(dst=across, op=nl.exp, data=bank[0:key_size, 0:lanes])
+    weights = sbuf(chunk, lanes, nl.float32)
+    nisa.tensor_tensor(
+        dst=weights,
+        data1=gates[:, lanes : 2 * lanes],
+        data2=tiles["beta"],
+        op=nl.multiply,
+        engine=nisa.engine.vector,
+    )
+    reader = sbuf(chunk, lanes * key_size, bounded)
+    writer = sbuf(chunk, lanes * key_size, nl.float32)
+    for target, gate, row in ((reader, gates, 2 * lanes), (writer, weights, lanes)):
+        nisa.tensor_tensor(
+            dst=target.ap(
+                pattern=[
+                    [lanes * key_size, chunk],
+                    [group * key_size, pairs],
+                    [key_size, group],
+                    [1, key_size],
+                ]
+            ),
+            data1=tiles["key"].ap(
+                pattern=[[pairs * key_size, chunk], [key_size, pairs], [0, group], [1, key_size]]
+            ),
+            data2=gate.ap(pattern=[[row, chunk], [group, pairs], [1, group], [0, key_size]]),
+            op=nl.multiply,
+            engine=nisa.engine.gpsimd,
+        )
+
+    # K^T and Q^T, once per key head: [K_0^T | Q_0^T | K_1^T ...].
+    turned = sbuf(key_size, 2 * pairs * chunk, bounded)
+    for first in range(0, 2 * pairs, per_bank):
+        count = min(per_bank, 2 * pairs - first)
+        bank = psum_bank()
+        for slot in range(count):
+            pair = (first + slot) // 2
+            name = "key" if (first + slot) % 2 == 0 else "query"
+            transpose(
+                plan,
+                constants,
+                bank[0:key_size, slot * chunk : (slot + 1) * chunk],
+                part(tiles[name], pair, key_size),
+            )
+        nisa.tensor_copy(
+            dst=turned[:, first * chunk : (first + count) * chunk],
+            src=bank[0:key_size, 0 : count * chunk],
+            engine=nisa.engine.scalar,
+        )
+
+    # A^T and W^T: the products of a key head, times the decays of each of its value heads.
+    system = sbuf(chunk, lanes * chunk, bounded)
+    attention = sbuf(chunk, lanes * chunk, nl.float32)
+    for pair in range(pairs):
+        bank = psum_bank()
+        nisa.nc_matmul(
+            dst=bank[0:chunk, 0 : 2 * chunk],
+            stationary=part(turned, 2 * pair, chunk),
+            moving=part(turned, pair, 2 * chunk),
+            accumulate=False,
+        )
+        own = [[lanes * chunk, chunk], [chunk, group], [1, chunk]]
+        for target, side in ((system, 0), (attention, 1)):
+            nisa.tensor_tensor(
+                dst=target.ap(pattern=own, offset=pair * group * chunk),
+                data1=bank.ap(pattern=[[BANK, chunk], [0, group], [1, chunk]], offset=side * chunk),
+                data2=decay.ap(pattern=own, offset=pair * group * chunk),
+                op=nl.multiply,
+                engine=nisa.engine.vector,
+            )
+    select(system, system, [[0, lanes], [1, chunk]], 0, -1, nl.not_equal, 1.0)
+    return {
+        "value": tiles["value"],
+        "turned": turned,
+        "system": system,
+        "attention": attention,
+        "from_start": gates,
+        "across": across,
+        "reader": reader,
+        "writer": writer,
+        "inverse": sbuf(chunk, lanes * chunk, bounded),
+        "inverse_t": sbuf(chunk, lanes * chunk, bounded),
+    }
+
+
+def transpose(plan, constants, dst, data):
+    """dst = data^T in a float32 bank, whatever the dtype of data."""
+    if plan["exact"]:
+        nisa.nc_transpose(dst=dst, data=data, engine=nisa.engine.tensor)
+    else:
+        nisa.nc_matmul(dst=dst, stationary=data, moving=constants["identity"], accumulate=False)
+
+
+def recall(layout, plan, work):
+    """-(T exp(G) K)^T: what a unit of state takes from the corrections."""
+    lanes = layout["lanes"]
+    key_size = layout["key_size"]
+    chunk = plan["chunk"]
+    per_bank = BANK // chunk
+    result = sbuf(key_size, lanes * chunk, plan["bounded"])
+    for first in range(0, lanes, per_bank):
+        count = min(per_bank, lanes - first)
+        bank = psum_bank()
+        for slot in range(count):
+            nisa.nc_matmul(
+                dst=bank[0:key_size, slot * chunk : (slot + 1) * chunk],
+                stationary=part(work["reader"], first + slot, key_size),
+                moving=part(work["inverse_t"], first + slot, chunk),
+                accumulate=False,
+            )
+        nisa.activation(
+            dst=result[:, first * chunk : (first + count) * chunk],
+            op=nl.copy,
+            data=bank[0:key_size, 0 : count * chunk],
+            scale=-1.0,
+        )
+    return result
+
+
+def correct(layout, plan, work, recalled, operand):
+    """U = T V - (T exp(G) K) S of every lane; `operand` is the state as matmuls read it."""
+    chunk = plan["chunk"]
+    lanes = layout["lanes"]
+    columns = layout["columns"]
+    per_bank = BANK // columns
+    update = sbuf(chunk, lanes * columns, nl.float32)
+    for first in range(0, lanes, per_bank):
+        count = min(per_bank, lanes - first)
+        bank = psum_bank()
+        for slot in range(count):
+            nisa.nc_matmul(
+                dst=bank[0:chunk, slot * columns : (slot + 1) * columns],
+                stationary=part(work["inverse_t"], first + slot, chunk),
+                moving=part(work["value"], first + slot, columns),
+                accumulate=False,
+            )
+            nisa.nc_matmul(
+                dst=bank[0:chunk, slot * columns : (slot + 1) * columns],
+                stationary=part(recalled, first + slot, chunk),
+                moving=part(operand, first + slot, columns),
+                accumulate=True,
+            )
+        nisa.tensor_copy(
+            dst=update[:, first * columns : (first + count) * columns],
+            src=bank[0:chunk, 0 : count * columns],
+            engine=nisa.engine.scalar,
+        )
+    return update
+
+
+def carry(layout, plan, work, update, state):
+    """S <- exp(G_end) S + (beta exp(D[end]) K)^T U of every lane, in place."""
+    lanes = layout["lanes"]
+    columns = layout["columns"]
+    key_size = layout["key_size"]
+    per_bank = BANK // columns
+    decayed = sbuf(key_size, lanes * columns, nl.float32)
+    nisa.tensor_tensor(
+        dst=decayed.ap(pattern=[[lanes * columns, key_size], [columns, lanes], [1, columns]]),
+        data1=state.ap(pattern=[[lanes * columns, key_size], [columns, lanes], [1, columns]]),
+        data2=work["across"].ap(pattern=[[lanes, key_size], [1, lanes], [0, columns]]),
+        op=nl.multiply,
+        engine=nisa.engine.gpsimd,
+    )
+    for first in range(0, lanes, per_bank):
+        count = min(per_bank, lanes - first)
+        bank = psum_bank()
+        for slot in range(count):
+            nisa.nc_matmul(
+                dst=bank[0:key_size, slot * columns : (slot + 1) * columns],
+                stationary=part(work["writer"], first + slot, key_size),
+                moving=part(update, first + slot, columns),
+                accumulate=False,
+            )
+        nisa.tensor_tensor(
+            dst=state[:, first * columns : (first + count) * columns],
+            data1=bank[0:key_size, 0 : count * columns],
+            data2=decayed[:, first * columns : (first + count) * columns],
+            op=nl.add,
+            engine=nisa.engine.vector,
+        )
+
+
+def read_state(layout, plan, work, operand):
+    """exp(G) Q S of every lane: the outputs' part that comes from the state before the chunk."""
+    chunk = plan["chunk"]
+    lanes = layout["lanes"]
+    columns = layout["columns"]
+    group = layout["group"]
+    per_bank = BANK // columns
+    carried = sbuf(chunk, lanes * columns, nl.float32)
+    for first in range(0, lanes, per_bank):
+        count = min(per_bank, lanes - first)
+        bank = psum_bank()
+        for slot in range(count):
+            lane = first + slot
+            nisa.nc_matmul(
+                dst=bank[0:chunk, slot * columns : (slot + 1) * columns],
+                stationary=part(work["turned"], 2 * (lane // group) + 1, chunk),
+                moving=part(operand, lane, columns),
+                accumulate=False,
+            )
+            nisa.activation(
+                dst=part(carried, lane, columns),
+                op=nl.copy,
+                data=bank[0:chunk, slot * columns : (slot + 1) * columns],
+                scale=work["from_start"][:, lane : lane + 1],
+            )
+    return carried
+
+
+def attend(layout, plan, work, update, carried, dtype):
+    """O = exp(G) Q S + W U of every lane."""
+    chunk = plan["chunk"]
+    lanes = layout["lanes"]
+    columns = layout["columns"]
+    per_bank = BANK // columns
+    result = sbuf(chunk, lanes * columns, dtype)
+    for first in range(0, lanes, per_bank):
+        count = min(per_bank, lanes - first)
+        bank = psum_bank()
+        for slot in range(count):
+            nisa.nc_matmul(
+                dst=bank[0:chunk, slot * columns : (slot + 1) * columns],
+                stationary=part(work["attention"], first + slot, chunk),
+                moving=part(update, first + slot, columns),
+                accumulate=False,
+            )
+        nisa.tensor_tensor(
+            dst=result[:, first * columns : (first + count) * columns],
+            data1=bank[0:chunk, 0 : count * columns],
+            data2=carried[:, first * columns : (first + count) * columns],
+            op=nl.add,
+            engine=nisa.engine.vector,
+        )
+    return result
+
+
+def store(layout, plan, block, token, result, out):
+    """Outputs of the chunk that starts at `token` to HBM."""
+    count = min(plan["chunk"], layout["tokens"] - token)
+    heads = layout["value_heads"]
+    size = layout["value_size"]
+    target = out.ap(
+        pattern=token_pattern(layout, heads, size, layout["columns"], count),
+        offset=token_offset(layout, block, token, heads, size, layout["first_column"]),
+    )
+    nisa.dma_copy(dst=target, src=result[0:count, :])
