@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from .config import FULL, Config
 from .params import AttentionLayer, DeltaNetLayer, Params, Runtime
-from .sharding.layout import local_units
+from .sharding.layout import check_split, local_units
 from .sharding.mesh import Mesh
 
 
@@ -118,7 +118,12 @@ def axis_sizes(config: Config) -> dict[str, int]:
 
 
 def declare(config: Config, runtime: Runtime = Runtime()) -> Params:
-    """The parameter tree with a `Parameter` declaration for every tensor."""
+    """The parameter tree with a `Parameter` declaration for every tensor.
+
+    Raises:
+        ValueError: the runtime's mesh can't split this model.
+    """
+    check_split(axis_sizes(config), runtime.mesh)
     hidden = Units(None, config.hidden_size)
     vocab = Units("vocab", config.vocab_size)
     embedding = Source("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_REDUCTIONS = ("activation", "float32")
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -12,18 +14,56 @@ class Mesh:
     Attributes:
         dp: data-parallel ways; each splits the batch.
         tp: tensor-parallel ways; each holds a share of every split tensor.
+        reduce: what partial sums are added in: "activation" (the dtype that they have) or
+            "float32" (twice the bytes of bfloat16 on the links, one rounding less per rank).
+
+    Raises:
+        ValueError: dp or tp is not a positive integer, or reduce is unknown.
     """
 
     dp: int = 1
     tp: int = 1
+    reduce: str = "activation"
 
     def __post_init__(self) -> None:
         for name in ("dp", "tp"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if self.reduce not in _REDUCTIONS:
+            raise ValueError(f"reduce must be one of {_REDUCTIONS}, not {self.reduce!r}")
 
     @property
     def size(self) -> int:
         """Ranks in the mesh."""
         return self.dp * self.tp
+
+    def coordinates(self, rank: int) -> tuple[int, int]:
+        """(dp index, tp index) of a rank.
+
+        Raises:
+            ValueError: the rank is not in the mesh.
+        """
+        if not isinstance(rank, int) or not 0 <= rank < self.size:
+            raise ValueError(
+                f"rank {rank!r} is outside the mesh of dp {self.dp} x tp {self.tp} = {self.size} "
+                f"ranks (0 to {self.size - 1})"
+            )
+        return divmod(rank, self.tp)
+
+    def rank(self, dp_index: int, tp_index: int) -> int:
+        """The rank at a place of the grid; the inverse of `coordinates`."""
+        for name, index, ways in (("dp", dp_index, self.dp), ("tp", tp_index, self.tp)):
+            if not 0 <= index < ways:
+                raise ValueError(f"{name} index {index} is outside 0 to {ways - 1}")
+        return dp_index * self.tp + tp_index
+
+    @property
+    def tp_groups(self) -> list[list[int]]:
+        """The groups that share one batch row set and split the tensors: one list per dp index."""
+        return [list(range(d * self.tp, (d + 1) * self.tp)) for d in range(self.dp)]
+
+    @property
+    def dp_groups(self) -> list[list[int]]:
+        """The groups that hold the same share of the tensors: one list per tp index."""
+        return [list(range(t, self.size, self.tp)) for t in range(self.tp)]
