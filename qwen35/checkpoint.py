@@ -25,7 +25,7 @@ from .declarations import (
     map_declarations,
 )
 from .devices import device_put
-from .materialize import dematerialize, materialize
+from .materialize import dematerialize, materialize, with_tp_index
 from .params import Params, Runtime, as_dtype
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -88,7 +88,7 @@ def load(
         return device_put(tensor, device)
 
     with bar:
-        return map_declarations(build, declared)
+        return with_tp_index(map_declarations(build, declared), device)
 
 
 class _Files:

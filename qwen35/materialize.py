@@ -145,7 +145,16 @@ def init_params(
 
         return device_put(materialize(parameter, read, dtype, sizes, runtime), device)
 
-    return map_declarations(build, declared)
+    return with_tp_index(map_declarations(build, declared), device)
+
+
+def with_tp_index(params: Params, device: str) -> Params:
+    """The parameters with their rank's place among those that share the tensors, as data."""
+    mesh, rank = params.runtime.mesh, params.runtime.rank
+    if mesh is None or mesh.tp == 1:
+        return params
+    index = torch.tensor([mesh.coordinates(rank)[1]], dtype=torch.int32)
+    return dataclasses.replace(params, tp_index=device_put(index, device))
 
 
 def _initial(source: Source, seed: int, scale: float) -> torch.Tensor:

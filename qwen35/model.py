@@ -13,7 +13,7 @@ from .mlp import mlp
 from .norms import rms_norm
 from .params import Params
 from .rope import rope_table
-from .sharding.collectives import all_reduce
+from .sharding.collectives import all_gather, all_reduce
 from .state import AttentionState, DeltaNetState, State
 
 
@@ -90,7 +90,7 @@ def decode(
 
 def logits(params: Params, hidden: Tensor) -> Tensor:
     """The head: hidden [..., H] after the final norm to logits [..., V], float32."""
-    return matmul_float32(hidden, params.head)
+    return all_gather(matmul_float32(hidden, params.head), params.runtime.mesh)
 
 
 def _head(params: Params, x: Tensor) -> Tensor:
@@ -127,10 +127,18 @@ def _blocks(
 
 def _embed(params: Params, tokens: Tensor) -> Tensor:
     flat = tokens.flatten()
+    if params.tp_index is not None:
+        # This rank holds some of the vocabulary; other ids get their embedding from their rank.
+        width = params.head.shape[1]
+        flat = flat - params.tp_index * width
+        here = (flat >= 0) & (flat < width)
+        flat = torch.where(here, flat, 0)
     if params.embed is None:  # tied: the head [H, V] serves both
         x = params.head.index_select(1, flat).T
     else:
         x = params.embed.index_select(0, flat)
+    if params.tp_index is not None:
+        x = all_reduce(torch.where(here[:, None], x, 0.0), params.runtime.mesh)
     return x.unflatten(0, tuple(tokens.shape))
 
 

@@ -93,6 +93,8 @@ class Params:
         vision: the vision tower's parameters, or None.
         config: the model's configuration.
         runtime: static choices.
+        tp_index: [1] int32, which share of the split tensors these are, or None when they are
+            whole. Data, not a static choice: so all ranks run one and the same graph.
     """
 
     embed: Any
@@ -102,6 +104,7 @@ class Params:
     vision: Any
     config: Config
     runtime: Runtime
+    tp_index: Any = None
 
     def with_runtime(self, **changes: Any) -> Params:
         """The same tensors with other static choices, e.g. `with_runtime(chunk=128)`."""
@@ -119,7 +122,7 @@ class Params:
 
 
 # A None leaf would reach functions mapped over the tree, so absent parts are not children.
-_CHILDREN = ("embed", "layers", "norm", "head", "vision")
+_CHILDREN = ("embed", "layers", "norm", "head", "vision", "tp_index")
 
 
 def _present(params: Params) -> tuple[str, ...]:

@@ -1,0 +1,173 @@
+"""One process per rank, as torchrun starts them: groups, agreement and failure."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+from typing import Any
+
+import torch
+from torch import distributed
+
+from .mesh import Mesh
+
+TIMEOUT = 60.0
+
+
+def launched() -> bool:
+    """Whether torchrun (or anything that sets RANK and WORLD_SIZE) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int:
+    """Joins the other ranks' processes and returns this one's rank.
+
+    Args:
+        mesh: the mesh; there must be exactly mesh.size processes.
+        backend: "gloo" for CPU tensors; "xla" for torch-xla's (on Trainium torch-neuronx
+            provides the devices; written from its documentation and not run there).
+        timeout: seconds that a rank waits for the others in any collective before it fails.
+
+    Raises:
+        ValueError: the process was not started by torchrun, the number of processes is not
+            mesh.size, or the timeout is not positive.
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    if not launched():
+        raise ValueError(
+            f"a mesh of {mesh.size} processes is started by torchrun --nproc-per-node "
+            f"{mesh.size}; RANK and WORLD_SIZE are not set here"
+        )
+    world = int(os.environ["WORLD_SIZE"])
+    if world != mesh.size:
+        raise ValueError(
+            f"{world} processes were started, but dp {mesh.dp} x tp {mesh.tp} needs {mesh.size}"
+        )
+    if backend == "xla":
+        import torch_xla.distributed.xla_backend  # noqa: F401  registers the backend
+    distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    rank = distributed.get_rank()
+    mesh.coordinates(rank)
+    _groups(mesh)
+    return rank
+
+
+def stop() -> None:
+    """Leaves the process group; later collectives need a new `start`."""
+    _groups.cache_clear()
+    distributed.destroy_process_group()
+
+
+def tp_group(mesh: Mesh) -> distributed.ProcessGroup:
+    """The group of this rank's tensor-parallel peers.
+
+    Raises:
+        RuntimeError: there are no peers: `start` was not called.
+    """
+    return _groups(mesh)[0]
+
+
+def dp_group(mesh: Mesh) -> distributed.ProcessGroup:
+    """The group of the ranks that hold the same share of the tensors as this one."""
+    return _groups(mesh)[1]
+
+
+@functools.cache
+def _groups(mesh: Mesh) -> tuple[Any, Any]:
+    """This rank's (tp, dp) groups. All ranks must create all groups in the same order."""
+    if not distributed.is_initialized():
+        raise RuntimeError(
+            f"a collective over tp = {mesh.tp} on CPU tensors needs one process per rank: run "
+            f"under torchrun --nproc-per-node {mesh.size} and call sharding.process.start first, "
+            "or use the virtual devices of sharding.spmd"
+        )
+    if distributed.get_world_size() != mesh.size:
+        raise RuntimeError(
+            f"{distributed.get_world_size()} processes run, but dp {mesh.dp} x tp {mesh.tp} needs "
+            f"{mesh.size}"
+        )
+    rank = distributed.get_rank()
+    mine = []
+    for groups in (mesh.tp_groups, mesh.dp_groups):
+        created = [(members, distributed.new_group(members)) for members in groups]
+        mine += [group for members, group in created if rank in members]
+    return mine[0], mine[1]
+
+
+def agree(**facts: Any) -> None:
+    """Raises the same ValueError on every rank unless all ranks call with equal facts.
+
+    For what must match before the first collective: configuration, dtype, checkpoint. Values are
+    compared by their repr.
+    """
+    mine = {name: repr(value) for name, value in facts.items()}
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, mine)
+    problems = []
+    for name in sorted({name for theirs in everyone for name in theirs}):
+        values = [theirs.get(name, "nothing") for theirs in everyone]
+        odd = [rank for rank, value in enumerate(values) if value != values[0]]
+        if odd:
+            shown = values[odd[0]]
+            problems.append(
+                f"{name} is {_short(values[0], shown)} on rank 0 but "
+                f"{_short(shown, values[0])} on rank {', '.join(map(str, odd))}"
+            )
+    if problems:
+        raise ValueError("the ranks disagree: " + "; ".join(problems))
+
+
+def _short(text: str, other: str, width: int = 60) -> str:
+    """`text`, or where it is long the part around its first difference from `other`."""
+    if len(text) <= width:
+        return text
+    first = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
+    start = max(0, first - width // 2)
+    return f"…{text[start : start + width]}…"
+
+
+def together(action: Any, *args: Any, **kwargs: Any) -> Any:
+    """Runs `action` on every rank; if it raises on one, every rank raises, naming that rank.
+
+    For work without collectives inside, such as loading: without this the healthy ranks would
+    wait in their next collective until the timeout.
+    """
+    error: Exception | None = None
+    result = None
+    try:
+        result = action(*args, **kwargs)
+    except Exception as caught:
+        error = caught
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    text = None if error is None else f"{type(error).__name__}: {error}"
+    distributed.all_gather_object(everyone, text)
+    if error is not None:
+        raise error
+    failed = {rank: text for rank, text in enumerate(everyone) if text is not None}
+    if failed:
+        rank, text = next(iter(failed.items()))
+        raise RuntimeError(f"rank {rank} failed: {text}")
+    return result
+
+
+def split_batch(x: torch.Tensor, mesh: Mesh, rank: int) -> torch.Tensor:
+    """The rows of x [B, ...] that a rank's dp row handles, [B / dp, ...].
+
+    Raises:
+        ValueError: B is not a multiple of dp.
+    """
+    rows = x.shape[0]
+    if rows % mesh.dp:
+        raise ValueError(f"a batch of {rows} rows can't be split evenly over dp = {mesh.dp}")
+    return x.chunk(mesh.dp)[mesh.coordinates(rank)[0]]
+
+
+def join_batch(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """The inverse of `split_batch`: the dp rows' x [B / dp, ...] as [B, ...], on every rank."""
+    if mesh.dp == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(mesh.dp)]
+    distributed.all_gather(parts, x.contiguous(), group=dp_group(mesh))
+    return torch.cat(parts)
