@@ -8,6 +8,7 @@ documentation forbids (`rules.RULES`) and what it has no model of, and counts in
 cycles by the published cost model. It imports neither torch nor `nki`.
 """
 
+from .backends import nki_unavailable, simulate_with_nki
 from .errors import (
     EmulatorError,
     LanguageError,
@@ -29,5 +30,7 @@ __all__ = [
     "Simulation",
     "UninitializedError",
     "load",
+    "nki_unavailable",
     "simulate",
+    "simulate_with_nki",
 ]

@@ -111,7 +111,6 @@ class _Check:
             if key in self.seen or node is None:
                 continue
             self.seen.add(key)
-            self._check_imports(source)
             if isinstance(node, ast.ClassDef):
                 _Class(self, names).check(node)
             else:
@@ -129,17 +128,6 @@ class _Check:
             if node.value.id in names.siblings:
                 return [(names.siblings[node.value.id], node.attr)]
         return []
-
-    def _check_imports(self, source):
-        for node in source.tree.body:
-            modules = []
-            if isinstance(node, ast.Import):
-                modules = [item.name for item in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                modules = [node.module]
-            for module in modules:
-                if module.split(".")[0] == "neuronxcc":
-                    refuse(source, node, "namespace", f"import of {module}; use nki")
 
 
 def refuse(source, node, rule, what):

@@ -123,8 +123,9 @@ def _accumulate(dst: Tensor, product, accumulate):
     elif accumulate is not None and accumulate is not True:
         raise NotModelledError(f"accumulate must be True, False or None, got {accumulate!r}")
     else:
-        written = dst.view_of(storage.written)
-        loose = (written if accumulate is None else True) & ~started
+        # Auto-detection overwrites what was never written; True adds to whatever is there.
+        assumed = True if accumulate or storage.full else dst.view_of(storage.written)
+        loose = assumed & ~started
         if np.any(loose):
             fail(
                 "matmul-accumulate",
@@ -162,12 +163,12 @@ def _pe_transpose(core, dst, data, op):
 
 
 def _check_transpose(dst, data, limit):
+    if data.shape[0] > limit or data.elements > limit:
+        fail("transpose-size", f"data {data!r} is larger than {limit} x {limit}")
     if dst.dtype != data.dtype:
         fail("operand-dtype", f"dst {dst!r} must have the dtype of data {data!r}")
     if dst.shape[0] != data.elements or dst.elements != data.shape[0]:
         fail("operand-shape", f"dst {dst!r} is not the transpose of data {data!r}")
-    if data.shape[0] > limit or data.elements > limit:
-        fail("transpose-size", f"data {data!r} is larger than {limit} x {limit}")
 
 
 @instruction

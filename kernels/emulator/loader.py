@@ -11,7 +11,7 @@ import linecache
 import types
 from pathlib import Path
 
-from .errors import EmulatorError
+from .errors import EmulatorError, LanguageError
 from .modules import MODULES, Kernel
 
 _KERNELS = Path(__file__).resolve().parent.parent
@@ -68,6 +68,8 @@ def _execute(path: Path, text: str, loaded: dict) -> types.ModuleType:
             if name not in MODULES:
                 raise EmulatorError(f"module {name} is not emulated")
             return MODULES[name] if fromlist else MODULES["nki"]
+        if level == 0 and name.split(".")[0] == "neuronxcc":
+            raise LanguageError("namespace", f"{path.name} imports {name}; use nki")
         if level == 0:
             return builtins.__import__(name, globals, locals, fromlist, level)
         if level > 1:

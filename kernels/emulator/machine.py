@@ -96,6 +96,7 @@ class Core:
             space=space,
             partitions=partitions,
             bytes_per_partition=per_partition,
+            itemsize=dtype.itemsize,
             line=self.line,
             address=address,
         )

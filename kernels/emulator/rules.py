@@ -369,7 +369,7 @@ _rule(
     "namespace",
     "neuronxcc.nki is an error inside of kernels from 0.4 on, and not emulated for 0.3.",
     "migration 0.3 to 0.4",
-    "language check",
+    "loading",
 )
 _rule(
     "tensor-arithmetic",

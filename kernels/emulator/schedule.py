@@ -12,7 +12,7 @@ for its last user. Semaphores, instruction fetch and descriptor writing are not 
 from dataclasses import dataclass
 
 from .cost import ACCESS_LATENCY_CYCLES, DMA_BYTES_PER_NS
-from .machine import Core
+from .machine import Access, Core
 
 DMA_QUEUES = 16
 
@@ -28,8 +28,23 @@ class Span:
     line: int
 
 
+def _physical(access):
+    """The memory an access is in, and its box there: hand-placed tensors share theirs, in bytes."""
+    block = access.block
+    if block.address is None:
+        return block.number, access
+    (partition, offset), size = block.address, block.itemsize
+    return block.space, Access(
+        block,
+        partition + access.p0,
+        partition + access.p1,
+        offset + access.lo * size,
+        offset + access.hi * size,
+    )
+
+
 class _Regions:
-    """Accesses of one allocation that later ones may have to wait for."""
+    """Accesses of one memory that later ones may have to wait for."""
 
     __slots__ = ("reads", "writes")
 
@@ -52,21 +67,22 @@ def schedule(core: Core) -> list[Span]:
     free = dict.fromkeys(clock, 0.0)
     queues = [0.0] * DMA_QUEUES
     bandwidth_free = 0.0
-    regions: dict[int, _Regions] = {}
+    regions: dict[int | str, _Regions] = {}
     banks = _Banks(core)
     visible = [0.0] * len(core.trace)
     spans = []
     for instruction in core.trace:
         ready = max((visible[index] for index in instruction.after), default=0.0)
-        for access in instruction.reads:
-            region = regions.get(access.block.number)
-            if region:
-                for other, time in region.writes:
-                    if time > ready and _meet(access, other):
-                        ready = time
-        for access in instruction.writes:
+        reads = [_physical(access) for access in instruction.reads]
+        writes = [_physical(access) for access in instruction.writes]
+        for memory, access in reads:
+            region = regions.setdefault(memory, _Regions())
+            for other, time in region.writes:
+                if time > ready and _meet(access, other):
+                    ready = time
+        for memory, access in writes:
             ready = max(ready, banks.available(access.block))
-            region = regions.setdefault(access.block.number, _Regions())
+            region = regions.setdefault(memory, _Regions())
             if access.block.space == "hbm":
                 continue  # outputs are written once; boxes of strided rows would seem to meet
             for other, time in region.writes + region.reads:
@@ -86,10 +102,10 @@ def schedule(core: Core) -> list[Span]:
             seen = end + ACCESS_LATENCY_CYCLES / clock[engine]
         visible[instruction.index] = seen
         spans.append(Span(engine, instruction.op, start, end, instruction.line))
-        for access in instruction.reads:
-            regions.setdefault(access.block.number, _Regions()).reads.append((access, end))
-        for access in instruction.writes:
-            region = regions[access.block.number]
+        for memory, access in reads:
+            regions[memory].reads.append((access, end))
+        for memory, access in writes:
+            region = regions[memory]
             region.writes = [w for w in region.writes if not _covers(access, w[0])]
             region.reads = [r for r in region.reads if not _covers(access, r[0])]
             region.writes.append((access, seen))
@@ -108,26 +124,33 @@ def lifetimes(core: Core) -> dict[int, tuple[int, int]]:
     return spans
 
 
-def units(block, target) -> int:
-    """What an allocation occupies: bytes per partition of SBUF, whole banks of PSUM."""
-    if block.space == "psum":
-        return -(-block.bytes_per_partition // target.psum_bank_bytes)
-    return block.bytes_per_partition
+def units(block, target, offset=0) -> int:
+    """What `offset` bytes and an allocation occupy: bytes of SBUF, whole banks of PSUM."""
+    end = offset + block.bytes_per_partition
+    return -(-end // target.psum_bank_bytes) if block.space == "psum" else end
 
 
 def live_peaks(core: Core) -> dict[str, tuple[int, int]]:
     """Peak use of SBUF (bytes per partition) and PSUM (banks) with the instruction it is at."""
     changes: dict[str, dict[int, int]] = {"sbuf": {}, "psum": {}}
     by_number = {block.number: block for block in core.blocks}
+    placed = {"sbuf": 0, "psum": 0}  # hand-placed tensors keep their place throughout
+    for block in core.blocks:
+        if block.address is not None:
+            end = units(block, core.target, block.address[1])
+            placed[block.space] = max(placed[block.space], end)
     for number, (first, last) in lifetimes(core).items():
         block = by_number[number]
+        if block.address is not None:
+            continue
         size = units(block, core.target)
         moment = changes[block.space]
         moment[first] = moment.get(first, 0) + size
         moment[last + 1] = moment.get(last + 1, 0) - size
     peaks = {}
     for space, moment in changes.items():
-        level, best = 0, (0, 0)
+        level = placed[space]
+        best = (level, 0)
         for index in sorted(moment):
             level += moment[index]
             if level > best[0]:
@@ -149,7 +172,7 @@ class _Banks:
 
     def available(self, block) -> float:
         """When `block` has its banks; takes them at the first call."""
-        if block.space != "psum":
+        if block.space != "psum" or block.address is not None:
             return 0.0
         if block.number not in self.owned:
             count = units(block, self.target)

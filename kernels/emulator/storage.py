@@ -20,6 +20,7 @@ class Block:
     space: str  # "sbuf", "psum" or "hbm"
     partitions: int
     bytes_per_partition: int  # of HBM: all bytes, with partitions = 1
+    itemsize: int
     line: int
     address: tuple[int, int] | None = None  # (partition, byte offset) when placed by hand
 
@@ -54,7 +55,8 @@ class Storage:
         self.row = self.size // shape[0] if on_chip else self.size
         self.cells = np.empty(self.size, dtype.storage)
         self.written = np.zeros(self.size, np.bool_)
-        self.full = False  # every element written: reads then need no look at `written`
+        # Every element was written. Reads then need no look at `written`, which may be stale.
+        self.full = False
         self.from_matmul = np.zeros(self.size, np.bool_) if block.space == "psum" else None
         self.readonly = False
         self.shared = False  # allocated in nl.shared_hbm
@@ -71,7 +73,9 @@ class Storage:
     def poison(self, box):
         """Forget the elements of a box: their bytes now hold another tensor."""
         p0, p1, lo, hi = box
-        self.full = False
+        if self.full:
+            self.written[:] = True
+            self.full = False
         for flags in (self.written, self.from_matmul):
             if flags is not None:
                 flags.reshape(-1, self.row)[p0:p1, lo:hi] = False

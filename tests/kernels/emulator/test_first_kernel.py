@@ -1,10 +1,9 @@
 """A kernel that touches every engine runs and gives NumPy's numbers."""
 
 import numpy as np
-
 from qwen35.kernels import emulator
 
-SOURCE = '''
+SOURCE = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -27,7 +26,7 @@ def kernel(a, b):
     nisa.tensor_scalar(result, result, nl.multiply, row, op1=nl.add, operand1=1.0)
     nisa.dma_copy(dst=out, src=result)
     return out
-'''
+"""
 
 
 def test_a_kernel_gives_numpys_numbers():

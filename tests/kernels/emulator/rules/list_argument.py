@@ -1,0 +1,20 @@
+"""Kernel arguments and their defaults are not lists."""
+
+# ruff: noqa: B006
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+
+@nki.jit
+def accept(x, sizes=(1, 1)):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    nisa.dma_copy(dst=out, src=x)
+    return out
+
+
+@nki.jit
+def reject(x, sizes=[1, 1]):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    nisa.dma_copy(dst=out, src=x)
+    return out
