@@ -12,6 +12,8 @@ This module (with `devices`) is the only part of the model code that knows torch
 from __future__ import annotations
 
 import functools
+import gc
+import hashlib
 import inspect
 import threading
 import time
@@ -35,18 +37,35 @@ class CompileEvent(NamedTuple):
     seconds: float  # since the start of this compilation
 
 
-class Donated(torch.Tensor):
-    """The class that a tensor is given when jit has consumed it: any use raises RuntimeError."""
+class _Unusable(torch.Tensor):
+    """A tensor that has lost its value. jit assigns such a class; any use raises RuntimeError."""
+
+    reason: str
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        raise RuntimeError(
-            "this tensor was donated to a jit-compiled function, which has reused its memory; "
-            "use the function's result, or leave the argument out of donate="
-        )
+        reasons = [kind.reason for kind in types if issubclass(kind, _Unusable)]
+        raise RuntimeError(f"this tensor has no value: {reasons[0]}")
 
     def __repr__(self) -> str:
-        return "<donated tensor>"
+        return f"<{type(self).__name__.lower()} tensor>"
+
+
+class Donated(_Unusable):
+    reason = (
+        "it was donated to a jit-compiled function, which has reused its memory; "
+        "use the function's result, or leave the argument out of donate="
+    )
+
+
+class Escaped(_Unusable):
+    reason = (
+        "it was computed while jit traced a function and has escaped from there; "
+        "return it from the function instead"
+    )
+
+
+_UNUSABLE = frozenset((Donated, Escaped))
 
 
 class _Tracing(threading.local):
@@ -106,7 +125,10 @@ class Jitted:
         functools.update_wrapper(self, function)
         self._function = function
         self._name = getattr(function, "__qualname__", type(function).__name__)
-        self._signature = inspect.signature(function)
+        try:
+            self._signature = inspect.signature(function)
+        except ValueError:  # a builtin that does not tell its parameters
+            self._signature = inspect.signature(lambda *args, **kwargs: None)
         self._parameters = tuple(self._signature.parameters)
         unknown = [name for name in donate if name not in self._parameters]
         if unknown:
@@ -142,6 +164,8 @@ class Jitted:
                 if graph is None:
                     graph = self._compile(values, leaves, frozen)
                     self._graphs[key] = graph
+        if graph.needs_no_grad and torch.is_grad_enabled():
+            self._refuse_gradients(values)
         return graph.run(leaves, frozen)
 
     def lower(self, *args, **kwargs) -> str:
@@ -149,6 +173,8 @@ class Jitted:
 
         The text starts with "HloModule". Donation does not show in it.
         """
+        if _tracing.active:
+            raise RuntimeError(f"{self._name}.lower() can't be called inside a traced function")
         values = self._bind(args, kwargs)
         leaves, _, frozen = self._flatten(values)
         with _trace_lock, _Trace(self, values, leaves, frozen) as trace:
@@ -165,21 +191,38 @@ class Jitted:
     def _flatten(self, values: tuple) -> tuple[list, tuple, list]:
         leaves: list[torch.Tensor] = []
         key: list = []
-        frozen: list[pytree.FlatTree] = []
+        frozen: list[tuple[int, pytree.FlatTree]] = []
         try:
             for value in values:
                 pytree.flatten(value, leaves, key, frozen)
         except pytree.NotHashable as error:
-            path = self._path_of(values, error.value)
+            value = error.value
+            path = self._path_of(values, lambda leaf: leaf is value)
             raise ValueError(f"{self._name}: argument {path}: {error}") from None
+        if not _UNUSABLE.isdisjoint(map(type, leaves)):
+            path, kind = next(
+                (path, type(leaf))
+                for path, leaf in self._named_leaves(values)
+                if type(leaf) in _UNUSABLE
+            )
+            raise RuntimeError(f"{self._name}: argument {path} has no value: {kind.reason}")
+        if xla().runtime.is_spmd():
+            key += _shardings(leaves, frozen)
         return leaves, tuple(key), frozen
+
+    def _refuse_gradients(self, values: tuple) -> None:
+        path = self._path_of(values, lambda x: isinstance(x, torch.Tensor) and x.requires_grad)
+        raise ValueError(
+            f"{self._name}: argument {path} requires gradients, which do not pass through jit: "
+            "call it under torch.no_grad(), or differentiate inside the function"
+        )
 
     def _named_leaves(self, values: tuple):
         for name, value in zip(self._parameters, values, strict=True):
             yield from pytree.named_leaves(value, name)
 
-    def _path_of(self, values: tuple, wanted: Any) -> str:
-        return next((path for path, leaf in self._named_leaves(values) if leaf is wanted), "?")
+    def _path_of(self, values: tuple, wanted: Callable[[Any], bool]) -> str:
+        return next((path for path, leaf in self._named_leaves(values) if wanted(leaf)), "?")
 
     def _compile(self, values: tuple, leaves: list, frozen: list) -> _Graph:
         start = time.perf_counter()
@@ -221,6 +264,7 @@ class _Graph:
         "_seed",
         "_spec",
         "_statics",
+        "needs_no_grad",
         "signature",
     )
 
@@ -237,14 +281,17 @@ class _Graph:
         self._statics = trace.statics
         self._results = _picker(trace.result_order)
         self._spec = trace.spec
+        self.needs_no_grad = trace.needs_no_grad
 
-    def run(self, leaves: list[torch.Tensor], frozen: list[pytree.FlatTree]) -> Any:
+    def run(self, leaves: list[torch.Tensor], frozen: list[tuple[int, pytree.FlatTree]]) -> Any:
         changing = self._kept(leaves)
         donated = self._donated(leaves)
         if donated:
             self._check_distinct(donated, changing, frozen)
-        _materialize(donated + changing)
-        for flat in frozen:
+            _run_pending()  # what is still to be computed from a donated tensor needs it now
+        else:
+            _materialize(changing)
+        for _, flat in frozen:
             if not flat.ready:
                 _materialize(flat.leaves)
                 flat.ready = True
@@ -255,14 +302,14 @@ class _Graph:
         outputs = self._run(self._hash, inputs) if self._hash is not None else []
         for tensor in donated:
             tensor.__class__ = Donated
-        return _pytree.tree_unflatten(self._results(outputs + leaves + self._statics), self._spec)
+        return _pytree.tree_unflatten(self._results(leaves + self._statics + outputs), self._spec)
 
     def _check_distinct(self, donated, changing, frozen) -> None:
         identities = set(map(id, donated))
         shared = (
             len(identities) < len(donated)
             or not identities.isdisjoint(map(id, changing))
-            or not all(identities.isdisjoint(flat.ids) for flat in frozen)
+            or not all(identities.isdisjoint(flat.ids) for _, flat in frozen)
         )
         if shared:
             raise ValueError(
@@ -282,16 +329,16 @@ class _Trace:
         self._jitted = jitted
         self._values = values
         self._leaves = leaves
-        self._frozen = {i for flat in frozen for i in map(id, flat.leaves)}
+        self.needs_no_grad = any(leaf.requires_grad for leaf in leaves)
+        self._frozen = {
+            start + offset for start, flat in frozen for offset in range(len(flat.leaves))
+        }
 
     def __enter__(self) -> _Trace:
         self._check_arguments()
-        torch_xla = xla()
-        core = torch_xla._XLAC
         # Clearing pending computations at the end would take the caller's too: run them first.
-        if any(core._check_device_tensor_need_materialization(str(torch_xla.device()))):
-            torch_xla.sync(wait=True)
-        self._seed = core._xla_get_rng_seed()
+        _run_pending()
+        self._seed = xla()._XLAC._xla_get_rng_seed()
         try:
             self._trace()
         except BaseException:
@@ -302,7 +349,14 @@ class _Trace:
     def __exit__(self, *_) -> None:
         self.outputs = self._stand_ins = None
         core = xla()._XLAC
-        core._clear_pending_irs(str(xla().device()))
+        device = str(xla().device())
+        if True in core._check_device_tensor_need_materialization(device):
+            # The function has stored a traced tensor somewhere (or raised, and the traceback
+            # holds its local variables). torch-xla crashes on a tensor that is cleared and used.
+            for candidate in gc.get_objects():
+                if issubclass(type(candidate), torch.Tensor) and _is_pending(candidate):
+                    candidate.__class__ = Escaped
+            core._clear_pending_irs(device)
         core._xla_set_rng_seed(self._seed)  # compiling must not change the random sequence
 
     def _check_arguments(self) -> None:
@@ -319,15 +373,12 @@ class _Trace:
                         'XLA device: use device_put(tree, "xla")'
                     )
                 if leaf.requires_grad and torch.is_grad_enabled():
-                    raise ValueError(
-                        f"{self.name}: argument {path} requires gradients, which do not pass "
-                        "through jit: call it under torch.no_grad()"
-                    )
-                if name in jitted._donate and id(leaf) in self._frozen:
+                    jitted._refuse_gradients(self._values)
+                if name in jitted._donate and index in self._frozen:
                     raise ValueError(f"{self.name}: {path} is part of a frozen tree: not donated")
                 if name in jitted._donate:
                     self.donated.append(index)
-                elif id(leaf) not in self._frozen:
+                elif index not in self._frozen:
                     self.kept.append(index)
                 index += 1
 
@@ -393,11 +444,7 @@ class _Trace:
         """Decide for each leaf of the result where it comes from: graph, argument or constant."""
         core = xla()._XLAC
         flat, self.spec = _pytree.tree_flatten(result)
-        shareable = {
-            handle: index
-            for index, (handle, leaf) in enumerate(zip(handles, self._leaves, strict=True))
-            if id(leaf) in self._frozen
-        }
+        shareable = {handles[index]: index for index in self._frozen}
         self.outputs, self.statics = [], []
         order: list[tuple[str, int]] = []
         seen = set()
@@ -424,11 +471,9 @@ class _Trace:
             seen.add(core._unique_id_for_ir_and_data(leaf))
             order.append(("output", len(self.outputs)))
             self.outputs.append(leaf)
-        offset = {
-            "output": 0,
-            "leaf": len(self.outputs),
-            "static": len(self.outputs) + len(self._leaves),
-        }
+        # A run picks its results from leaves + statics + the graph's outputs.
+        offset = {"leaf": 0, "static": len(self._leaves)}
+        offset["output"] = len(self._leaves) + len(self.statics)
         self.result_order = [offset[kind] + index for kind, index in order]
 
     def _find_inputs(self, handles: list[int]) -> None:
@@ -448,6 +493,9 @@ class _Trace:
                 index = len(self._leaves) + len(self.constants)
                 self.constants.append(value)
             self.input_order.append(index)
+        # A captured tensor may be modified in place later, which frees the memory it has now.
+        self.constants = [_identity(value) for value in self.constants]
+        _materialize(self.constants)
 
     def compile(self, signature: str) -> _Graph:
         from torch_xla.utils.buffer_donor_context import alias_with_buffer_donor_config
@@ -458,10 +506,11 @@ class _Trace:
         donated = [self._stand_ins[index] for index in self.donated]
         for tensor in donated:
             core._set_buffer_donation(tensor, True)
+        outputs = self.outputs + _salt(self.outputs)
         try:
             with alias_with_buffer_donor_config():
-                graph_hash = core._get_graph_hash(self.outputs)
-                core._xla_warm_up_cache(self.outputs, [])
+                graph_hash = core._get_graph_hash(outputs)
+                core._xla_warm_up_cache(outputs, [])
         finally:
             # The mark sits on the data itself, which the caller's tensor shares.
             for tensor in donated:
@@ -496,6 +545,37 @@ def _identity(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.permute(tuple(range(tensor.dim())))
 
 
+def _salt(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return one more output for a graph with custom calls, a constant that tells it from others.
+
+    torch-xla's graph hash ignores a custom call's backend_config and attributes, so that two
+    graphs whose kernels differ only there would share one executable. The constant is built,
+    from 0 and 1, along the binary digits of a digest of the HLO text, and so changes the hash.
+    """
+    core = xla()._XLAC
+    if "xla::custom_call" not in core._get_xla_tensors_text(outputs):
+        return []
+    text = core._get_xla_tensors_hlo(outputs)
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    one = torch.ones((), dtype=torch.int32, device=outputs[0].device)
+    value = torch.zeros_like(one)
+    for digit in f"{digest:b}":
+        value = value + value + one if digit == "1" else value + value
+    return [value]
+
+
+def _shardings(leaves: list[torch.Tensor], frozen: list[tuple[int, pytree.FlatTree]]) -> list[str]:
+    """Return what tells how the leaves are split over the devices; frozen trees are asked once."""
+    core = xla()._XLAC
+    for flat in frozen:
+        if flat.sharding is None:
+            flat.sharding = " ".join(core._get_xla_sharding_specs(flat.leaves))
+    loose = [
+        leaf for leaf in leaves if leaf.is_xla and not any(id(leaf) in flat.ids for flat in frozen)
+    ]
+    return [*(flat.sharding for flat in frozen), *core._get_xla_sharding_specs(loose)]
+
+
 def _materialize(tensors: Sequence[torch.Tensor]) -> None:
     """Run the pending computations of `tensors`: a compiled graph takes data only."""
     core = xla()._XLAC
@@ -503,6 +583,25 @@ def _materialize(tensors: Sequence[torch.Tensor]) -> None:
     if True in needed:
         pending = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
         core._xla_sync_multi(pending, devices=[], wait=True, sync_xla_data=True)
+
+
+def _is_pending(tensor: torch.Tensor) -> bool:
+    if isinstance(tensor, _Unusable) or tensor.device.type != "xla":
+        return False
+    return xla()._XLAC._check_tensor_need_materialization([tensor])[0]
+
+
+def _run_pending() -> None:
+    """Run every pending computation of the process."""
+    torch_xla = xla()
+    core = torch_xla._XLAC
+    device = str(torch_xla.device())
+    try:
+        pending = True in core._check_device_tensor_need_materialization(device)
+    except RuntimeError:  # some tensor has lost its value in an operation that failed
+        pending = True
+    if pending:
+        core._xla_sync_live_tensors(device, devices=[], wait=True)
 
 
 def _count_reads() -> int:

@@ -21,19 +21,20 @@ class FlatTree:
     """A frozen tree, flattened once.
 
     `leaves` are its tensors in order, `ids` their identities, `key` an object that is the same for
-    every tree of equal structure, shapes, dtypes, devices and static content. `ready` belongs to
-    jit: it has made sure that the leaves hold values and are not pending computations.
+    every tree of equal structure, shapes, dtypes, devices and static content. The rest is jit's:
+    `ready` once the leaves are known to hold values rather than pending computations, `sharding`
+    once it has asked how they are split over devices.
     """
 
-    __slots__ = ("ids", "key", "leaves", "ready", "requires_grad", "tree")
+    __slots__ = ("ids", "key", "leaves", "ready", "reference", "sharding")
 
-    def __init__(self, tree: Any, leaves: list[torch.Tensor], key: FrozenKey, ready: bool = False):
-        self.tree = tree
+    def __init__(self, reference: weakref.ref, leaves: list[torch.Tensor], key: FrozenKey):
+        self.reference = reference  # kept for its callback, which drops this entry
         self.leaves = leaves
         self.ids = frozenset(map(id, leaves))
         self.key = key
-        self.requires_grad = any(leaf.requires_grad for leaf in leaves)
-        self.ready = ready
+        self.ready = False
+        self.sharding: str | None = None
 
 
 class FrozenKey:
@@ -67,26 +68,29 @@ def register_frozen(cls: type) -> type:
     return cls
 
 
-def flatten(tree: Any, leaves: list[torch.Tensor], key: list, frozen: list[FlatTree]) -> None:
+def flatten(
+    tree: Any, leaves: list[torch.Tensor], key: list, frozen: list[tuple[int, FlatTree]]
+) -> None:
     """Append the tensors of `tree` to `leaves`, and to `key` what tells it from other trees.
 
     The key holds node types, lengths, static contexts, static leaves with their type (1, 1.0 and
-    True differ), and per tensor its shape, dtype and device. Frozen trees met on the way are
-    appended to `frozen`. Raises `NotHashable` for a leaf that is neither tensor nor hashable.
+    True differ), and per tensor its shape, dtype, device and requires_grad. Frozen trees met on
+    the way are appended to `frozen`, with the index of their first leaf. Raises `NotHashable` for
+    a leaf that is neither tensor nor hashable.
     """
     kind = type(tree)
     if kind is torch.Tensor:
         leaves.append(tree)
-        key += (tree.shape, tree.dtype, tree.device)
+        key += (tree.shape, tree.dtype, tree.device, tree.requires_grad)
     elif tree is None or kind is bool or kind is int or kind is str:
         key += (kind, tree)
     elif kind is float:
         key += (kind, tree.hex())  # unlike ==, tells -0.0 from 0.0 and finds nan again
     elif kind in _frozen_classes:
         flat = flatten_frozen(tree)
+        frozen.append((len(leaves), flat))
         leaves += flat.leaves
         key.append(flat.key)
-        frozen.append(flat)
     elif kind is dict:
         key += (kind, tuple(tree))
         for child in tree.values():
@@ -97,7 +101,8 @@ def flatten(tree: Any, leaves: list[torch.Tensor], key: list, frozen: list[FlatT
             flatten(child, leaves, key, frozen)
     elif isinstance(tree, torch.Tensor):
         leaves.append(tree)
-        key += (tree.shape, tree.dtype, tree.device)
+        with torch._C.DisableTorchFunctionSubclass():
+            key += (tree.shape, tree.dtype, tree.device, tree.requires_grad)
     elif kind in _pytree.SUPPORTED_NODES:
         children, context = _pytree.SUPPORTED_NODES[kind].flatten_fn(tree)
         key += (kind, _hashable(context), len(children))
