@@ -2,24 +2,23 @@
 
 Every engine runs its instructions in program order; engines run in parallel. An instruction waits
 for the data it reads (and for the readers and writers of what it overwrites), seen
-`ACCESS_LATENCY_CYCLES` of the producing engine after it is done. DMAs go to 16 queues that share
-the core's bandwidth: each starts on the queue that is free first, its bytes pass one after
-another. Tensors without an address get memory when first written and give it back after their
+`ACCESS_LATENCY_CYCLES` of the producing engine after it is done. A DMA waits for its data only,
+then for its fixed latency, then its bytes take the first gap in the core's shared bandwidth that
+is long enough (16 engines serve one transfer together). Tensors without an address get memory when first written and give it back after their
 last use; for PSUM the eight banks are handed out in program order, and whoever gets a bank waits
 for its last user. Semaphores, instruction fetch and descriptor writing are not modelled.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from .cost import ACCESS_LATENCY_CYCLES, DMA_BYTES_PER_NS
 from .machine import Access, Core
 
-DMA_QUEUES = 16
-
 
 @dataclass(slots=True)
 class Span:
-    """An instruction on the timeline, in nanoseconds."""
+    """An instruction on the timeline, in nanoseconds; of a DMA, when its bytes move."""
 
     engine: str
     op: str
@@ -65,8 +64,7 @@ def schedule(core: Core) -> list[Span]:
     """The spans of a core's instructions, in program order."""
     clock = core.target.clock_ghz
     free = dict.fromkeys(clock, 0.0)
-    queues = [0.0] * DMA_QUEUES
-    bandwidth_free = 0.0
+    bandwidth = _Bandwidth()
     regions: dict[int | str, _Regions] = {}
     banks = _Banks(core)
     visible = [0.0] * len(core.trace)
@@ -90,12 +88,9 @@ def schedule(core: Core) -> list[Span]:
                     ready = time
         engine = instruction.engine
         if engine == "dma":
-            queue = min(range(DMA_QUEUES), key=queues.__getitem__)
             transfer = instruction.bytes / DMA_BYTES_PER_NS
-            latency = instruction.nanoseconds - transfer
-            start = max(ready, queues[queue])
-            bandwidth_free = max(bandwidth_free, start + latency) + transfer
-            end = seen = queues[queue] = bandwidth_free
+            start = bandwidth.take(ready + instruction.nanoseconds - transfer, transfer)
+            end = seen = start + transfer
         else:
             start = max(ready, free[engine])
             end = free[engine] = start + instruction.cycles / clock[engine]
@@ -157,6 +152,24 @@ def live_peaks(core: Core) -> dict[str, tuple[int, int]]:
                 best = (level, index)
         peaks[space] = best
     return peaks
+
+
+class _Bandwidth:
+    """The intervals in which bytes move, in order of time."""
+
+    def __init__(self):
+        self.busy: list[tuple[float, float]] = []
+
+    def take(self, earliest: float, length: float) -> float:
+        """Occupy the first gap of `length` at or after `earliest`; returns its start."""
+        place = bisect_left(self.busy, (earliest, earliest))
+        if place and self.busy[place - 1][1] > earliest:
+            earliest = self.busy[place - 1][1]
+        while place < len(self.busy) and self.busy[place][0] < earliest + length:
+            earliest = self.busy[place][1]
+            place += 1
+        self.busy.insert(place, (earliest, earliest + length))
+        return earliest
 
 
 class _Banks:
