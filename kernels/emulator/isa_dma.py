@@ -36,8 +36,6 @@ def _store(core: Core, dst: Tensor, stored):
 
 
 def _check_mode(mode, engine, same_dtype, oob_mode, priority):
-    if mode not in modes:
-        raise NotModelledError(f"dge_mode {mode!r}")
     if priority is not None:
         raise NotModelledError("DMA priority needs trn3")
     if oob_mode is not oob_modes.error:

@@ -37,8 +37,6 @@ def pick_engine(op, requested, default, allowed):
     """The engine an instruction runs on; unknown lets the compiler choose, here `default`."""
     if requested is engines.unknown:
         return default
-    if requested not in engines:
-        raise SignatureError(f"{op}: engine must be an nisa.engine, got {requested!r}")
     if requested.name not in allowed:
         fail("engine", f"{op} runs on {' or '.join(allowed)}, got {requested.name}")
     return requested.name

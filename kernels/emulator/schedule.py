@@ -4,9 +4,10 @@ Every engine runs its instructions in program order; engines run in parallel. An
 for the data it reads (and for the readers and writers of what it overwrites), seen
 `ACCESS_LATENCY_CYCLES` of the producing engine after it is done. A DMA waits for its data only,
 then for its fixed latency, then its bytes take the first gap in the core's shared bandwidth that
-is long enough (16 engines serve one transfer together). Tensors without an address get memory when first written and give it back after their
-last use; for PSUM the eight banks are handed out in program order, and whoever gets a bank waits
-for its last user. Semaphores, instruction fetch and descriptor writing are not modelled.
+is long enough (16 engines serve one transfer together). Tensors without an address get memory when
+first written and give it back after their last use; for PSUM the eight banks are handed out in
+program order, and whoever gets a bank waits for its last user. Not modelled: semaphores,
+instruction fetch, descriptor writing, and conflicts of engines over a memory port.
 """
 
 from bisect import bisect_left

@@ -7,6 +7,7 @@ that are enum members are written by name and resolved through `enums`.
 
 import inspect
 import re
+from enum import Enum
 from typing import NamedTuple
 
 from . import enums
@@ -20,6 +21,7 @@ VERSIONS = ((0, 3), (0, 4), (0, 5), (0, 6))
 class Entry(NamedTuple):
     signature: inspect.Signature
     defaults: dict  # of every parameter; inspect.Parameter.empty if it has none
+    enums: dict  # parameters that take members of an enumeration, and which one
     since: tuple[int, int]
     until: tuple[int, int]
 
@@ -46,10 +48,12 @@ def _table(text: str) -> dict[str, list[Entry]]:
         name, _, rest = head.partition("(")
         since, _, until = versions.rstrip("]").partition("-")
         signature = _parse(rest.rstrip()[:-1])
+        defaults = {p.name: p.default for p in signature.parameters.values()}
         table.setdefault(name, []).append(
             Entry(
                 signature,
-                {p.name: p.default for p in signature.parameters.values()},
+                defaults,
+                {key: type(value) for key, value in defaults.items() if isinstance(value, Enum)},
                 _version(since) if since else FIRST,
                 _version(until) if until else LAST,
             )
@@ -214,6 +218,13 @@ def bind(table, module: str, name: str, version, args, kwargs) -> dict:
             raise SignatureError(
                 f"{module}.{name}{entry.signature} of NKI {_show(version)}: {error}"
             ) from None
+    # "Integer enum constants no longer supported" (migration 0.2 to 0.3).
+    for parameter, kind in entry.enums.items():
+        if not isinstance(arguments[parameter], kind):
+            raise SignatureError(
+                f"{module}.{name}: {parameter} must be an nisa.{kind.__name__}, got "
+                f"{arguments[parameter]!r}"
+            )
     return arguments
 
 
