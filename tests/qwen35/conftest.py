@@ -181,7 +181,7 @@ def perturb(model: torch.nn.Module, seed: int) -> None:
                 tensor.normal_(mean, std, generator=generator)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
     """A transformers model, what it says, and the directory that it was saved to."""
 
@@ -211,17 +211,19 @@ class Reference:
             pieces.append(feed(tokens[:, t : t + 1]))
         return torch.cat(pieces, 1)
 
-    def greedy(self, prompt: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Greedy continuation of prompt [B, T]: token ids [B, steps] and logits [B, steps, V].
+    @functools.cache  # noqa: B019 - a session has ten of these objects and two prompts each
+    def greedy(self, length: int, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A prompt [2, length], its greedy continuation [2, steps] and the logits that chose it.
 
         logits[:, i] are those that chose tokens[:, i].
         """
+        prompt = self.tokens(2, length, seed=1)
         chosen, logits, feed, piece = [], [], self._feeder(), prompt
         for _ in range(steps):
             logits.append(feed(piece)[:, -1])
             chosen.append(logits[-1].argmax(-1))
             piece = chosen[-1][:, None]
-        return torch.stack(chosen, 1), torch.stack(logits, 1)
+        return prompt, torch.stack(chosen, 1), torch.stack(logits, 1)
 
     def _feeder(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """A function that takes the next tokens [B, T] and gives their logits [B, T, V]."""
