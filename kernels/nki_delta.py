@@ -101,27 +101,21 @@ def load(layout, plan, block, token, inputs):
     return tiles
 
 
-def prepare(layout, plan, constants, tiles):
-    """What a chunk needs before its inverse: gates, the system A, the weights W."""
+def make_decays(layout, plan, constants, tiles):
+    """exp(D[i, j]) at [j, i] of every lane, and 0 where j > i."""
     lanes = layout["lanes"]
-    group = layout["group"]
-    pairs = layout["pairs"]
-    key_size = layout["key_size"]
     chunk = plan["chunk"]
-    bounded = plan["bounded"]
     per_bank = BANK // chunk
-    log_decay = tiles["log_decay"]
-
-    # D^T with beta: sums over j+1..i by matmul with triangles, masked, then exp, all <= 1.
-    terms = sbuf(chunk, lanes * chunk, nl.float32)
-    nisa.tensor_tensor(
-        dst=terms.ap(pattern=[[lanes * chunk, chunk], [chunk, lanes], [1, chunk]]),
-        data1=log_decay.ap(pattern=[[lanes, chunk], [1, lanes], [0, chunk]]),
-        data2=constants["until"].ap(pattern=[[chunk, chunk], [0, lanes], [1, chunk]]),
-        op=nl.multiply,
-        engine=nisa.engine.gpsimd,
-    )
-    decay = sbuf(chunk, lanes * chunk, nl.float32)
+    terms = sbuf(chunk, lanes * chunk, nl.float32)  # the log decay of token l at [l, i >= l]
+    for lane in range(lanes):
+        nisa.tensor_scalar(
+            dst=part(terms, lane, chunk),
+            data=constants["until"],
+            op0=nl.multiply,
+            operand0=tiles["log_decay"][:, lane : lane + 1],
+            engine=nisa.engine.vector,
+        )
+    decays = sbuf(chunk, lanes * chunk, nl.float32)
     for first in range(0, lanes, per_bank):
         width = min(per_bank, lanes - first) * chunk
         bank = psum_bank()
@@ -139,34 +133,44 @@ def prepare(layout, plan, constants, tiles):
             accumulate=True,
         )
         nisa.activation(
-            dst=decay[:, first * chunk : first * chunk + width],
+            dst=decays[:, first * chunk : first * chunk + width],
             op=nl.exp,
             data=bank[0:chunk, 0:width],
         )
+    return decays
+
+
+def weigh(layout, plan, decays, beta):
+    """Multiply the decays by the beta of their source token j, in place."""
+    lanes = layout["lanes"]
+    chunk = plan["chunk"]
+    every = [[lanes * chunk, chunk], [chunk, lanes], [1, chunk]]
     nisa.tensor_tensor(
-        dst=decay.ap(pattern=[[lanes * chunk, chunk], [chunk, lanes], [1, chunk]]),
-        data1=decay.ap(pattern=[[lanes * chunk, chunk], [chunk, lanes], [1, chunk]]),
-        data2=tiles["beta"].ap(pattern=[[lanes, chunk], [1, lanes], [0, chunk]]),
+        dst=decays.ap(pattern=every),
+        data1=decays.ap(pattern=every),
+        data2=beta.ap(pattern=[[lanes, chunk], [1, lanes], [0, chunk]]),
         op=nl.multiply,
         engine=nisa.engine.gpsimd,
     )
 
-    # Per token: exp(G), exp(D[end]); per lane: exp(G_end), on the state's partitions.
+
+def make_gates(layout, plan, constants, tiles):
+    """exp(G) per token and exp(G_end) per lane; exp(G) K and beta exp(D[end]) K of every lane."""
+    lanes = layout["lanes"]
+    group = layout["group"]
+    pairs = layout["pairs"]
+    key_size = layout["key_size"]
+    chunk = plan["chunk"]
+    log_decay = tiles["log_decay"]
     bank = psum_bank()
-    nisa.nc_matmul(
-        dst=bank[0:chunk, 0:lanes],
-        stationary=constants["until"],
-        moving=log_decay,
-        is_stationary_onezero=True,
-        accumulate=False,
-    )
-    nisa.nc_matmul(
-        dst=bank[0:chunk, lanes : 2 * lanes],
-        stationary=constants["after"],
-        moving=log_decay,
-        is_stationary_onezero=True,
-        accumulate=False,
-    )
+    for side, triangle in ((0, "until"), (1, "after")):
+        nisa.nc_matmul(
+            dst=bank[0:chunk, side * lanes : (side + 1) * lanes],
+            stationary=constants[triangle],
+            moving=log_decay,
+            is_stationary_onezero=True,
+            accumulate=False,
+        )
     gates = sbuf(chunk, 2 * lanes, nl.float32)
     nisa.activation(dst=gates, op=nl.exp, data=bank[0:chunk, 0 : 2 * lanes])
     bank = psum_bank()
@@ -187,28 +191,28 @@ def prepare(layout, plan, constants, tiles):
         op=nl.multiply,
         engine=nisa.engine.vector,
     )
-    reader = sbuf(chunk, lanes * key_size, bounded)
+    reader = sbuf(chunk, lanes * key_size, plan["bounded"])
     writer = sbuf(chunk, lanes * key_size, nl.float32)
+    own = [[lanes * key_size, chunk], [group * key_size, pairs], [key_size, group], [1, key_size]]
+    shared = [[pairs * key_size, chunk], [key_size, pairs], [0, group], [1, key_size]]
     for target, gate, row in ((reader, gates, 2 * lanes), (writer, weights, lanes)):
         nisa.tensor_tensor(
-            dst=target.ap(
-                pattern=[
-                    [lanes * key_size, chunk],
-                    [group * key_size, pairs],
-                    [key_size, group],
-                    [1, key_size],
-                ]
-            ),
-            data1=tiles["key"].ap(
-                pattern=[[pairs * key_size, chunk], [key_size, pairs], [0, group], [1, key_size]]
-            ),
+            dst=target.ap(pattern=own),
+            data1=tiles["key"].ap(pattern=shared),
             data2=gate.ap(pattern=[[row, chunk], [group, pairs], [1, group], [0, key_size]]),
             op=nl.multiply,
             engine=nisa.engine.gpsimd,
         )
+    return {"from_start": gates, "across": across, "reader": reader, "writer": writer}
 
-    # K^T and Q^T, once per key head: [K_0^T | Q_0^T | K_1^T ...].
-    turned = sbuf(key_size, 2 * pairs * chunk, bounded)
+
+def turn(layout, plan, constants, tiles):
+    """Transposed keys and queries, once per key head: [K_0^T | Q_0^T | K_1^T | ...]."""
+    pairs = layout["pairs"]
+    key_size = layout["key_size"]
+    chunk = plan["chunk"]
+    per_bank = BANK // chunk
+    turned = sbuf(key_size, 2 * pairs * chunk, plan["bounded"])
     for first in range(0, 2 * pairs, per_bank):
         count = min(per_bank, 2 * pairs - first)
         bank = psum_bank()
@@ -226,11 +230,18 @@ def prepare(layout, plan, constants, tiles):
             src=bank[0:key_size, 0 : count * chunk],
             engine=nisa.engine.scalar,
         )
+    return turned
 
-    # A^T and W^T: the products of a key head, times the decays of each of its value heads.
-    system = sbuf(chunk, lanes * chunk, bounded)
+
+def make_systems(layout, plan, turned, decays):
+    """A^T and W^T of every lane: its key head's products times its own decays."""
+    lanes = layout["lanes"]
+    group = layout["group"]
+    chunk = plan["chunk"]
+    system = sbuf(chunk, lanes * chunk, plan["bounded"])
     attention = sbuf(chunk, lanes * chunk, nl.float32)
-    for pair in range(pairs):
+    own = [[lanes * chunk, chunk], [chunk, group], [1, chunk]]
+    for pair in range(layout["pairs"]):
         bank = psum_bank()
         nisa.nc_matmul(
             dst=bank[0:chunk, 0 : 2 * chunk],
@@ -238,28 +249,16 @@ def prepare(layout, plan, constants, tiles):
             moving=part(turned, pair, 2 * chunk),
             accumulate=False,
         )
-        own = [[lanes * chunk, chunk], [chunk, group], [1, chunk]]
         for target, side in ((system, 0), (attention, 1)):
             nisa.tensor_tensor(
                 dst=target.ap(pattern=own, offset=pair * group * chunk),
                 data1=bank.ap(pattern=[[BANK, chunk], [0, group], [1, chunk]], offset=side * chunk),
-                data2=decay.ap(pattern=own, offset=pair * group * chunk),
+                data2=decays.ap(pattern=own, offset=pair * group * chunk),
                 op=nl.multiply,
                 engine=nisa.engine.vector,
             )
     select(system, system, [[0, lanes], [1, chunk]], 0, -1, nl.not_equal, 1.0)
-    return {
-        "value": tiles["value"],
-        "turned": turned,
-        "system": system,
-        "attention": attention,
-        "from_start": gates,
-        "across": across,
-        "reader": reader,
-        "writer": writer,
-        "inverse": sbuf(chunk, lanes * chunk, bounded),
-        "inverse_t": sbuf(chunk, lanes * chunk, bounded),
-    }
+    return system, attention
 
 
 def transpose(plan, constants, dst, data):
@@ -270,7 +269,7 @@ def transpose(plan, constants, dst, data):
         nisa.nc_matmul(dst=dst, stationary=data, moving=constants["identity"], accumulate=False)
 
 
-def recall(layout, plan, work):
+def recall(layout, plan, reader, inverse_t):
     """-(T exp(G) K)^T: what a unit of state takes from the corrections."""
     lanes = layout["lanes"]
     key_size = layout["key_size"]
@@ -283,8 +282,8 @@ def recall(layout, plan, work):
         for slot in range(count):
             nisa.nc_matmul(
                 dst=bank[0:key_size, slot * chunk : (slot + 1) * chunk],
-                stationary=part(work["reader"], first + slot, key_size),
-                moving=part(work["inverse_t"], first + slot, chunk),
+                stationary=part(reader, first + slot, key_size),
+                moving=part(inverse_t, first + slot, chunk),
                 accumulate=False,
             )
         nisa.activation(
@@ -296,7 +295,7 @@ def recall(layout, plan, work):
     return result
 
 
-def correct(layout, plan, work, recalled, operand):
+def correct(layout, plan, inverse_t, value, recalled, operand):
     """U = T V - (T exp(G) K) S of every lane; `operand` is the state as matmuls read it."""
     chunk = plan["chunk"]
     lanes = layout["lanes"]
@@ -309,8 +308,8 @@ def correct(layout, plan, work, recalled, operand):
         for slot in range(count):
             nisa.nc_matmul(
                 dst=bank[0:chunk, slot * columns : (slot + 1) * columns],
-                stationary=part(work["inverse_t"], first + slot, chunk),
-                moving=part(work["value"], first + slot, columns),
+                stationary=part(inverse_t, first + slot, chunk),
+                moving=part(value, first + slot, columns),
                 accumulate=False,
             )
             nisa.nc_matmul(
@@ -327,27 +326,36 @@ def correct(layout, plan, work, recalled, operand):
     return update
 
 
-def carry(layout, plan, work, update, state):
+def decay_state(layout, across, state):
+    """exp(G_end) S of every lane."""
+    lanes = layout["lanes"]
+    columns = layout["columns"]
+    key_size = layout["key_size"]
+    every = [[lanes * columns, key_size], [columns, lanes], [1, columns]]
+    decayed = sbuf(key_size, lanes * columns, nl.float32)
+    nisa.tensor_tensor(
+        dst=decayed.ap(pattern=every),
+        data1=state.ap(pattern=every),
+        data2=across.ap(pattern=[[lanes, key_size], [1, lanes], [0, columns]]),
+        op=nl.multiply,
+        engine=nisa.engine.gpsimd,
+    )
+    return decayed
+
+
+def carry(layout, writer, update, decayed, state):
     """S <- exp(G_end) S + (beta exp(D[end]) K)^T U of every lane, in place."""
     lanes = layout["lanes"]
     columns = layout["columns"]
     key_size = layout["key_size"]
     per_bank = BANK // columns
-    decayed = sbuf(key_size, lanes * columns, nl.float32)
-    nisa.tensor_tensor(
-        dst=decayed.ap(pattern=[[lanes * columns, key_size], [columns, lanes], [1, columns]]),
-        data1=state.ap(pattern=[[lanes * columns, key_size], [columns, lanes], [1, columns]]),
-        data2=work["across"].ap(pattern=[[lanes, key_size], [1, lanes], [0, columns]]),
-        op=nl.multiply,
-        engine=nisa.engine.gpsimd,
-    )
     for first in range(0, lanes, per_bank):
         count = min(per_bank, lanes - first)
         bank = psum_bank()
         for slot in range(count):
             nisa.nc_matmul(
                 dst=bank[0:key_size, slot * columns : (slot + 1) * columns],
-                stationary=part(work["writer"], first + slot, key_size),
+                stationary=part(writer, first + slot, key_size),
                 moving=part(update, first + slot, columns),
                 accumulate=False,
             )
@@ -360,7 +368,7 @@ def carry(layout, plan, work, update, state):
         )
 
 
-def read_state(layout, plan, work, operand):
+def read_state(layout, plan, turned, gates, operand):
     """exp(G) Q S of every lane: the outputs' part that comes from the state before the chunk."""
     chunk = plan["chunk"]
     lanes = layout["lanes"]
@@ -375,7 +383,7 @@ def read_state(layout, plan, work, operand):
             lane = first + slot
             nisa.nc_matmul(
                 dst=bank[0:chunk, slot * columns : (slot + 1) * columns],
-                stationary=part(work["turned"], 2 * (lane // group) + 1, chunk),
+                stationary=part(turned, 2 * (lane // group) + 1, chunk),
                 moving=part(operand, lane, columns),
                 accumulate=False,
             )
@@ -383,12 +391,12 @@ def read_state(layout, plan, work, operand):
                 dst=part(carried, lane, columns),
                 op=nl.copy,
                 data=bank[0:chunk, slot * columns : (slot + 1) * columns],
-                scale=work["from_start"][:, lane : lane + 1],
+                scale=gates["from_start"][:, lane : lane + 1],
             )
     return carried
 
 
-def attend(layout, plan, work, update, carried, dtype):
+def attend(layout, plan, attention, update, carried, dtype):
     """O = exp(G) Q S + W U of every lane."""
     chunk = plan["chunk"]
     lanes = layout["lanes"]
@@ -401,7 +409,7 @@ def attend(layout, plan, work, update, carried, dtype):
         for slot in range(count):
             nisa.nc_matmul(
                 dst=bank[0:chunk, slot * columns : (slot + 1) * columns],
-                stationary=part(work["attention"], first + slot, chunk),
+                stationary=part(attention, first + slot, chunk),
                 moving=part(update, first + slot, columns),
                 accumulate=False,
             )

@@ -14,18 +14,32 @@ from .nki_delta import (
     carry,
     copy_state,
     correct,
+    decay_state,
     load,
     load_state,
+    make_decays,
+    make_gates,
     make_plan,
-    prepare,
+    make_systems,
     read_state,
     recall,
     store,
+    turn,
+    weigh,
 )
-from .nki_inverse import LANES, make_constants, make_factors, merge
+from .nki_inverse import (
+    LANES,
+    apply_factor,
+    find_factor,
+    make_constants,
+    make_factors,
+    make_inverse,
+)
 from .nki_tiles import cut, state_offset, state_pattern
 
 CHUNK = 128
+SLOTS = 7  # of the pipeline, at least one per merge
+EXACT_LANES = 6  # of a block in float32: with few lanes per key head, eight do not fit SBUF
 
 
 @nki.jit
@@ -50,7 +64,10 @@ def gated_delta_prefill(query, key, value, log_decay, beta, state, exact=True):
 
 def delta_rule(query, key, value, log_decay, beta, state, chunk, exact):
     """Outputs and state for any number of tokens; zeros fill the last chunk up, on chip."""
-    layout = cut(key.shape, value.shape, LANES)
+    lanes = LANES
+    if exact and value.shape[2] // key.shape[2] <= EXACT_LANES:
+        lanes = EXACT_LANES
+    layout = cut(key.shape, value.shape, lanes, True)
     plan = make_plan(chunk, exact)
     inputs = {"query": query, "key": key, "value": value, "log_decay": log_decay, "beta": beta}
     out = nl.ndarray(value.shape, dtype=value.dtype, buffer=nl.shared_hbm)
@@ -68,42 +85,118 @@ def delta_rule(query, key, value, log_decay, beta, state, chunk, exact):
 
 
 def run(layout, plan, first, count, constants, factors, inputs, state, out, new_state):
-    """One or two blocks of lanes from their first to their last chunk."""
+    """One or two blocks of lanes from their first to their last chunk.
+
+    A step is one chunk of one block; steps go in groups of two. Four groups are in flight: one is
+    loaded, one prepared and one merged while the state passes through the oldest. Engines take
+    their instructions in order, so each slot of the pipeline has some work of every group.
+    """
+    size = plan["chunk"]
+    steps = (layout["tokens"] + size - 1) // size * count
     states = []
     operands = []
     for block in range(count):
         states.append(load_state(layout, first + block, state))
         operands.append(copy_state(layout, plan, states[block]))
-    tokens = layout["tokens"]
-    size = plan["chunk"]
-    steps = (tokens + size - 1) // size * count
-    work = []
-    for step in range(steps + 1):
-        # One chunk is merged while the state advances through the one before.
-        if step < steps:
-            token = step // count * size
-            tiles = load(layout, plan, first + step % count, token, inputs)
-            work.append(prepare(layout, plan, constants, tiles))
-        for level in range(plan["levels"]):
-            if step < steps:
-                merge(layout, plan, level, constants, factors[step % 2], work[step])
-            if step > 0:
-                block = (step - 1) % count
-                previous = work[step - 1]
-                if level == 0:
-                    recalled = recall(layout, plan, previous)
-                    update = correct(layout, plan, previous, recalled, operands[block])
-                if level == 1:
-                    carried = read_state(layout, plan, previous, operands[block])
-                if level == 2:
-                    carry(layout, plan, previous, update, states[block])
+    # What the stages leave for later ones, by step.
+    tiles = []
+    turned = []
+    decays = []
+    gates = []
+    systems = []
+    attentions = []
+    inverses = []
+    inverses_t = []
+    recalled = []
+    decayed = []
+    updates = []
+    carried = []
+    for tick in range((steps + 1) // 2 + 3):
+        for slot in range(SLOTS):
+            for step in pair(tick, steps):
+                if slot == 0:
+                    token = step // count * size
+                    tiles.append(load(layout, plan, first + step % count, token, inputs))
+            for step in pair(tick - 2, steps):
+                if slot < plan["levels"]:
+                    find_factor(
+                        layout,
+                        plan,
+                        slot,
+                        constants,
+                        factors[step % 2],
+                        systems[step],
+                        inverses[step],
+                    )
+            for step in pair(tick - 3, steps):
+                block = step % count
+                if slot == 0:
+                    recalled.append(recall(layout, plan, gates[step]["reader"], inverses_t[step]))
+                # The second step of a group may be the next chunk of the same block.
+                turn_slot = slot - 3 * (step % 2)
+                if turn_slot == 0:
+                    decayed.append(decay_state(layout, gates[step]["across"], states[block]))
+                if turn_slot == 1:
+                    updates.append(
+                        correct(
+                            layout,
+                            plan,
+                            inverses_t[step],
+                            tiles[step]["value"],
+                            recalled[step],
+                            operands[block],
+                        )
+                    )
+                    carried.append(
+                        read_state(layout, plan, turned[step], gates[step], operands[block])
+                    )
+                if turn_slot == 2:
+                    carry(
+                        layout, gates[step]["writer"], updates[step], decayed[step], states[block]
+                    )
                     operands[block] = copy_state(layout, plan, states[block])
-                if level == 3:
-                    result = attend(layout, plan, previous, update, carried, out.dtype)
-                    token = (step - 1) // count * size
-                    store(layout, plan, first + block, token, result, out)
+                if turn_slot == 3:
+                    result = attend(
+                        layout, plan, attentions[step], updates[step], carried[step], out.dtype
+                    )
+                    store(layout, plan, first + block, step // count * size, result, out)
+            for step in pair(tick - 1, steps):
+                second = step % 2
+                if slot == second:
+                    decays.append(make_decays(layout, plan, constants, tiles[step]))
+                if slot == 1 + second:
+                    weigh(layout, plan, decays[step], tiles[step]["beta"])
+                if slot == 2:
+                    turned.append(turn(layout, plan, constants, tiles[step]))
+                if slot == 3 + second:
+                    system, attention = make_systems(layout, plan, turned[step], decays[step])
+                    systems.append(system)
+                    attentions.append(attention)
+                if slot == 4:
+                    inverses.append(make_inverse(layout, plan, constants, 1))
+                    inverses_t.append(make_inverse(layout, plan, constants, 0))
+                if slot == 5 + second:
+                    gates.append(make_gates(layout, plan, constants, tiles[step]))
+            for step in pair(tick - 2, steps):
+                if slot < plan["levels"]:
+                    apply_factor(
+                        layout,
+                        plan,
+                        slot,
+                        constants,
+                        factors[step % 2],
+                        inverses[step],
+                        inverses_t[step],
+                    )
     for block in range(count):
         target = new_state.ap(
             pattern=state_pattern(layout), offset=state_offset(layout, first + block)
         )
         nisa.dma_copy(dst=target, src=states[block])
+
+
+def pair(group, steps):
+    """The steps of a group; none before the first group and after the last."""
+    if group < 0:
+        return range(0)
+    return range(2 * group, min(2 * group + 2, steps))

@@ -125,17 +125,27 @@ def packed(tile, width, lanes, stride, offset, chunk, level):
     )
 
 
-def merge(layout, plan, level, constants, factors, work):
-    """Double the blocks of the inverse T and of its transpose."""
+def make_inverse(layout, plan, constants, odd):
+    """A tile for T (odd = 1) or its transpose (odd = 0).
+
+    The columns that the first merge leaves alone are the identity's.
+    """
+    lanes = layout["lanes"]
+    chunk = plan["chunk"]
+    tile = sbuf(chunk, lanes * chunk, plan["bounded"])
+    nisa.tensor_copy(
+        dst=blocks(tile, lanes, chunk, 0, odd),
+        src=spread(constants["identity"], lanes, chunk, 0, odd),
+        engine=nisa.engine.gpsimd,
+    )
+    return tile
+
+
+def find_factor(layout, plan, level, constants, factors, system, inverse):
+    """I - X of a level, on the columns of even blocks; the first one is T itself."""
     lanes = layout["lanes"]
     chunk = plan["chunk"]
     half = chunk // 2
-    width = plan["levels"] * half
-    inverse = work["inverse"]
-    inverse_t = work["inverse_t"]
-    last = level == plan["levels"] - 1
-
-    # A T on the columns of even blocks; T is the identity at first.
     bank = psum_bank()
     for lane in range(lanes):
         if level == 0:
@@ -144,7 +154,7 @@ def merge(layout, plan, level, constants, factors, work):
             moving = lane_blocks(inverse, lanes, lane, chunk, level, 0)
         nisa.nc_matmul(
             dst=bank[0:chunk, lane * half : (lane + 1) * half],
-            stationary=part(work["system"], lane, chunk),
+            stationary=part(system, lane, chunk),
             moving=moving,
             accumulate=False,
         )
@@ -152,23 +162,25 @@ def merge(layout, plan, level, constants, factors, work):
     nisa.tensor_tensor(
         dst=blocks(factor, lanes, chunk, level, 0),
         data1=packed(bank, BANK, lanes, half, 0, chunk, level),
-        data2=packed(constants["merge"], width, lanes, 0, level * half, chunk, level),
+        data2=packed(
+            constants["merge"], plan["levels"] * half, lanes, 0, level * half, chunk, level
+        ),
         op=nl.multiply,
         engine=nisa.engine.vector,
     )
+
+
+def apply_factor(layout, plan, level, constants, factors, inverse, inverse_t):
+    """T <- T (I - X) on the columns of even blocks, T^T <- (I - X)^T T^T on those of odd ones."""
+    lanes = layout["lanes"]
+    chunk = plan["chunk"]
+    half = chunk // 2
     if level == 0:
-        # T is the factor; the columns that this level leaves alone are the identity's.
-        nisa.tensor_copy(
-            dst=blocks(inverse, lanes, chunk, 0, 1),
-            src=spread(constants["identity"], lanes, chunk, 0, 1),
-            engine=nisa.engine.gpsimd,
-        )
-        nisa.tensor_copy(
-            dst=blocks(inverse_t, lanes, chunk, 0, 0),
-            src=spread(constants["identity"], lanes, chunk, 0, 0),
-            engine=nisa.engine.gpsimd,
-        )
-    elif not last:
+        factor = inverse
+    else:
+        factor = factors[level - 1]
+    # After the last merge only the transpose is read.
+    if level > 0 and level < plan["levels"] - 1:
         bank = psum_bank()
         for lane in range(lanes):
             nisa.nc_matmul(

@@ -49,7 +49,7 @@ def gated_delta_step(query, key, value, log_decay, beta, state):
     rows, key_heads, key_size = key.shape
     value_heads = value.shape[1]
     value_size = value.shape[2]
-    layout = cut((rows, 1, key_heads, key_size), (rows, 1, value_heads, value_size), LANES)
+    layout = cut((rows, 1, key_heads, key_size), (rows, 1, value_heads, value_size), LANES, False)
     out = nl.ndarray(value.shape, dtype=value.dtype, buffer=nl.shared_hbm)
     new_state = nl.ndarray(state.shape, dtype=nl.float32, buffer=nl.shared_hbm)
     constants = make_constants(layout)

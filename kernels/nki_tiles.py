@@ -22,10 +22,11 @@ def largest_divisor(count, limit):
     return best
 
 
-def cut(key_shape, value_shape, most):
+def cut(key_shape, value_shape, most, twins):
     """This program's share of the work and the size of its blocks, at most `most` lanes.
 
-    The shapes are [rows, tokens, heads, size].
+    The shapes are [rows, tokens, heads, size]. With `twins` there are two blocks or more wherever
+    there is more than one key head to share out.
 
     Two programs (LNC 2) split the key heads, or else the rows, or else the columns of the
     values, which the delta rule treats independently. A block is a few key heads of one row, or
@@ -62,6 +63,11 @@ def cut(key_shape, value_shape, most):
     block_rows = 1
     if block_heads == own_heads:
         block_rows = largest_divisor(own_rows, most // (group * own_heads))
+    if twins and block_rows == own_rows and block_heads == own_heads:
+        if own_rows > 1:
+            block_rows = largest_divisor(own_rows, own_rows // 2)
+        elif own_heads > 1:
+            block_heads = largest_divisor(own_heads, own_heads // 2)
     return {
         "tokens": tokens,
         "key_heads": key_heads,

@@ -4,35 +4,22 @@ Bounds: float32 sums of 128 products, twice in a row, stay under 1e-6 of the lar
 bfloat16 outputs add their own rounding, 2^-9.
 """
 
+import harness
 import numpy as np
 import oracle
 import pytest
-from qwen35.kernels import emulator
+from harness import STEP
 
-STEP = emulator.load("nki_recurrent", "gated_delta_step")
 FLOAT32 = 1e-6
 BFLOAT16 = 2.0**-8
 
 
-def run(inputs, half=False, **options):
-    """Output and state of one step; with `half`, query, key and value are bfloat16."""
-    arrays = [x[:, 0] for x in inputs[:5]]
-    if half:
-        arrays[:3] = [emulator.HostTensor(x, "bfloat16") for x in arrays[:3]]
-    simulation = emulator.simulate(STEP, *arrays, inputs.state, **options)
-    return simulation.outputs
+def run(inputs, **options):
+    return harness.run(STEP, inputs, **options)
 
 
-def errors(inputs, half=False, **options):
-    out, state = run(inputs, half, **options)
-    if half:
-        rounded = [oracle.bfloat16(x) for x in inputs[:3]]
-        inputs = inputs._replace(query=rounded[0], key=rounded[1], value=rounded[2])
-    expected, expected_state = oracle.delta_rule(*inputs)
-    return (
-        oracle.relative_error(out, expected[:, 0]),
-        oracle.relative_error(state, expected_state),
-    )
+def errors(inputs, **options):
+    return harness.errors(STEP, inputs, **options)
 
 
 @pytest.mark.parametrize("decay", ["none", "mixed", "strong"])
@@ -106,6 +93,5 @@ def test_blocks_of_a_whole_layer():
 
 def test_the_state_passes_memory_once_each_way():
     inputs = oracle.inputs(tokens=1, key_heads=2, group=3)
-    arrays = [x[:, 0] for x in inputs[:5]]
-    moved = emulator.simulate(STEP, *arrays, inputs.state).report.dma_bytes
+    moved = harness.simulate(STEP, inputs).report.dma_bytes
     assert moved < 2 * inputs.state.nbytes * 1.02
