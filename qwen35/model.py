@@ -11,7 +11,7 @@ from .deltanet import deltanet
 from .devices import matmul_float32
 from .mlp import mlp
 from .norms import rms_norm
-from .params import Params
+from .params import AttentionLayer, DeltaNetLayer, Params
 from .rope import rope_table
 from .sharding.collectives import all_gather, all_reduce
 from .state import AttentionState, DeltaNetState, State
@@ -154,17 +154,28 @@ def _check(params: Params, state: State, tokens: Tensor, lengths: Tensor | None)
     if batch != state.batch:
         raise ValueError(f"tokens has {batch} rows, the state {state.batch}")
     if lengths is not None:
-        if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.is_complex():
+        if lengths.shape != (batch,) or lengths.dtype not in (torch.int32, torch.int64):
             raise ValueError(
-                f"lengths must be [{batch}] integers, not {list(lengths.shape)} {lengths.dtype}"
+                f"lengths must be [{batch}] int32 or int64, not {list(lengths.shape)} "
+                f"{lengths.dtype}"
             )
+    _check_devices(params, state=state.position, tokens=tokens, lengths=lengths)
     _check_state(params, state)
     if tokens.device.type == "cpu":
         _check_values(params, state, tokens, lengths)
 
 
+def _check_devices(params: Params, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device.type != params.device.type:
+            raise ValueError(
+                f"{name} is on {tensor.device.type}, the parameters on {params.device.type}: "
+                "device_put moves either"
+            )
+
+
 def _check_state(params: Params, state: State) -> None:
-    """The state must be one of this model: kinds and shapes of all layers."""
+    """The state must be one of this model: kinds, shapes and dtypes of all layers."""
     kinds = [FULL if isinstance(layer, AttentionState) else "linear" for layer in state.layers]
     expected = [FULL if kind == FULL else "linear" for kind in params.config.layer_types]
     if kinds != expected:
@@ -172,18 +183,29 @@ def _check_state(params: Params, state: State) -> None:
             f"the state has {len(kinds)} layers, {kinds.count(FULL)} of them attention; the model "
             f"has {len(expected)}, {expected.count(FULL)} of them attention (or in another order)"
         )
-    config = params.config
     for index, (layer, old) in enumerate(zip(params.layers, state.layers, strict=True)):
-        if isinstance(old, AttentionState):
-            seen, fits = old.key.shape[2], old.key.shape[2] == config.head_dim
-            fits &= old.value.shape[1] == old.key.shape[1]
-        else:
-            seen = tuple(old.recurrent.shape[1:])
-            wanted = (config.linear_key_head_dim, config.linear_value_head_dim)
-            fits = seen == (layer.a_log.shape[0], *wanted)
-            fits &= old.conv.shape[1:] == (layer.conv.shape[0] - 1, layer.conv.shape[1])
-        if not fits:
-            raise ValueError(f"layer {index}'s state has head shape {seen}: it is another model's")
+        wanted = _state_of(params, layer, state.capacity)
+        seen = [(list(tensor.shape[1:]), tensor.dtype) for tensor in old]
+        if seen != wanted:
+            raise ValueError(
+                f"layer {index}'s state is another model's: per row it has {seen}, this model's "
+                f"layer {wanted}"
+            )
+
+
+def _state_of(
+    params: Params, layer: DeltaNetLayer | AttentionLayer, capacity: int | None
+) -> list[tuple[list[int], torch.dtype]]:
+    """Shape of a row and dtype of the tensors of a layer's state, as this rank holds them."""
+    config, dtype = params.config, params.dtype
+    if isinstance(layer, AttentionLayer):
+        size = config.head_dim
+        heads = layer.in_proj.shape[1] // (2 * size) - layer.out_proj.shape[0] // size
+        return [([heads, size, capacity], dtype), ([heads, capacity, size], dtype)]
+    conv = [layer.conv.shape[0] - 1, layer.conv.shape[1]]
+    heads = layer.a_log.shape[0]
+    recurrent = [heads, config.linear_key_head_dim, config.linear_value_head_dim]
+    return [(conv, dtype), (recurrent, torch.float32)]
 
 
 def _check_values(params: Params, state: State, tokens: Tensor, lengths: Tensor | None) -> None:
