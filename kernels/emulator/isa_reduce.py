@@ -1,4 +1,4 @@
-"""VectorE reductions, scans and selections along the free dimensions."""
+"""VectorE reductions, scans and statistics along the free dimensions."""
 
 import numpy as np
 
@@ -12,9 +12,8 @@ from .access import (
     store,
     values,
 )
-from .enums import reduce_cmd as commands
-from .errors import NotModelledError, SignatureError
-from .isa_vector import check_operator, not_both_psum, number, scalar_operand
+from .errors import SignatureError
+from .isa_vector import check_operator, not_both_psum, number
 from .machine import Core
 from .operators import ARITHMETIC, REDUCTIONS
 from .registry import instruction
@@ -87,80 +86,47 @@ def _initial(initial, partitions):
 
 
 @instruction
-def tensor_scalar_cumulative(core: Core, dst, src, op0, op1, imm0, imm1, reduce_cmd, name):
-    """Running r = op1(op0(src[i], imm0), r) per partition, every r written."""
-    check_operator(op0, "op0", (ARITHMETIC,))
-    check_operator(op1, "op1", (("add", "subtract", "multiply", "maximum", "minimum"),))
+def bn_stats(core: Core, dst, data, name):
+    """dst[P, 6]: count, mean, variance · count of the even, then of the odd elements."""
     dst = destination(core, dst)
-    src = engine_operand(src, "src")
-    same_shape("src", src, dst)
-    for tensor in (dst, src):
-        if tensor.dtype in ("int32", "uint32"):
-            fail("operand-dtype", f"{tensor!r}: 32-bit integers are not supported here")
-    identity = {"maximum": -np.inf, "minimum": np.inf, "multiply": 1.0}.get(op1.name, 0.0)
-    columns = [imm for imm in (imm0, imm1) if isinstance(imm, Tensor)]
-    if reduce_cmd is commands.reset_reduce:
-        state = np.float32(identity)
-    elif reduce_cmd is commands.load_reduce:
-        state = np.ravel(scalar_operand(imm1, "imm1", dst.shape[0]))
-    else:
-        raise NotModelledError(f"tensor_scalar_cumulative(reduce_cmd={reduce_cmd})")
-    check_disjoint(dst, src, *columns)
-    other = scalar_operand(imm0, "imm0", dst.shape[0])
-    steps = np.ascontiguousarray(ARITHMETIC[op0.name](values(src, "src"), other).T)
-    result = np.empty_like(steps)
-    function = ARITHMETIC[op1.name]
-    for i, step in enumerate(steps):
-        state = result[i] = function(step, state)
-    store(dst, np.ascontiguousarray(result.T))
+    data = engine_operand(data, "data")
+    if not 2 <= data.elements <= 512:
+        fail("statistics-size", f"bn_stats of {data!r}: 2 to 512 elements per partition")
+    if dst.shape[0] != data.shape[0] or dst.elements != 6:
+        fail("operand-shape", f"dst {dst!r} of bn_stats must be [{data.shape[0]}, 6]")
+    check_disjoint(dst, data)
+    array = values(data, "data")
+    columns = []
+    for part in (array[:, 0::2], array[:, 1::2]):
+        mean = part.mean(axis=1, dtype=np.float32)
+        spread = np.square(part - mean[:, None]).sum(axis=1, dtype=np.float32)
+        columns += [np.full_like(mean, part.shape[1]), mean, spread]
+    store(dst, np.stack(columns, axis=1))
     return core.issue(
-        "tensor_scalar_cumulative",
-        "vector",
-        cost.elementwise(dst.elements),
-        reads=(src, *columns),
-        writes=(dst,),
+        "bn_stats", "vector", cost.elementwise(data.elements), reads=(data,), writes=(dst,)
     )
 
 
 @instruction
-def select_reduce(
-    core: Core,
-    dst,
-    predicate,
-    on_true,
-    on_false,
-    reduce_res,
-    reduce_cmd,
-    reduce_op,
-    reverse_pred,
-    name,
-):
-    """dst = on_true where predicate, else on_false; optionally the row maximum of dst."""
+def bn_aggr(core: Core, dst, data, name):
+    """dst[P, 2]: mean and variance of all elements behind (count, mean, variance · count)s."""
     dst = destination(core, dst)
-    predicate = engine_operand(predicate, "predicate")
-    if predicate.dtype not in ("int8", "uint8", "int16", "uint16"):
-        fail("operand-dtype", f"predicate {predicate!r} must be an 8- or 16-bit integer")
-    on_true = engine_operand(on_true, "on_true")
-    same_shape("predicate", predicate, dst)
-    same_shape("on_true", on_true, dst)
-    not_both_psum(predicate, on_true)
-    reads = [predicate, on_true] + ([on_false] if isinstance(on_false, Tensor) else [])
-    check_disjoint(dst, *reads)
-    other = scalar_operand(on_false, "on_false", dst.shape[0])
-    keep = (values(predicate, "predicate") != 0) != bool(reverse_pred)
-    result = np.where(keep, values(on_true, "on_true"), other)
-    writes = [dst]
-    if reduce_res is not None:
-        if reduce_op.name != "maximum":
-            fail("operator", f"select_reduce reduces with nl.maximum only, got {reduce_op!r}")
-        if reduce_cmd is not commands.reset_reduce:
-            raise NotModelledError(f"select_reduce(reduce_res=..., reduce_cmd={reduce_cmd})")
-        target = column(reduce_res, "reduce_res", dst.shape[0])
-        store(destination(core, target, "reduce_res"), result.max(axis=1, keepdims=True))
-        writes.append(target)
-    elif reduce_cmd is not commands.idle:
-        raise NotModelledError(f"select_reduce(reduce_cmd={reduce_cmd}) without reduce_res")
-    store(dst, result)
+    data = engine_operand(data, "data")
+    if data.elements % 3:
+        fail("statistics-size", f"bn_aggr of {data!r}: triples, so a multiple of 3 elements")
+    if dst.shape[0] != data.shape[0] or dst.elements != 2:
+        fail("operand-shape", f"dst {dst!r} of bn_aggr must be [{data.shape[0]}, 2]")
+    check_disjoint(dst, data)
+    triples = values(data, "data").reshape(data.shape[0], -1, 3)
+    count, mean, spread = (triples[:, :, i] for i in range(3))
+    total = count.sum(axis=1, dtype=np.float32)
+    center = (count * mean).sum(axis=1, dtype=np.float32) / total
+    around = spread + count * np.square(mean - center[:, None])
+    store(dst, np.stack([center, around.sum(axis=1, dtype=np.float32) / total], axis=1))
     return core.issue(
-        "select_reduce", "vector", cost.elementwise(dst.elements), reads=reads, writes=writes
+        "bn_aggr",
+        "vector",
+        cost.elementwise(13 * data.elements / 3),
+        reads=(data,),
+        writes=(dst,),
     )

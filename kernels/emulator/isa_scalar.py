@@ -57,36 +57,34 @@ def activation(core: Core, dst, op, data, bias, scale, reduce_op, reduce_res, re
         argument = argument + _parameter(bias, "bias", partitions)
     _check_range(op, argument)
     result = ACTIVATIONS[op.name](argument).astype(np.float32, copy=False)
-    _accumulate(core, result, reduce_op, reduce_cmd)
+    _accumulate(core, data, result, reduce_op, reduce_cmd)
     store(dst, result)
     writes = [dst]
     cycles = cost.elementwise(dst.elements)
     if reduce_res is not None:
-        _read_registers(core, reduce_res, partitions)
+        _read_registers(core, data, reduce_res, partitions)
         writes.append(reduce_res)
         cycles += cost.MIN_II
     return core.issue("activation", "scalar", cycles, reads=reads, writes=writes)
 
 
-def _accumulate(core, result, reduce_op, command):
+def _accumulate(core, data, result, reduce_op, command):
     if command not in (commands.idle, commands.reset, commands.reduce, commands.reset_reduce):
         fail("operator", f"activation has no reduce_cmd {command}")
     adds = command in (commands.reduce, commands.reset_reduce)
     if adds and (reduce_op is None or reduce_op.name != "add"):
         fail("operator", f"activation reduces with reduce_op=nl.add only, got {reduce_op!r}")
+    registers = core.scalar_registers
     if command in (commands.reset, commands.reset_reduce):
-        core.scalar_registers = np.zeros(core.target.partitions, np.float32)
+        registers.set(data, 0)
     if adds:
-        if core.scalar_registers is None:
-            fail("scalar-registers", "reduce_cmd.reduce before any reset of the registers")
-        core.scalar_registers[: len(result)] += result.sum(axis=1, dtype=np.float32)
+        before = registers.get(data, "scalar-registers", "reduce_cmd.reduce")
+        registers.set(data, before + result.sum(axis=1, dtype=np.float32))
 
 
-def _read_registers(core, reduce_res, partitions):
+def _read_registers(core, data, reduce_res, partitions):
     target = destination(core, column(reduce_res, "reduce_res", partitions), "reduce_res")
-    if core.scalar_registers is None:
-        fail("scalar-registers", "reduce_res reads ScalarE's registers, which nothing has set")
-    store(target, core.scalar_registers[:partitions, None])
+    store(target, core.scalar_registers.get(data, "scalar-registers", "reduce_res")[:, None])
 
 
 @instruction

@@ -21,7 +21,7 @@ from .access import (
 from .enums import engine as engines
 from .errors import NotModelledError, SignatureError
 from .machine import Core
-from .operators import ARITHMETIC, BITWISE, UNARY, Operator
+from .operators import ARITHMETIC, BITWISE, UNARY, UNMODELLED, Operator
 from .registry import instruction
 from .rules import fail
 from .tensor import Tensor
@@ -49,6 +49,8 @@ def spaces_of(engine):
 def check_operator(op, role, tables):
     if not isinstance(op, Operator):
         raise SignatureError(f"{role} must be an operator such as nl.add, got {op!r}")
+    if op.name in UNMODELLED:
+        raise NotModelledError(f"{role}={op!r} is not modelled")
     if not any(op.name in table for table in tables):
         fail("operator", f"{role}={op!r} is not an operator of this instruction")
 

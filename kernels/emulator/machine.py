@@ -61,6 +61,32 @@ class Instruction:
         return self
 
 
+class Registers:
+    """An engine's accumulators, one per lane, i.e. per partition that an instruction reads."""
+
+    def __init__(self, lanes: int):
+        self.values = np.zeros(lanes, np.float32)
+        self.defined = np.zeros(lanes, np.bool_)
+
+    def get(self, tensor: Tensor, rule: str, what: str) -> np.ndarray:
+        """The registers of `tensor`'s partitions; `rule` fails if one is undefined."""
+        lanes = self._lanes(tensor)
+        if not self.defined[lanes].all():
+            fail(rule, f"{what} with {tensor!r} uses registers that nothing has set")
+        return self.values[lanes]
+
+    def set(self, tensor: Tensor, values):
+        lanes = self._lanes(tensor)
+        self.values[lanes] = values
+        self.defined[lanes] = True
+
+    def forget(self):
+        self.defined[:] = False
+
+    def _lanes(self, tensor):
+        return slice(tensor.partition, tensor.partition + tensor.shape[0])
+
+
 class Core:
     """A physical core during one run of a kernel."""
 
@@ -74,8 +100,8 @@ class Core:
         self.blocks: list[Block] = []
         self.trace: list[Instruction] = []
         self.line = 0
-        # ScalarE's accumulators of activation(reduce_cmd=...), one per lane; None is undefined.
-        self.scalar_registers = None
+        self.scalar_registers = Registers(target.partitions)
+        self.vector_registers = Registers(target.partitions)
         self.constants = {}
         self._placed: list[Storage] = []
 

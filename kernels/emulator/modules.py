@@ -11,6 +11,7 @@ from . import (  # noqa: F401  (they register their instructions and methods)
     isa_dma,
     isa_gpsimd,
     isa_reduce,
+    isa_registers,
     isa_scalar,
     isa_tensor,
     isa_vector,

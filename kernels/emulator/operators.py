@@ -65,8 +65,6 @@ BITWISE = {
     "left_shift": np.left_shift,
     "right_shift": np.right_shift,
 }
-# trn3 or unary bit operators: documented, refused when used.
-OTHER_ALU = ("abs_max", "abs_min", "invert", "logical_not")
 COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
 
 REDUCTIONS = {
@@ -114,7 +112,12 @@ ACTIVATION_RANGES = {
     "rsqrt": (2.0**-87, 2.0**97),
     "reciprocal": (2.0**-42, 2.0**42),
 }
-OTHER_ACTIVATIONS = (
+# Documented, refused when used: trn3 and unary bit operators, further activation functions.
+UNMODELLED = (
+    "abs_max",
+    "abs_min",
+    "invert",
+    "logical_not",
     "gelu",
     "gelu_dx",
     "gelu_apprx_tanh",
@@ -133,8 +136,7 @@ OPERATORS = {
         *ARITHMETIC,
         *UNARY,
         *BITWISE,
-        *OTHER_ALU,
         *ACTIVATIONS,
-        *OTHER_ACTIVATIONS,
+        *UNMODELLED,
     )
 }

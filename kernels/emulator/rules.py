@@ -218,6 +218,18 @@ _rule(
     "activation",
 )
 _rule(
+    "vector-registers",
+    "VectorE's accumulator registers are undefined until an instruction resets or loads them.",
+    "isa: select_reduce, range_select, tensor_scalar_reduce, tensor_scalar_cumulative",
+    "those instructions",
+)
+_rule(
+    "statistics-size",
+    "bn_stats takes 2 to 512 elements per partition, bn_aggr triples.",
+    "isa: bn_stats, bn_aggr",
+    "bn_stats, bn_aggr",
+)
+_rule(
     "transpose-size",
     "A transpose is at most 128 x 128 on TensorE and 32 x 32 on VectorE.",
     "isa: nc_transpose",

@@ -156,7 +156,7 @@ def test_dma_transposes(run):
         "nisa.dma_transpose(sbuf((8, 4)), x, dge_mode=nisa.dge_mode.swdge)",
         "nisa.activation(t, nl.gelu, t)",
         "nisa.tensor_copy_predicated(t, 1.0, sbuf((4, 8), nl.uint8))",
-        "nisa.bn_stats(t, t)",
+        "nisa.max8(t, t)",
         "nl.fori_loop(0, 4, load)",
         "nl.load(x)",
         "nl.add(t, t)",
@@ -171,6 +171,5 @@ def test_what_is_not_modelled_is_refused(run, call):
         {call}
         return output(t)
     """
-    with pytest.raises((emulator.NotModelledError, emulator.RuleError)) as caught:
+    with pytest.raises(emulator.NotModelledError):
         run(body, x=normal(4, 8), version="0.6")
-    assert isinstance(caught.value, emulator.NotModelledError) or caught.value.rule == "operator"

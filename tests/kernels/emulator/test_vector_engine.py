@@ -278,3 +278,97 @@ def test_stream_shuffle_works_per_quadrant(run):
     np.testing.assert_array_equal(part, np.repeat(x[:1], 32, 0))
     with pytest.raises(emulator.NotModelledError, match="outside of it"):
         run(body.replace("load(x)[0:1, :], [0]", "load(x)[0:1, :], [1]"), x=x, y=y)
+
+
+def test_range_select_and_its_registers(run):
+    x = normal(16, 12)
+    low, high = np.full((16, 1), 3, np.float32), np.arange(16, dtype=np.float32)[:, None]
+    body = """
+        first = sbuf((16, 6))
+        second = sbuf((16, 6))
+        best = sbuf((16, 1))
+        tile = load(x)
+        bounds = (load(low), load(high))
+        nisa.range_select(
+            first, tile[:, 0:6], nl.greater_equal, nl.less, bounds[0], bounds[1]
+        )
+        nisa.range_select(
+            second, tile[:, 6:12], nl.greater_equal, nl.less, bounds[0], bounds[1],
+            nisa.reduce_cmd.reduce, best, range_start=6,
+        )
+        return output(first), output(second), output(best)
+    """
+    first, second, best = run(body, x=x, low=low, high=high).outputs
+    index = np.arange(12)[None]
+    expected = np.where((index >= low) & (index < high), x, np.float32(-3.4028235e38))
+    np.testing.assert_array_equal(np.concatenate([first, second], 1), expected)
+    np.testing.assert_array_equal(best, expected.max(1, keepdims=True))
+    with pytest.raises(emulator.SignatureError, match="FP32_MIN"):
+        run(body.replace("range_start=6,", "on_false_value=0.0,"), x=x, low=low, high=high)
+
+
+def test_tensor_scalar_reduce_adds_rows_over_calls(run):
+    x, start = normal(16, 12), normal(16, 1)
+    body = """
+        tile = load(x)
+        total = sbuf((16, 1))
+        both = sbuf((16, 1))
+        result = sbuf((16, 12))
+        nisa.tensor_scalar_reduce(
+            result, tile, nl.subtract, 1.0, nl.add, total, reverse0=True,
+            reduce_cmd=nisa.reduce_cmd.load_reduce, reduce_init=load(start),
+        )
+        nisa.tensor_scalar_reduce(
+            tile, tile, nl.multiply, 2.0, nl.add, both, reduce_cmd=nisa.reduce_cmd.reduce
+        )
+        return output(result), output(total), output(both)
+    """
+    result, total, both = run(body, x=x, start=start).outputs
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(result, 1 - wide, **TOLERANCE)
+    first = start + (1 - wide).sum(1, keepdims=True)
+    np.testing.assert_allclose(total, first, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(both, first + 2 * wide.sum(1, keepdims=True), rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_give_mean_and_variance(run):
+    x = normal(16, 300) + 2
+    body = """
+        tile = load(x)
+        parts = sbuf((16, 2, 6))
+        nisa.bn_stats(parts[:, 0, :], tile[:, 0:175])
+        nisa.bn_stats(parts[:, 1, :], tile[:, 175:300])
+        result = sbuf((16, 2))
+        nisa.bn_aggr(result, parts)
+        return output(result), output(parts)
+    """
+    result, parts = run(body, x=x).outputs
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(result[:, 0], wide.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(result[:, 1], wide.var(1), rtol=1e-5)
+    even = wide[:, 0:175:2]
+    expected = np.stack([np.full(16, 88), even.mean(1), even.var(1) * 88], 1)
+    np.testing.assert_allclose(parts[:, 0, :3], expected, rtol=1e-5)
+
+
+def test_registers_belong_to_partitions(run):
+    x = normal(128, 8)
+    body = """
+        tile = load(x)
+        scratch = sbuf((128, 8))
+        total = sbuf((128, 1))
+        nisa.activation(
+            scratch[64:128, :], nl.copy, tile[64:128, :], reduce_op=nl.add,
+            reduce_cmd=nisa.reduce_cmd.reset_reduce,
+        )
+        nisa.activation(
+            scratch[START:64, :], nl.copy, tile[START:64, :], reduce_op=nl.add,
+            reduce_cmd=nisa.reduce_cmd.reset_reduce,
+        )
+        nisa.activation(scratch, nl.copy, tile, reduce_res=total)
+        return output(total)
+    """
+    total = run(body.replace("START", "0"), x=x).outputs[0]
+    np.testing.assert_allclose(total, x.astype(np.float64).sum(1, keepdims=True), atol=2e-6)
+    with pytest.raises(emulator.RuleError, match="nothing has set"):
+        run(body.replace("START", "32"), x=x)

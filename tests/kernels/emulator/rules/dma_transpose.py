@@ -69,3 +69,14 @@ def reject_hwdge_4_bytes(x):
     nisa.dma_transpose(turned, x[0:16, :], dge_mode=nisa.dge_mode.hwdge)
     nisa.dma_copy(dst=out, src=tile)
     return out
+
+
+@nki.jit
+def reject_shape(x):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    turned = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_transpose(turned, x)
+    nisa.dma_copy(dst=out, src=tile)
+    return out

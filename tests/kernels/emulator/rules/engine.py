@@ -55,3 +55,23 @@ def reject_transpose_gpsimd(x):
     nisa.nc_transpose(small, tile[0:32, 0:32], engine=nisa.engine.gpsimd)
     nisa.dma_copy(dst=out, src=tile)
     return out
+
+
+@nki.jit
+def reject_power_in_tensor_scalar(x):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    nisa.tensor_scalar(tile, tile, nl.power, 2.0)
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+
+
+@nki.jit
+def reject_power_in_scalar_tensor_tensor(x):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    nisa.scalar_tensor_tensor(tile, tile, nl.power, 2.0, nl.add, tile)
+    nisa.dma_copy(dst=out, src=tile)
+    return out

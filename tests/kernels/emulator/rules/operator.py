@@ -77,3 +77,53 @@ def reject_activation_reduce_maximum(x):
     nisa.activation_reduce(tile[:, 1:64], nl.copy, tile[:, 1:64], nl.maximum, tile[:, 0:1])
     nisa.dma_copy(dst=out, src=tile)
     return out
+
+
+@nki.jit
+def reject_minimum_of_a_select(x):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    mask = nl.ndarray((128, 64), dtype=nl.uint8, buffer=nl.sbuf)
+    nisa.memset(mask, 1)
+    nisa.select_reduce(tile, mask, tile, 0.0, reduce_op=nl.minimum)
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+
+
+@nki.jit
+def reject_idle_reduction(x):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    nisa.tensor_scalar_reduce(
+        tile[:, 1:64],
+        tile[:, 1:64],
+        nl.add,
+        0.0,
+        nl.add,
+        tile[:, 0:1],
+        reduce_cmd=nisa.reduce_cmd.idle,
+    )
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+
+
+@nki.jit
+def reject_reset_of_a_cumulative(x):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    nisa.tensor_scalar_cumulative(tile, tile, nl.add, nl.add, 0.0, reduce_cmd=nisa.reduce_cmd.reset)
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+
+
+@nki.jit
+def reject_load_of_an_activation(x):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    nisa.activation(tile, nl.exp, tile, reduce_op=nl.add, reduce_cmd=nisa.reduce_cmd.load_reduce)
+    nisa.dma_copy(dst=out, src=tile)
+    return out
