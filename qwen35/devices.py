@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from qwen35 import pytree
+from . import pytree
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -24,8 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree
 
-from qwen35 import pytree
-from qwen35.devices import xla
+from . import pytree
+from .devices import xla
 
 
 class CompileEvent(NamedTuple):
@@ -260,7 +261,7 @@ class _Graph:
         "_kept",
         "_name",
         "_results",
-        "_run",
+        "_retired",
         "_seed",
         "_spec",
         "_statics",
@@ -272,7 +273,6 @@ class _Graph:
         self.signature = signature
         self._name = trace.name
         self._hash = graph_hash
-        self._run = xla()._XLAC._run_cached_graph
         self._constants = trace.constants
         self._inputs = _picker(trace.input_order)
         self._seed = trace.seed_position
@@ -280,38 +280,44 @@ class _Graph:
         self._kept = _picker(trace.kept)
         self._statics = trace.statics
         self._results = _picker(trace.result_order)
+        self._retired: tuple[torch.Tensor, ...] = ()
         self._spec = trace.spec
         self.needs_no_grad = trace.needs_no_grad
 
     def run(self, leaves: list[torch.Tensor], frozen: list[tuple[int, pytree.FlatTree]]) -> Any:
-        changing = self._kept(leaves)
+        core = xla()._XLAC
         donated = self._donated(leaves)
+        loose = donated + self._kept(leaves)
         if donated:
-            self._check_distinct(donated, changing, frozen)
             _run_pending()  # what is still to be computed from a donated tensor needs it now
         else:
-            _materialize(changing)
+            _materialize(loose)
         for _, flat in frozen:
             if not flat.ready:
                 _materialize(flat.leaves)
                 flat.ready = True
+        _check_alive(self._name, loose)
+        if donated:
+            self._check_distinct(donated, loose, frozen)
         inputs = self._inputs(leaves + self._constants)
         if self._seed is not None:
             inputs = list(inputs)
             inputs[self._seed] = _next_seed()
-        outputs = self._run(self._hash, inputs) if self._hash is not None else []
+        outputs = core._run_cached_graph(self._hash, inputs) if self._hash is not None else []
         for tensor in donated:
             tensor.__class__ = Donated
+        # Releasing a donated tensor blocks, with the interpreter's lock held, until the graph
+        # that consumes it has run. By the next call that is over.
+        self._retired = donated
         return _pytree.tree_unflatten(self._results(leaves + self._statics + outputs), self._spec)
 
-    def _check_distinct(self, donated, changing, frozen) -> None:
-        identities = set(map(id, donated))
-        shared = (
-            len(identities) < len(donated)
-            or not identities.isdisjoint(map(id, changing))
-            or not all(identities.isdisjoint(flat.ids) for _, flat in frozen)
+    def _check_distinct(self, donated, loose, frozen) -> None:
+        handles = xla()._XLAC._get_tensors_handle(loose)
+        shared = len(set(handles)) < len(handles) and not set(handles[: len(donated)]).isdisjoint(
+            handle for handle, count in Counter(handles).items() if count > 1
         )
-        if shared:
+        identities = set(map(id, donated))
+        if shared or not all(identities.isdisjoint(flat.ids) for _, flat in frozen):
             raise ValueError(
                 f"{self._name}: a donated tensor appears twice in the arguments; "
                 "a tensor that is donated must be passed once"
@@ -338,6 +344,7 @@ class _Trace:
         self._check_arguments()
         # Clearing pending computations at the end would take the caller's too: run them first.
         _run_pending()
+        _check_alive(self.name, self._leaves)
         self._seed = xla()._XLAC._xla_get_rng_seed()
         try:
             self._trace()
@@ -564,16 +571,29 @@ def _salt(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     return [value]
 
 
+def _check_alive(name: str, tensors: Sequence[torch.Tensor]) -> None:
+    """Wait for the graph in flight, then raise RuntimeError if a tensor has no value by now."""
+    core = xla()._XLAC
+    # Running a graph waits as well, but unlike this it keeps the interpreter's lock meanwhile.
+    core._xla_wait_device_ops([])
+    if True in map(core._is_placecholder, tensors):
+        raise RuntimeError(
+            f"{name}: an argument has lost its value: it shares memory with a tensor that was "
+            "donated, or its computation failed"
+        )
+
+
 def _shardings(leaves: list[torch.Tensor], frozen: list[tuple[int, pytree.FlatTree]]) -> list[str]:
     """Return what tells how the leaves are split over the devices; frozen trees are asked once."""
     core = xla()._XLAC
-    for flat in frozen:
+    trees = [flat for _, flat in frozen]
+    for flat in trees:
         if flat.sharding is None:
             flat.sharding = " ".join(core._get_xla_sharding_specs(flat.leaves))
     loose = [
-        leaf for leaf in leaves if leaf.is_xla and not any(id(leaf) in flat.ids for flat in frozen)
+        leaf for leaf in leaves if leaf.is_xla and not any(id(leaf) in flat.ids for flat in trees)
     ]
-    return [*(flat.sharding for flat in frozen), *core._get_xla_sharding_specs(loose)]
+    return [*(flat.sharding for flat in trees), *core._get_xla_sharding_specs(loose)]
 
 
 def _materialize(tensors: Sequence[torch.Tensor]) -> None:

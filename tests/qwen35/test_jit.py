@@ -57,7 +57,7 @@ def run_python(code, **environment):
         env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
@@ -496,11 +496,24 @@ def test_what_hangs_on_a_donated_tensor_is_computed_first():
         assert lazily.item() == 60
 
 
+def test_aliases_of_a_donated_tensor_are_refused():
+    fn = jit(lambda s: s * 2, donate=("s",))
+    s = on_xla(torch.ones(3))
+    alias = s.detach()
+    for _ in range(2):
+        assert_same(fn(on_xla(torch.ones(3))), torch.full((3,), 2.0))
+    fn(s)
+    for other in (fn, jit(lambda x: x + 1)):
+        with pytest.raises(RuntimeError, match="donated"):
+            other(alias)
+    assert_same(fn(on_xla(torch.ones(3))), torch.full((3,), 2.0))
+
+
 def test_donating_a_tensor_twice_is_refused():
     fn = jit(lambda state, x: ([t + x for t in state], x), donate=("state",))
     a, b, x = on_xla([torch.ones(2), torch.ones(2), torch.ones(2)])
     fn([on_xla(torch.ones(2)), on_xla(torch.ones(2))], x)
-    for state, other in (([a, a], x), ([a, x], x)):
+    for state, other in (([a, a], x), ([a, x], x), ([a, b], a), ([a, a.detach()], x)):
         with pytest.raises(ValueError, match="donated tensor appears twice"):
             fn(state, other)
     assert_same((a, b, x), (torch.ones(2),) * 3)
