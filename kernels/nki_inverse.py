@@ -46,14 +46,13 @@ def make_constants(plan):
     merge = sbuf(chunk, levels * half, nl.float32)
     nisa.memset(dst=merge, value=-1.0, engine=nisa.engine.vector)
     for level in range(levels):
-        # Columns of the even blocks: 1 on the diagonal, -1 in the block below, else 0.
+        # Columns of the even blocks: 1 on the diagonal, -1 down to the end of the block below (and
+        # above the diagonal, where A T is 0 but for rounding), then 0.
         size = 2**level
         count = half // size
         tile = part(merge, level, half)
-        starts = [[-2 * size, count], [0, size]]
-        select(tile, tile, starts, -size, 1, nl.greater_equal, 0.0)
-        starts = [[2 * size, count], [0, size]]
-        select(tile, tile, starts, 2 * size - 1, -1, nl.greater_equal, 0.0)
+        ends = [[2 * size, count], [0, size]]
+        select(tile, tile, ends, 2 * size - 1, -1, nl.greater_equal, 0.0)
         diagonal = [[-2 * size, count], [-1, size]]
         select(tile, tile, diagonal, 0, 1, nl.not_equal, 1.0)
     return {

@@ -1,0 +1,65 @@
+"""A fast subset of the kernel tests, as one function: scripts/mutate_kernels.py runs it on
+mutated kernels, test_nki_checks on the true ones.
+"""
+
+import harness
+import numpy as np
+import oracle
+
+EXACT = 1e-5  # as in test_nki_chunk
+FAST = 1e-2
+STEP = 1e-6
+MEDIUM = {"cosine": 0.8, "key_size": 32, "value_size": 16}
+
+
+def check(step, chunk, prefill):
+    """Raise unless the kernels pass; the cheapest checks come first."""
+    check_step(step)
+    check_chunk(chunk)
+    check_prefill(prefill)
+
+
+def check_step(kernel):
+    inputs = oracle.inputs(
+        batch=2, tokens=1, key_heads=2, group=3, decay="mixed", beta=(0.1, 1.0), **MEDIUM
+    )
+    assert max(harness.errors(kernel, inputs)) < STEP
+    one, two = harness.run(kernel, inputs), harness.run(kernel, inputs, lnc=2)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+    many = oracle.inputs(batch=3, tokens=1, key_heads=16, group=2, key_size=16, value_size=128)
+    assert max(harness.errors(kernel, many)) < STEP
+    moved = harness.simulate(kernel, many).report.dma_bytes
+    assert moved < 2 * many.state.nbytes * 1.3, "the state passes memory once each way"
+
+
+def check_chunk(kernel):
+    inputs = oracle.inputs(
+        batch=2, tokens=31, key_heads=2, group=3, decay="mixed", beta=(0.1, 1.0), **MEDIUM
+    )
+    assert max(harness.errors(kernel, inputs)) < EXACT
+    assert max(harness.errors(kernel, inputs, half=True, exact=False)) < FAST
+    still = inputs._replace(beta=np.zeros_like(inputs.beta), log_decay=inputs.log_decay * 0)
+    np.testing.assert_array_equal(harness.run(kernel, still)[1], inputs.state)
+    large = oracle.inputs(tokens=128, group=2, state_scale=1e3, cosine=0.95, beta=1.0)
+    assert max(harness.errors(kernel, large)) < EXACT
+    strong = oracle.inputs(tokens=128, decay="strong", **MEDIUM)
+    assert max(harness.errors(kernel, strong)) < EXACT
+
+
+def check_prefill(kernel):
+    inputs = oracle.inputs(
+        batch=2, tokens=384, key_heads=3, group=2, decay="mixed", beta=(0.1, 1.0), **MEDIUM
+    )
+    assert max(harness.errors(kernel, inputs)) < EXACT
+    assert max(harness.errors(kernel, inputs, half=True, exact=False)) < FAST
+    one = oracle.inputs(tokens=384, group=3, **MEDIUM)
+    assert max(harness.errors(kernel, one)) < EXACT
+    assert max(harness.errors(kernel, one, lnc=2)) < EXACT
+    report = harness.simulate(kernel, one).report
+    moved = sum(x.nbytes for x in one) + one.value.nbytes + one.state.nbytes
+    assert report.dma_bytes == moved, "every tensor passes memory once"
+    wide = oracle.inputs(tokens=256, key_heads=4, group=3, key_size=128, value_size=128)
+    assert max(harness.errors(kernel, wide, exact=False)) < FAST
+    odd = oracle.inputs(batch=1, tokens=256, key_heads=8, group=1, key_size=128, value_size=16)
+    assert max(harness.errors(kernel, odd)) < EXACT

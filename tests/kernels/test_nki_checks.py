@@ -1,0 +1,8 @@
+"""The fast checks that mutated kernels have to fail (scripts/mutate_kernels.py)."""
+
+import checks
+import harness
+
+
+def test_the_true_kernels_pass():
+    checks.check(harness.STEP, harness.CHUNK, harness.PREFILL)
