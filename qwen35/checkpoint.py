@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from .declarations import (
 from .devices import device_put
 from .materialize import dematerialize, materialize, with_tp_index
 from .params import Params, Runtime, as_dtype
+from .ranks import load_all_ranks
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 # Known to carry nothing that the text model reads: the multi-token-prediction head, the vision
@@ -69,6 +71,11 @@ def load(
         ValueError: an unknown dtype or device.
     """
     dtype = as_dtype(dtype)
+    if runtime.rank is None:
+        load_rank = functools.partial(
+            load, path, dtype=dtype, check_finite=check_finite, progress=progress
+        )
+        return load_all_ranks(lambda rank: load_rank(runtime=rank), runtime, device)
     device_put((), device)  # an unknown device fails before gigabytes are read
     directory = Path(path)
     config = Config.from_pretrained(directory)

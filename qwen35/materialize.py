@@ -23,6 +23,7 @@ from .declarations import (
 )
 from .devices import device_put
 from .params import Params, Runtime, as_dtype
+from .ranks import load_all_ranks
 
 
 def materialize(
@@ -135,6 +136,9 @@ def init_params(
         The parameter tree.
     """
     dtype = as_dtype(dtype)
+    if runtime.rank is None:
+        build_rank = functools.partial(init_params, config, seed=seed, dtype=dtype)
+        return load_all_ranks(lambda rank: build_rank(runtime=rank), runtime, device)
     declared = declare(dataclasses.replace(config, vision=None), runtime)
     sizes = axis_sizes(config)
 

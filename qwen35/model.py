@@ -12,11 +12,13 @@ from .devices import matmul_float32
 from .mlp import mlp
 from .norms import rms_norm
 from .params import AttentionLayer, DeltaNetLayer, Params
+from .ranks import on_all_ranks
 from .rope import rope_table
 from .sharding.collectives import all_gather, all_reduce
 from .state import AttentionState, DeltaNetState, State
 
 
+@on_all_ranks(False, True)
 def forward(
     params: Params, state: State, tokens: Tensor, lengths: Tensor | None = None
 ) -> tuple[Tensor, State]:
@@ -42,6 +44,7 @@ def forward(
     return rms_norm(x, params.norm, params.config.rms_norm_eps), state
 
 
+@on_all_ranks(False, True)
 def prefill(
     params: Params, state: State, tokens: Tensor, lengths: Tensor | None = None
 ) -> tuple[Tensor, State]:
@@ -63,6 +66,7 @@ def prefill(
     return torch.where((lengths > 0)[:, None], _head(params, x), 0.0), state
 
 
+@on_all_ranks(False, True)
 def decode(
     params: Params, state: State, token: Tensor, active: Tensor | None = None
 ) -> tuple[Tensor, State]:
@@ -88,6 +92,7 @@ def decode(
     return prefill(params, state, token[:, None], lengths)
 
 
+@on_all_ranks(False)
 def logits(params: Params, hidden: Tensor) -> Tensor:
     """The head: hidden [..., H] after the final norm to logits [..., V], float32."""
     return all_gather(matmul_float32(hidden, params.head), params.runtime.mesh)

@@ -22,7 +22,8 @@ class Runtime:
 
     Attributes:
         mesh: how tensors are split over ranks; None is a single device.
-        rank: this program's place in the mesh.
+        rank: this program's place in the mesh. None means all of them: tensors hold every rank's
+            share, stacked over the devices of this process (`sharding.spmd`).
         kernels: "auto" (NKI exactly when the device is Neuron and `nki` imports), "portable"
             (torch operations), "nki", or "emulator" (the NKI kernels run on the host by the
             emulator: slow, for checking).
@@ -30,7 +31,7 @@ class Runtime:
     """
 
     mesh: Mesh | None = None
-    rank: int = 0
+    rank: int | None = 0
     kernels: str = "auto"
     chunk: int = 64
 
@@ -40,6 +41,8 @@ class Runtime:
         if not isinstance(self.chunk, int) or not 1 <= self.chunk <= 1024:
             raise ValueError(f"chunk must be an integer from 1 to 1024, not {self.chunk!r}")
         size = 1 if self.mesh is None else self.mesh.size
+        if self.rank is None and size > 1:
+            return
         if not isinstance(self.rank, int) or not 0 <= self.rank < size:
             raise ValueError(f"rank {self.rank!r} is outside a mesh of {size} ranks")
 

@@ -9,6 +9,7 @@ import torch
 from .config import FULL
 from .declarations import Units, axis_sizes, held_units
 from .params import Params
+from .sharding import spmd
 
 
 class DeltaNetState(NamedTuple):
@@ -66,14 +67,25 @@ def init_state(params: Params, batch: int, capacity: int) -> State:
     for name, value in (("batch", batch), ("capacity", capacity)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {value!r}")
-    config, runtime = params.config, params.runtime
+    mesh, rank = params.runtime.mesh, params.runtime.rank
+    if rank is not None:
+        return _empty(params, rank, batch, capacity, params.device)
+    if batch % mesh.dp:
+        raise ValueError(f"a batch of {batch} rows can't be split evenly over dp = {mesh.dp}")
+    share = _empty(params, 0, batch // mesh.dp, capacity, torch.device("cpu"))
+    return spmd.stack([share] * mesh.size, mesh)
+
+
+def _empty(params: Params, rank: int, batch: int, capacity: int, device: torch.device) -> State:
+    """One rank's empty state; all ranks' are alike."""
+    config, mesh = params.config, params.runtime.mesh
     sizes = axis_sizes(config)
 
     def heads(axis: str) -> int:
-        return len(held_units(Units(axis, sizes[axis]), sizes, runtime.mesh, runtime.rank))
+        return len(held_units(Units(axis, sizes[axis]), sizes, mesh, rank))
 
     def zeros(*shape: int, dtype: torch.dtype = params.dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=params.device)
+        return torch.zeros(shape, dtype=dtype, device=device)
 
     key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
     value_heads, kv_heads = heads("value_heads"), heads("kv_heads")

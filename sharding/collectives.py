@@ -84,6 +84,11 @@ def _xla_all_gather(x: Tensor, mesh: Mesh) -> Tensor:
     # In SPMD the groups hold partitions, which XLA calls global device ids, of one channel.
     spmd = torch_xla.runtime.is_spmd()
     channel, global_ids = (1, True) if spmd else (None, None)
-    return torch_xla._XLAC._xla_all_gather(
+    core = torch_xla._XLAC
+    gathered = core._xla_all_gather(
         x, x.dim() - 1, mesh.tp, mesh.tp_groups, False, channel, global_ids
     )
+    # torch-xla orders collectives by a token that it keeps per device. It would tie the next
+    # trace to this graph and its inputs; here the data flow alone orders them.
+    core._set_all_reduce_token(str(x.device), None)
+    return gathered

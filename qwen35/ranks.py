@@ -1,0 +1,54 @@
+"""All ranks of a mesh in one process (`Runtime(rank=None)`): the functions that change with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .params import Params, Runtime
+from .sharding import spmd
+
+
+def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device: str) -> Params:
+    """The stacked parameters of all ranks; `build(runtime)` gives one rank's, on the CPU."""
+    if device != "xla":
+        raise ValueError(
+            f"rank=None keeps each rank's share on an XLA device of its own: device must be "
+            f"'xla', not {device!r}"
+        )
+    ranks = [
+        dataclasses.replace(build(dataclasses.replace(runtime, rank=rank)), runtime=runtime)
+        for rank in range(runtime.mesh.size)
+    ]
+    return spmd.stack(ranks, runtime.mesh)
+
+
+def on_all_ranks(*returns_stacked: bool) -> Callable[[Callable], Callable]:
+    """Lets a function of one rank's `params` (and `state`) take all ranks' as well.
+
+    Args:
+        returns_stacked: per returned value, whether every rank keeps its own.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def of_one_rank(params: Params, *args: Any, **kwargs: Any) -> Any:
+            return function(params.with_runtime(rank=0), *args, **kwargs)
+
+        @functools.wraps(function)
+        def run(params: Params, *args: Any, **kwargs: Any) -> Any:
+            if params.runtime.rank is not None:
+                return function(params, *args, **kwargs)
+            mapped = spmd.shard_map(
+                of_one_rank,
+                params.runtime.mesh,
+                stacked=("params", "state"),
+                returns_stacked=returns_stacked,
+            )
+            return mapped(params, *args, **kwargs)
+
+        return run
+
+    return decorate

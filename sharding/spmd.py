@@ -1,0 +1,152 @@
+"""All ranks in one process, each on a device of its own: the virtual devices of XLA:CPU.
+
+A tensor of the ranks is kept as one *stacked* tensor: the ranks' tensors one after the other
+along dimension 0, each on its rank's device. `shard_map` runs a function that was written for one
+rank on all of them: inside it every stacked tensor has a rank's shape, and the collectives of
+`collectives` work across devices. One graph is traced, the one that each rank runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .mesh import Mesh
+
+
+def start(mesh: Mesh) -> None:
+    """Switches torch-xla to one device for each of the mesh's ranks, before it is first used.
+
+    On the CPU that sets CPU_NUM_DEVICES; elsewhere the devices must be there.
+
+    Raises:
+        RuntimeError: torch-xla runs already, with another number of devices.
+    """
+    if os.environ.get("PJRT_DEVICE", "CPU") == "CPU":
+        os.environ["CPU_NUM_DEVICES"] = str(mesh.size)
+        os.environ.setdefault("PJRT_DEVICE", "CPU")
+    import torch_xla
+
+    torch_xla.runtime.use_spmd()
+    devices = torch_xla.runtime.global_runtime_device_count()
+    if devices != mesh.size:
+        raise RuntimeError(
+            f"dp {mesh.dp} x tp {mesh.tp} needs {mesh.size} devices, but torch-xla has {devices}; "
+            "call sharding.spmd.start before anything else uses the XLA device"
+        )
+
+
+def stack(ranks: Sequence[Any], mesh: Mesh) -> Any:
+    """One stacked tree on the devices from the ranks' CPU trees, which must be alike in shape.
+
+    Raises:
+        ValueError: the number of trees is not that of the mesh's ranks.
+    """
+    if len(ranks) != mesh.size:
+        raise ValueError(f"{len(ranks)} trees for a mesh of {mesh.size} ranks")
+    return pytree.tree_map(lambda *shards: _stack(shards, mesh), *ranks)
+
+
+def unstack(tree: Any, mesh: Mesh) -> list[Any]:
+    """The ranks' trees, on the CPU, from a stacked tree."""
+    whole = pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu().chunk(mesh.size), tree)
+    return [
+        pytree.tree_map(lambda chunks, rank=rank: chunks[rank], whole, is_leaf=_is_chunks)
+        for rank in range(mesh.size)
+    ]
+
+
+def shard_map(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    *,
+    stacked: Collection[str],
+    returns_stacked: Sequence[bool],
+) -> Callable[..., Any]:
+    """`function`, written for one rank, as a function of all ranks' tensors.
+
+    Args:
+        function: sees tensors of a rank's shape, and returns a tuple (or one value).
+        mesh: of all devices. Works inside `qwen35.jit` and lazily.
+        stacked: the parameters whose tensors are stacked. The tensors of all others are whole:
+            the rows (dimension 0) are split over dp, and each tp rank gets the same.
+        returns_stacked: for each of the returned values, whether to stack the ranks' tensors;
+            others must be equal on the tp ranks and come back whole.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            enter = functools.partial(_enter, mesh=mesh, stacked=name in stacked)
+            bound.arguments[name] = pytree.tree_map_only(Tensor, enter, value)
+        result = function(*bound.args, **bound.kwargs)
+        parts = result if len(returns_stacked) > 1 else (result,)
+        whole = tuple(
+            pytree.tree_map_only(Tensor, functools.partial(_leave, mesh=mesh, stacked=kind), part)
+            for part, kind in zip(parts, returns_stacked, strict=True)
+        )
+        return whole if len(returns_stacked) > 1 else whole[0]
+
+    return run
+
+
+def _is_chunks(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], Tensor)
+
+
+def _stack(shards: Sequence[Any], mesh: Mesh) -> Any:
+    if not isinstance(shards[0], Tensor):
+        return shards[0]
+    import torch_xla
+
+    shape = list(shards[0].shape)
+    sharding = _sharding(mesh, len(shape), True)
+    shape[0] *= mesh.size
+    return torch_xla._XLAC._global_tensor_from_cpu_shards(
+        [shard.contiguous() for shard in shards], sharding, shape
+    )
+
+
+def _enter(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
+    """A rank's view of a tensor."""
+    import torch_xla
+
+    core = torch_xla._XLAC
+    if not core._get_xla_sharding_spec(tensor):
+        # Uploaded without a sharding: state it in the graph, not on the caller's data.
+        tensor = tensor.permute(tuple(range(tensor.dim())))
+        core._xla_mark_sharding(tensor, _sharding(mesh, tensor.dim(), stacked))
+    return core._spmd_full_to_shard_shape(tensor)
+
+
+def _leave(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
+    """The tensor of all ranks from a rank's."""
+    import torch_xla
+
+    core = torch_xla._XLAC
+    shape = list(tensor.shape)
+    shape[0] *= mesh.size if stacked else mesh.dp
+    # An annotation changes the tensor that it is given; that may be one that went in.
+    tensor = tensor.permute(tuple(range(tensor.dim())))
+    core._mark_manual_sharding(tensor, core.OpSharding([], [], [], 4))
+    sharding = _sharding(mesh, tensor.dim(), stacked)
+    return core._spmd_shard_to_full_shape(tensor, sharding, shape, tensor.dtype)
+
+
+@functools.cache
+def _sharding(mesh: Mesh, dims: int, stacked: bool) -> Any:
+    """Dimension 0 over all ranks, or over dp only."""
+    import numpy
+    from torch_xla.distributed import spmd
+
+    grid = spmd.Mesh(numpy.arange(mesh.size), (mesh.dp, mesh.tp), ("dp", "tp"))
+    first = ("dp", "tp") if stacked else "dp"
+    return grid.get_op_sharding((first, *[None] * (dims - 1)))
