@@ -70,3 +70,27 @@ def join_state(config, states: list, mesh) -> list[torch.Tensor]:
                 shares = [getattr(layer, name) for layer in layers]
                 whole.append(join_dim(shares, 1, kv_heads, sizes, mesh))
     return whole
+
+
+def join_gradient(parameter, shares: list[torch.Tensor], sizes, mesh) -> torch.Tensor:
+    """The whole gradient: contributions to one value add up, those to padding are left out."""
+    whole = torch.zeros(parameter.shape)
+    widths = [piece.dims[-1].count * piece.dims[-1].size for piece in parameter.pieces]
+    targets = whole.split(widths, -1)  # views
+    for rank, share in enumerate(shares):
+        parts = share.split(parameter.local_widths(sizes, mesh, rank), -1)
+        for part, piece, target in zip(parts, parameter.pieces, targets, strict=True):
+            index = []
+            for units in piece.dims:
+                held = held_units(units, sizes, mesh, rank)
+                places = [
+                    -1 if unit is None else unit * units.size + offset
+                    for unit in held
+                    for offset in range(units.size)
+                ]
+                index.append(torch.tensor(places))
+            for dim, places in enumerate(index):
+                part = part.index_select(dim, (places >= 0).nonzero().flatten())
+                index[dim] = places[places >= 0]
+            target.index_put_(torch.meshgrid(*index, indexing="ij"), part, accumulate=True)
+    return whole

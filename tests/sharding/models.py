@@ -1,0 +1,150 @@
+"""Small models whose heads fall in every way that the layout knows, and what is done with them."""
+
+import dataclasses
+
+import torch
+from torch.utils import _pytree as pytree
+
+import qwen35
+from qwen35.declarations import declarations, declare
+
+_SMALL = {
+    "vocab_size": 160,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "partial_rotary_factor": 0.5,
+    "mrope_section": (1, 1, 0),
+    "eos_token_id": 3,
+}
+
+CONFIGS = {
+    # The heads of 27b: at tp 8 each KV head is on two ranks, at 16 on four, with padded queries.
+    "heads_of_27b": qwen35.Config(
+        **_SMALL,
+        num_attention_heads=24,
+        num_key_value_heads=4,
+        linear_num_key_heads=16,
+        linear_num_value_heads=48,
+    ),
+    # The heads of 0.8b, tied: one head matrix serves the embedding too.
+    "heads_of_0.8b_tied": qwen35.Config(
+        **_SMALL,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        linear_num_key_heads=16,
+        linear_num_value_heads=16,
+        tie_word_embeddings=True,
+    ),
+    # Every axis splits 8 ways without copies or padding.
+    "even": qwen35.Config(
+        **(_SMALL | {"hidden_size": 40, "linear_key_head_dim": 16}),
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        linear_num_key_heads=8,
+        linear_num_value_heads=16,
+        layer_types=("full_attention", "linear_attention", "linear_attention", "full_attention"),
+    ),
+}
+
+
+def wide_params(config: qwen35.Config, seed: int = 0) -> qwen35.Params:
+    """Parameters that all matter: norms, decays and gates vary, activations stay near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    params = qwen35.init_params(config)
+    for parameter, leaf in zip(
+        declarations(declare(config)), pytree.tree_leaves(params), strict=True
+    ):
+        name = parameter.pieces[0].source.name
+        if name.endswith("A_log"):
+            leaf.uniform_(-3.0, 1.5, generator=generator)
+        elif name.endswith("dt_bias"):
+            leaf.normal_(-1.0, 1.0, generator=generator)
+        elif leaf.dim() == 1:
+            leaf.normal_(float(name.endswith("linear_attn.norm.weight")), 0.3, generator=generator)
+        elif name.endswith("embed_tokens.weight"):
+            leaf.normal_(0.0, 4.0 * config.hidden_size**-0.5, generator=generator)
+        else:
+            # Layers add less than the embedding brings, or each norm would magnify the rounding
+            # of the layer before, and a correct sum in another order would drift.
+            scale = 0.4 if name.endswith(("out_proj.weight", "o_proj.weight")) else 1.0
+            leaf.normal_(0.0, scale * leaf.shape[0] ** -0.5, generator=generator)
+    return params
+
+
+@dataclasses.dataclass
+class Said:
+    """What a model said: named logits, the greedy tokens, and the state after them."""
+
+    logits: dict[str, torch.Tensor]
+    tokens: torch.Tensor
+    state: qwen35.State
+
+
+PROMPT, LENGTHS, STEPS = 13, (13, 5), 64
+
+
+@torch.no_grad()
+def exercise(
+    params: qwen35.Params,
+    *,
+    prefill=qwen35.prefill,
+    decode=qwen35.decode,
+    start=qwen35.init_state,
+    put=lambda tensor: tensor,
+    get=lambda tree: tree,
+    rows: slice = slice(None),
+    steps: int = STEPS,
+) -> Said:
+    """Ragged prefill, a split prompt, an idle row and 64 greedy steps, on two rows or some of them.
+
+    The functions in between make it run on other devices: `put` takes a CPU tensor there, `get`
+    brings a tree of results back.
+    """
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(params.config.vocab_size, (2, PROMPT), generator=generator)[rows]
+    lengths = torch.tensor(LENGTHS, dtype=torch.int32)[rows]
+    batch, capacity = tokens.shape[0], PROMPT + steps + 1
+    said = {}
+
+    whole, state = prefill(params, start(params, batch, capacity), put(tokens), put(lengths))
+    said["prefill"] = get(whole)
+    split = start(params, batch, capacity)
+    for first, last in ((0, 1), (1, 6), (6, PROMPT)):
+        part = (lengths - first).clamp(0, last - first).to(torch.int32)
+        logits, split = prefill(params, split, put(tokens[:, first:last].contiguous()), put(part))
+        said[f"split prefill to {last}"] = get(logits)
+    idle = put(torch.tensor([False, True])[rows].contiguous())
+    logits, state = decode(params, state, put(tokens[:, 0].contiguous()), idle)
+    said["decode with an idle row"] = get(logits)
+
+    token, chosen = said["prefill"].argmax(-1), []
+    for step in range(steps):
+        logits, state = decode(params, state, put(token), None)
+        said[f"decode {step}"] = get(logits)
+        token = said[f"decode {step}"].argmax(-1)
+        chosen.append(token)
+    return Said(said, torch.stack(chosen, 1), get(state))
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest expected value (of 1 if all are 0)."""
+    actual, expected = actual.double(), expected.double()
+    return ((actual - expected).abs().max() / (expected.abs().max() or 1)).item()
+
+
+def gradients(params: qwen35.Params, mesh) -> tuple[float, list[torch.Tensor]]:
+    """The next-token loss of a prompt and its gradient by every parameter, in tree order."""
+    index, params = params.tp_index, dataclasses.replace(params, tp_index=None)
+    leaves, spec = pytree.tree_flatten(params)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    params = dataclasses.replace(pytree.tree_unflatten(leaves, spec), tp_index=index)
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(params.config.vocab_size, (2, 9), generator=generator)
+    hidden, _ = qwen35.forward(params, qwen35.init_state(params, 2, 9), tokens)
+    logits = qwen35.logits(params, hidden)[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    return loss.item(), list(torch.autograd.grad(loss / mesh.tp, leaves))
