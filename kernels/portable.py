@@ -32,17 +32,20 @@ def gated_delta_step(
     batch, key_heads, key_size = key.shape
     value_heads, value_size = value.shape[1:]
     grouped = (batch, key_heads, value_heads // key_heads)
-    query = query.float().view(batch, key_heads, 1, 1, key_size)
-    key = key.float().view(batch, key_heads, 1, 1, key_size)
-    rows = value.float().view(*grouped, 1, value_size)
+    query, key = query.float(), key.float()
+    rows = torch.stack([key, query], dim=2).unsqueeze(2)  # [B, Hk, 1, 2, Dk]
+    value_rows = value.float().view(*grouped, 1, value_size)
     beta = beta.float().view(*grouped, 1, 1)
     decay = log_decay.float().exp().view(*grouped, 1, 1)
 
-    decayed = state.view(*grouped, key_size, value_size) * decay
-    delta = beta * (rows - key @ decayed)
-    updated = decayed + key.transpose(-1, -2) * delta
-    out = query @ updated
-    return out.reshape(value.shape).to(value.dtype), updated.reshape(state.shape)
+    # Both products read the state once; the update then touches it once more.
+    grouped_state = state.view(*grouped, key_size, value_size)
+    recalled, answered = (decay * (rows @ grouped_state)).split(1, dim=3)
+    delta = beta * (value_rows - recalled)
+    overlap = (query * key).sum(-1).view(batch, key_heads, 1, 1, 1)
+    out = answered + overlap * delta
+    updated = decay * grouped_state + key.view(batch, key_heads, 1, key_size, 1) * delta
+    return out.reshape(value.shape).to(value.dtype), updated.view(state.shape)
 
 
 def gated_delta_prefill(
@@ -99,20 +102,22 @@ def gated_delta_prefill(
     to_end = decay[..., -1, :].unsqueeze(-1)
     across = from_start[..., -1:, :]
 
-    products = key @ key.transpose(-1, -2)  # once per key head
-    inverse = invert_unit_lower(beta * decay * products * strict)
-    attention = decay * (query @ key.transpose(-1, -2))
-    reader = query * from_start
-    writer = (key * to_end).transpose(-1, -2)
-    recall = key * (beta * from_start)
+    transposed = key.transpose(-1, -2)
+    inverse = invert_unit_lower(beta * decay * (key @ transposed) * strict)
+    attention = decay * (query @ transposed)
     target = beta * value
+    # Side by side, what reads the state before a chunk, and what the chunk's corrections enter.
+    readers = torch.cat([key * (beta * from_start), query * from_start], dim=-2)
+    writers = torch.cat([attention, transposed * to_end.transpose(-1, -2)], dim=-2)
 
     state = state.unflatten(1, (key_heads, repeats))
     outputs = []
     for n in range(count):
-        correction = inverse[:, n] @ (target[:, n] - recall[:, n] @ state)
-        outputs.append(reader[:, n] @ state + attention[:, n] @ correction)
-        state = across[:, n] * state + writer[:, n] @ correction
+        recalled, answered = (readers[:, n] @ state).split(length, dim=-2)
+        correction = inverse[:, n] @ (target[:, n] - recalled)
+        written = writers[:, n] @ correction
+        outputs.append(answered + written[..., :length, :])
+        state = across[:, n] * state + written[..., length:, :]
     out = torch.stack(outputs, dim=1)  # [B, N, Hk, R, C, Dv]
     out = out.flatten(2, 3).transpose(2, 3).reshape(batch, count * length, value_heads, value_size)
     return out[:, :tokens].to(value_dtype), state.flatten(1, 2)
@@ -129,16 +134,18 @@ def invert_unit_lower(strictly_lower: Tensor) -> Tensor:
     size = strictly_lower.shape[-1]
     device = strictly_lower.device
     index = torch.arange(size, device=device)
-    inverse = torch.eye(size, device=device)
+    inverse = torch.eye(size, device=device).expand(strictly_lower.shape)
     block = 1
     while block < size:
         pair, half = index // (2 * block), index // block % 2
         same_pair = pair[:, None] == pair[None, :]
         lower_left = same_pair & (half[:, None] > half[None, :])
-        merge = inverse @ (strictly_lower * lower_left.to(strictly_lower.dtype))
-        inverse = inverse - merge @ inverse
+        below = strictly_lower * lower_left.to(strictly_lower.dtype)
+        if block > 1:  # blocks of one are their own inverses
+            below = inverse @ below @ inverse
+        inverse = inverse - below
         block *= 2
-    return inverse.expand(strictly_lower.shape)
+    return inverse
 
 
 def _chunked(x: Tensor, count: int, length: int) -> Tensor:

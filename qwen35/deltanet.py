@@ -43,9 +43,9 @@ def deltanet(
     projected = x @ layer.in_proj
     qkv, z, b, a = projected.split([channels, value_dim, value_heads, value_heads], dim=-1)
     mixed, conv = _causal_conv(qkv, layer.conv, state.conv, lengths)
-    query, key, value = mixed.split([key_dim, key_dim, value_dim], dim=-1)
-    query = l2_norm(query.unflatten(-1, (-1, key_size))) * key_size**-0.5
-    key = l2_norm(key.unflatten(-1, (-1, key_size)))
+    heads, value = mixed.split([2 * key_dim, value_dim], dim=-1)
+    query, key = l2_norm(heads.unflatten(-1, (-1, key_size))).chunk(2, dim=2)
+    query = query * key_size**-0.5
     value = value.unflatten(-1, (-1, value_size))
     log_decay = -layer.a_log.exp() * F.softplus(a.float() + layer.dt_bias)
     beta = b.float().sigmoid()
