@@ -1,0 +1,41 @@
+# Sourced by scripts/demo and scripts/test: makes .venv beside the repository's files and installs
+# the package into it, editable. Later runs find their stamp and start at once.
+# Usage: source scripts/environment.sh; prepare_environment NAME EXTRAS
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
+        if [ -n "$candidate" ] && "$candidate" -c '
+import sys
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "No Python 3.11 to 3.13 was found (python3 is $(python3 --version 2>&1)). Install one," \
+        "or name it: PYTHON=/path/to/python3.12 $0" >&2
+    return 1
+}
+
+prepare_environment() {
+    local stamp=".venv/.installed-$1" python wanted
+    wanted=$(cat pyproject.toml scripts/environment.sh | cksum)
+    if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    if [ ! -x .venv/bin/python ]; then
+        python=$(find_python)
+        echo "Making .venv with $("$python" --version) ..." >&2
+        "$python" -m venv .venv
+    fi
+    if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+        echo "Installing torch, torch-xla and transformers. PyPI's Linux wheel of torch brings" >&2
+        echo "about 3 GB of CUDA libraries, which nothing here uses: this takes minutes. The" >&2
+        echo "README names a lighter way. pip's own settings (PIP_INDEX_URL, pip.conf) hold." >&2
+    else
+        echo "Updating the packages in .venv ..." >&2
+    fi
+    .venv/bin/python -m pip install --quiet --progress-bar on --disable-pip-version-check \
+        --editable ".$2" >&2
+    echo "$wanted" >"$stamp"
+}
