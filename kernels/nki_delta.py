@@ -88,7 +88,7 @@ def load(layout, plan, block, token, inputs):
         "log_decay": (value_heads, 1, 1, 0),
         "beta": (value_heads, 1, 1, 0),
     }
-    for name in ("key", "query", "log_decay", "beta", "value"):
+    for name in ("log_decay", "key", "query", "beta", "value"):
         heads, size, width, first = shapes[name]
         if count < chunk:
             nisa.memset(dst=tiles[name], value=0.0, engine=nisa.engine.gpsimd)

@@ -95,9 +95,6 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
     steps = (layout["tokens"] + size - 1) // size * count
     states = []
     operands = []
-    for block in range(count):
-        states.append(load_state(layout, first + block, state))
-        operands.append(copy_state(layout, plan, states[block]))
     # What the stages leave for later ones, by step.
     tiles = []
     turned = []
@@ -117,6 +114,10 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
                 if slot == 0:
                     token = step // count * size
                     tiles.append(load(layout, plan, first + step % count, token, inputs))
+            if tick == 0 and slot == 1:
+                for block in range(count):
+                    states.append(load_state(layout, first + block, state))
+                    operands.append(copy_state(layout, plan, states[block]))
             for step in pair(tick - 2, steps):
                 if slot < plan["levels"]:
                     find_factor(
@@ -160,6 +161,17 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
                         layout, plan, attentions[step], updates[step], carried[step], out.dtype
                     )
                     store(layout, plan, first + block, step // count * size, result, out)
+            for step in pair(tick - 2, steps):
+                if slot < plan["levels"]:
+                    apply_factor(
+                        layout,
+                        plan,
+                        slot,
+                        constants,
+                        factors[step % 2],
+                        inverses[step],
+                        inverses_t[step],
+                    )
             for step in pair(tick - 1, steps):
                 second = step % 2
                 if slot == second:
@@ -177,17 +189,6 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
                     inverses_t.append(make_inverse(layout, plan, constants, 0))
                 if slot == 5 + second:
                     gates.append(make_gates(layout, plan, constants, tiles[step]))
-            for step in pair(tick - 2, steps):
-                if slot < plan["levels"]:
-                    apply_factor(
-                        layout,
-                        plan,
-                        slot,
-                        constants,
-                        factors[step % 2],
-                        inverses[step],
-                        inverses_t[step],
-                    )
     for block in range(count):
         target = new_state.ap(
             pattern=state_pattern(layout), offset=state_offset(layout, first + block)

@@ -79,7 +79,7 @@ def make_factors(layout, plan, constants):
         nisa.tensor_copy(
             dst=blocks(tile, lanes, chunk, level, 1),
             src=spread(constants["identity"], lanes, chunk, level, 1),
-            engine=nisa.engine.gpsimd,
+            engine=nisa.engine.scalar,
         )
         factors.append(tile)
     return factors

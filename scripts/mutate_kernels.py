@@ -89,7 +89,7 @@ def mutations(tree):
         if name == "ap" and "offset" in keywords:
             yield f"{line}: pattern offset dropped", number, _drop_offset
         if name == "select" and isinstance(node.args[-1], ast.Constant | ast.Name):
-            yield f"{line}: mask value + 1", number, _change_mask
+            yield f"{line}: other mask value", number, _change_mask
 
 
 def _delete(node):
@@ -128,7 +128,9 @@ def _drop_offset(node):
 
 
 def _change_mask(node):
-    node.args[-1] = ast.BinOp(node.args[-1], ast.Add(), ast.Constant(1.0))
+    value = node.args[-1]
+    zero = isinstance(value, ast.Constant) and value.value == 0.0
+    node.args[-1] = ast.Constant(1.0 if zero else 0.0)
 
 
 def mutants():
