@@ -53,14 +53,20 @@ def gated_delta_step(query, key, value, log_decay, beta, state):
     out = nl.ndarray(value.shape, dtype=value.dtype, buffer=nl.shared_hbm)
     new_state = nl.ndarray(state.shape, dtype=nl.float32, buffer=nl.shared_hbm)
     constants = make_constants(layout)
-    for block in range(layout["row_blocks"] * layout["head_blocks"]):
-        inputs = load(layout, block, query, key, value, log_decay, beta, state)
-        step(layout, block, constants, inputs, out, new_state)
+    blocks = layout["row_blocks"] * layout["head_blocks"]
+    ready = []
+    for block in range(blocks + 1):
+        # A block is loaded and prepared while the state passes through the one before it.
+        if block < blocks:
+            inputs = load(layout, block, query, key, value, log_decay, beta, state)
+            ready.append(prepare(layout, constants, inputs))
+        if block > 0:
+            step(layout, block - 1, constants, ready[block - 1], out, new_state)
     return out, new_state
 
 
 def make_constants(layout):
-    """The identity over lanes, its copy with empty odd columns, and the pairs' lanes."""
+    """The identity, the same with empty columns between, and which lanes are a pair's."""
     lanes = layout["lanes"]
     pairs = layout["pairs"]
     group = layout["group"]
@@ -73,10 +79,12 @@ def make_constants(layout):
     select(owner, ones[0:pairs, 0:lanes], inside, group - 1, group, nl.greater_equal, 0.0)
     inside = [[1, lanes]]
     select(owner, owner, inside, 0, -group, nl.greater_equal, 0.0)
-    inject = sbuf(lanes, 2 * lanes, nl.float32)  # [identity | 0]
-    nisa.memset(dst=inject, value=0.0, engine=nisa.engine.gpsimd)
+    inject = sbuf(lanes, 2 * lanes, nl.float32)
+    nisa.memset(dst=inject, value=0.0, engine=nisa.engine.vector)
     nisa.tensor_copy(
-        dst=inject[:, 0:lanes], src=identity[0:lanes, 0:lanes], engine=nisa.engine.gpsimd
+        dst=inject.ap(pattern=[[2 * lanes, lanes], [2, lanes]]),
+        src=identity[0:lanes, 0:lanes],
+        engine=nisa.engine.vector,
     )
     return {"identity": identity, "owner": owner, "inject": inject}
 
@@ -120,14 +128,11 @@ def load(layout, block, query, key, value, log_decay, beta, state):
     return {"both": both, "values": values, "gates": gates, "spread": spread, "state": matrix}
 
 
-def step(layout, block, constants, inputs, out, new_state):
-    """Everything that follows for one block, and its results to HBM."""
+def prepare(layout, constants, inputs):
+    """What does not need the state: columns for the products, selectors for the update."""
     lanes = layout["lanes"]
     key_size = layout["key_size"]
-    columns = layout["columns"]
-    identity = constants["identity"]
-    state = inputs["state"]
-
+    beta = inputs["gates"][:, 1:2]
     decay = sbuf(lanes, 1, nl.float32)
     nisa.activation(dst=decay, op=nl.exp, data=inputs["gates"][:, 0:1])
     decay_spread = sbuf(key_size, lanes, nl.float32)
@@ -145,9 +150,20 @@ def step(layout, block, constants, inputs, out, new_state):
     nisa.tensor_copy(dst=both, src=bank[0:lanes, 0 : 2 * key_size], engine=nisa.engine.vector)
     keys = both[:, 0:key_size]
     queries = both[:, key_size : 2 * key_size]
-    beta = inputs["gates"][:, 1:2]
 
-    # Columns -a k and a q of every lane.
+    # beta k of one lane, zero in the others' partitions: selects that lane's correction.
+    weighted = sbuf(lanes, key_size, nl.float32)
+    nisa.activation(dst=weighted, op=nl.copy, data=keys, scale=beta)
+    selector = sbuf(lanes, lanes * key_size, nl.float32)
+    nisa.tensor_tensor(
+        dst=selector.ap(pattern=[[lanes * key_size, lanes], [key_size, lanes], [1, key_size]]),
+        data1=weighted.ap(pattern=[[key_size, lanes], [0, lanes], [1, key_size]]),
+        data2=constants["identity"].ap(pattern=[[128, lanes], [1, lanes], [0, key_size]]),
+        op=nl.multiply,
+        engine=nisa.engine.gpsimd,
+    )
+
+    # Columns -a k and a q of every lane: [-a k | a q], lanes side by side in each half.
     scaled = sbuf(lanes, 2 * key_size, nl.float32)
     nisa.tensor_scalar(
         dst=scaled[:, 0:key_size],
@@ -168,74 +184,83 @@ def step(layout, block, constants, inputs, out, new_state):
     turned = sbuf(key_size, 2 * lanes, nl.float32)
     nisa.tensor_copy(dst=turned, src=bank[0:key_size, 0 : 2 * lanes], engine=nisa.engine.vector)
 
-    # [d | a q^T S] as columns, lanes side by side: the values, plus S^T [-a k | a q].
-    bank = psum_bank()
-    nisa.nc_matmul(
-        dst=bank[0:columns, 0 : 2 * lanes],
-        stationary=inputs["values"],
-        moving=constants["inject"],
-        accumulate=False,
-    )
-    for lane in range(lanes):
-        nisa.nc_matmul(
-            dst=bank.ap(pattern=[[BANK, columns], [lanes, 2]], offset=lane),
-            stationary=part(state, lane, columns),
-            moving=turned.ap(pattern=[[2 * lanes, key_size], [lanes, 2]], offset=lane),
-            accumulate=True,
-        )
-    answers = sbuf(columns, 2 * lanes, nl.float32)
-    nisa.tensor_copy(dst=answers, src=bank[0:columns, 0 : 2 * lanes], engine=nisa.engine.vector)
-    bank = psum_bank()
-    for side in range(2):
-        nisa.nc_transpose(
-            dst=bank[0:lanes, side * columns : (side + 1) * columns],
-            data=answers[:, side * lanes : (side + 1) * lanes],
-            engine=nisa.engine.tensor,
-        )
-    correction = sbuf(lanes, columns, nl.float32)
-    nisa.tensor_copy(dst=correction, src=bank[0:lanes, 0:columns], engine=nisa.engine.scalar)
-
-    # o = a q^T S + beta (q . k) d
+    # beta (q . k)
     product = sbuf(lanes, key_size, nl.float32)
     nisa.tensor_tensor(
-        dst=product, data1=keys, data2=queries, op=nl.multiply, engine=nisa.engine.gpsimd
+        dst=product, data1=keys, data2=queries, op=nl.multiply, engine=nisa.engine.vector
     )
     overlap = sbuf(lanes, 1, nl.float32)
     nisa.tensor_reduce(dst=overlap, op=nl.add, data=product, axis=1)
     nisa.tensor_tensor(
         dst=overlap, data1=overlap, data2=beta, op=nl.multiply, engine=nisa.engine.vector
     )
+    return {
+        "state": inputs["state"],
+        "values": inputs["values"],
+        "decay_spread": decay_spread,
+        "selector": selector,
+        "turned": turned,
+        "overlap": overlap,
+    }
+
+
+def step(layout, block, constants, ready, out, new_state):
+    """Corrections, outputs and the new state of one block, to HBM."""
+    lanes = layout["lanes"]
+    key_size = layout["key_size"]
+    columns = layout["columns"]
+    state = ready["state"]
+
+    # d and a q^T S as columns, a lane's two side by side: the values, plus S^T [-a k | a q].
+    bank = psum_bank()
+    nisa.nc_matmul(
+        dst=bank[0:columns, 0 : 2 * lanes],
+        stationary=ready["values"],
+        moving=constants["inject"],
+        accumulate=False,
+    )
+    for lane in range(lanes):
+        nisa.nc_matmul(
+            dst=bank[0:columns, 2 * lane : 2 * lane + 2],
+            stationary=part(state, lane, columns),
+            moving=ready["turned"].ap(pattern=[[2 * lanes, key_size], [lanes, 2]], offset=lane),
+            accumulate=True,
+        )
+    answers = sbuf(columns, 2 * lanes, nl.float32)  # the two apart again
+    nisa.tensor_copy(
+        dst=answers.ap(pattern=[[2 * lanes, columns], [1, lanes], [lanes, 2]]),
+        src=bank.ap(pattern=[[BANK, columns], [2, lanes], [1, 2]]),
+        engine=nisa.engine.vector,
+    )
+    bank = psum_bank()
+    for side in range(2):
+        nisa.nc_transpose(
+            dst=bank[0:lanes, side * columns : (side + 1) * columns],
+            data=part(answers, side, lanes),
+            engine=nisa.engine.tensor,
+        )
+    correction = sbuf(lanes, columns, nl.float32)
+    nisa.tensor_copy(dst=correction, src=bank[0:lanes, 0:columns], engine=nisa.engine.vector)
+
+    # o = a q^T S + beta (q . k) d
     result = sbuf(lanes, columns, out.dtype)
     nisa.scalar_tensor_tensor(
         dst=result,
         data=correction,
         op0=nl.multiply,
-        operand0=overlap,
+        operand0=ready["overlap"],
         op1=nl.add,
         operand1=bank[0:lanes, columns : 2 * columns],
     )
-    pattern = token_pattern(layout, layout["value_heads"], layout["value_size"], columns, 1)
-    offset = token_offset(
-        layout,
-        block,
-        0,
-        layout["value_heads"],
-        layout["value_size"],
-        layout["first_column"],
+    heads = layout["value_heads"]
+    size = layout["value_size"]
+    target = out.ap(
+        pattern=token_pattern(layout, heads, size, columns, 1),
+        offset=token_offset(layout, block, 0, heads, size, layout["first_column"]),
     )
-    nisa.dma_copy(dst=out.ap(pattern=pattern, offset=offset), src=result)
+    nisa.dma_copy(dst=target, src=result)
 
-    # beta k of one lane, zero in the others' partitions: selects that lane's correction.
-    weighted = sbuf(lanes, key_size, nl.float32)
-    nisa.activation(dst=weighted, op=nl.copy, data=keys, scale=beta)
-    selector = sbuf(lanes, lanes * key_size, nl.float32)
-    nisa.tensor_tensor(
-        dst=selector.ap(pattern=[[lanes * key_size, lanes], [key_size, lanes], [1, key_size]]),
-        data1=weighted.ap(pattern=[[key_size, lanes], [0, lanes], [1, key_size]]),
-        data2=identity.ap(pattern=[[128, lanes], [1, lanes], [0, key_size]]),
-        op=nl.multiply,
-        engine=nisa.engine.gpsimd,
-    )
+    # S' = a S + (beta k) d^T
     per_bank = BANK // columns
     for first in range(0, lanes, per_bank):
         count = min(per_bank, lanes - first)
@@ -246,11 +271,11 @@ def step(layout, block, constants, inputs, out, new_state):
                 dst=part(state, lane, columns),
                 op=nl.copy,
                 data=part(state, lane, columns),
-                scale=decay_spread[:, lane : lane + 1],
+                scale=ready["decay_spread"][:, lane : lane + 1],
             )
             nisa.nc_matmul(
                 dst=bank[0:key_size, slot * columns : (slot + 1) * columns],
-                stationary=part(selector, lane, key_size),
+                stationary=part(ready["selector"], lane, key_size),
                 moving=correction,
                 accumulate=False,
             )
