@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -85,3 +86,53 @@ def matmul_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         )
     x = x.float()
     return torch.cat([x @ block.float() for block in weight.split(16384, dim=1)], dim=-1)
+
+
+def materialize(tensors: Sequence[torch.Tensor]) -> None:
+    """Run the pending computations of `tensors`: a compiled graph takes data only."""
+    core = xla()._XLAC
+    needed = core._check_tensor_need_materialization(tensors)
+    if True in needed:
+        pending = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
+        core._xla_sync_multi(pending, devices=[], wait=True, sync_xla_data=True)
+
+
+def anything_pending() -> bool:
+    """Return whether any tensor of the process is a computation that has not run."""
+    torch_xla = xla()
+    device = str(torch_xla.device())
+    try:
+        return True in torch_xla._XLAC._check_device_tensor_need_materialization(device)
+    except RuntimeError:  # some tensor has lost its value in an operation that failed
+        return True
+
+
+def run_pending() -> None:
+    """Run every pending computation of the process."""
+    if anything_pending():
+        torch_xla = xla()
+        device = str(torch_xla.device())
+        torch_xla._XLAC._xla_sync_live_tensors(device, devices=[], wait=True)
+
+
+def check_alive(name: str, tensors: Sequence[torch.Tensor]) -> None:
+    """Wait for the graph in flight, then raise RuntimeError if a tensor has no value by now."""
+    core = xla()._XLAC
+    # Running a graph waits as well, but unlike this it keeps the interpreter's lock meanwhile.
+    core._xla_wait_device_ops([])
+    if True in map(core._is_placecholder, tensors):
+        raise RuntimeError(
+            f"{name}: an argument has lost its value: it shares memory with a tensor that was "
+            "donated, or its computation failed"
+        )
+
+
+def next_seed() -> torch.Tensor:
+    """Return the device's random seed and advance it, as a sync of torch-xla does."""
+    torch_xla = xla()
+    core = torch_xla._XLAC
+    device = str(torch_xla.device())
+    seed = core._get_base_seed_as_tensor(device)
+    following = (1012031 + core._xla_get_rng_seed(device) * 7012063) % 2**64
+    core._xla_set_rng_seed(following, device)
+    return seed
