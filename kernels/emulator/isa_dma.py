@@ -51,7 +51,26 @@ def _check_mode(mode, engine, same_dtype, oob_mode, priority):
 def _issue(core, op, dst, src, mode):
     moved = max(_bytes(dst), _bytes(src))
     time = cost.dma_nanoseconds(moved, mode is modes.hwdge)
-    return core.issue(op, "dma", nanoseconds=time, moved=moved, reads=(src,), writes=(dst,))
+    return core.issue(
+        op,
+        "dma",
+        nanoseconds=time,
+        moved=moved,
+        runs=max(_runs(dst), _runs(src)),
+        reads=(src,),
+        writes=(dst,),
+    )
+
+
+def _runs(tensor):
+    """Contiguous pieces of memory that a view consists of; every partition is one at least."""
+    length = 1
+    dims = list(zip(tensor.shape, tensor.strides, strict=True))
+    for size, stride in reversed(dims[1:] if tensor.on_chip else dims):
+        if size > 1 and stride != length:
+            break
+        length *= size
+    return int(np.prod(tensor.shape, dtype=np.int64)) // length
 
 
 def _bytes(tensor):

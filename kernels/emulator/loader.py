@@ -11,7 +11,7 @@ import linecache
 import types
 from pathlib import Path
 
-from .errors import EmulatorError, LanguageError
+from .errors import EmulatorError, LanguageError, NotModelledError
 from .modules import MODULES, Kernel
 
 _KERNELS = Path(__file__).resolve().parent.parent
@@ -34,20 +34,22 @@ class Source:
         return {str(self.path)}.union(*(source.files() for source in self.imports.values()))
 
 
-def load(source, name: str) -> Kernel:
-    """The kernel `name` of a Python file (a path), or of a module of this package ("nki_fused").
+def load(source, name: str, texts: dict[str, str] | None = None) -> Kernel:
+    """The kernel `name` of a Python file (a path), or of a module of ours ("nki_fused").
 
-    A string with a newline is taken as the source text itself. The result is for
-    `emulator.simulate`; it is never importable, and `nki` stays as it was.
+    A string with a newline is taken as the source text itself, as of a file next to our kernels.
+    `texts` gives other text for modules, by name, than their files have (for mutation tests). The
+    result is for `emulator.simulate`; it is never importable, and `nki` stays as it was.
     """
+    texts = texts or {}
     if isinstance(source, str) and "\n" in source:
-        path, text = Path("<kernel>"), source
+        path, text = _KERNELS / "<kernel>", source
     else:
         path = Path(source)
         if path.suffix != ".py":
             path = _KERNELS / f"{path}.py"
-        text = path.read_text()
-    module = _execute(path, text, {})
+        text = _text(path, texts)
+    module = _execute(path, text, {}, texts)
     if name not in vars(module):
         raise EmulatorError(f"{path} defines no {name}")
     kernel = getattr(module, name)
@@ -56,7 +58,11 @@ def load(source, name: str) -> Kernel:
     return kernel
 
 
-def _execute(path: Path, text: str, loaded: dict) -> types.ModuleType:
+def _text(path: Path, texts) -> str:
+    return texts[path.stem] if path.stem in texts else path.read_text()
+
+
+def _execute(path: Path, text: str, loaded: dict, texts: dict) -> types.ModuleType:
     source = Source(path, text)
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
@@ -66,7 +72,7 @@ def _execute(path: Path, text: str, loaded: dict) -> types.ModuleType:
     def importer(name, globals=None, locals=None, fromlist=(), level=0):
         if level == 0 and (name == "nki" or name.startswith("nki.")):
             if name not in MODULES:
-                raise EmulatorError(f"module {name} is not emulated")
+                raise NotModelledError(f"module {name} is not modelled by this emulator")
             return MODULES[name] if fromlist else MODULES["nki"]
         if level == 0 and name.split(".")[0] == "neuronxcc":
             raise LanguageError("namespace", f"{path.name} imports {name}; use nki")
@@ -75,7 +81,7 @@ def _execute(path: Path, text: str, loaded: dict) -> types.ModuleType:
         if level > 1:
             raise EmulatorError(f"{path}: a relative import above the kernel's own directory")
         siblings = [name] if name else list(fromlist)
-        modules = {part: _sibling(source, part, loaded) for part in siblings}
+        modules = {part: _sibling(source, part, loaded, texts) for part in siblings}
         if name:
             return modules[name]
         return types.SimpleNamespace(**modules)
@@ -89,11 +95,11 @@ def _execute(path: Path, text: str, loaded: dict) -> types.ModuleType:
     return module
 
 
-def _sibling(source: Source, name: str, loaded: dict):
+def _sibling(source: Source, name: str, loaded: dict, texts: dict):
     path = source.path.parent / f"{name}.py"
     if path not in loaded:
         if not path.is_file():
             raise EmulatorError(f"{source.path} imports .{name}, but there is no {path}")
-        _execute(path, path.read_text(), loaded)
+        _execute(path, _text(path, texts), loaded, texts)
     source.imports[name] = loaded[path].__emulated_source__
     return loaded[path]

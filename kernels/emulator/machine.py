@@ -1,5 +1,6 @@
 """One NeuronCore at work: its allocations, engine registers and the trace of instructions."""
 
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -50,6 +51,7 @@ class Instruction:
     cycles: float
     nanoseconds: float
     bytes: int
+    runs: int  # contiguous pieces that a DMA moves
     line: int
     reads: list
     writes: list
@@ -199,7 +201,7 @@ class Core:
                 other.rivals.append((storage, _shared_box(storage, other.block)))
         self._placed.append(storage)
 
-    def issue(self, op, engine, cycles=0.0, nanoseconds=0.0, moved=0, reads=(), writes=()):
+    def issue(self, op, engine, cycles=0.0, nanoseconds=0.0, moved=0, runs=0, reads=(), writes=()):
         """Append an instruction to the trace; returns its handle."""
         instruction = Instruction(
             len(self.trace),
@@ -208,6 +210,7 @@ class Core:
             cycles,
             nanoseconds,
             moved,
+            runs,
             self.line,
             [_access(tensor) for tensor in reads],
             [_access(tensor) for tensor in writes],
@@ -245,27 +248,28 @@ def _access(tensor: Tensor) -> Access:
     return Access(tensor.storage.block, 0, 1, lo, hi)
 
 
-_active: list[Core] = []
+_thread = threading.local()  # .core: the core that runs a kernel in this thread
 
 
 def current() -> Core:
     """The core that is running a kernel."""
-    if not _active:
+    core = getattr(_thread, "core", None)
+    if core is None:
         raise EmulatorError("nki functions work inside a kernel only: use emulator.simulate")
-    return _active[-1]
+    return core
 
 
 def running() -> bool:
-    return bool(_active)
+    return getattr(_thread, "core", None) is not None
 
 
 @contextmanager
 def activate(core: Core):
     """Make `core` the one that instructions run on."""
-    if _active:
+    if running():
         raise NotModelledError("a simulation inside a running kernel")
-    _active.append(core)
+    _thread.core = core
     try:
         yield core
     finally:
-        _active.pop()
+        _thread.core = None

@@ -7,7 +7,7 @@ from functools import cached_property
 from .cost import DMA_BYTES_PER_NS
 from .machine import Core
 from .rules import fail
-from .schedule import Span, live_peaks, schedule
+from .schedule import Span, capacity, live_peaks, schedule
 
 ENGINES = ("tensor", "vector", "scalar", "gpsimd", "dma")
 
@@ -25,6 +25,7 @@ class Report:
     cycles: dict[str, float]
     operations: dict[str, int]  # per "engine.op"
     dma_bytes: int
+    dma_runs: int  # contiguous pieces of HBM that the DMAs consist of; short ones are slow
     sbuf_peak: int
     psum_peak: int
     core: Core = field(repr=False)
@@ -58,9 +59,10 @@ class Report:
                 f"{share:7.1f}"
             )
         lines.append(
-            f"critical path {total / 1000:.2f} µs, {sum(self.instructions.values())} instructions, "
-            f"DMA {self.dma_bytes} bytes, SBUF peak {self.sbuf_peak} bytes per partition, PSUM "
-            f"peak {self.psum_peak} banks (modelled, not measured)"
+            f"critical path {total / 1000:.2f} µs, {sum(self.instructions.values())} instructions "
+            f"(modelled, not measured)\n"
+            f"DMA {self.dma_bytes} bytes in {self.dma_runs} contiguous runs\n"
+            f"peak SBUF {self.sbuf_peak} bytes per partition, PSUM {self.psum_peak} banks"
         )
         return "\n".join(lines)
 
@@ -70,23 +72,24 @@ def build_report(kernel: str, core: Core) -> Report:
     instructions = dict.fromkeys(ENGINES, 0)
     cycles = dict.fromkeys(ENGINES[:-1], 0.0)
     operations = Counter()
-    moved = 0
+    moved = runs = 0
     for instruction in core.trace:
         instructions[instruction.engine] += 1
         operations[f"{instruction.engine}.{instruction.op}"] += 1
         if instruction.engine == "dma":
             moved += instruction.bytes
+            runs += instruction.runs
         else:
             cycles[instruction.engine] += instruction.cycles
     peaks = live_peaks(core)
-    limits = {"sbuf": core.target.sbuf_bytes, "psum": core.target.psum_banks}
     for space, unit in (("sbuf", "bytes per partition"), ("psum", "banks")):
         level, index = peaks[space]
-        if level > limits[space]:
+        limit = capacity(core.target, space)
+        if level > limit:
             fail(
                 f"{space}-capacity",
                 f"{level} {unit} of {space} are alive at instruction {index} (line "
-                f"{core.trace[index].line}), the machine has {limits[space]}",
+                f"{core.trace[index].line}), the machine has {limit}",
             )
     return Report(
         kernel,
@@ -94,6 +97,7 @@ def build_report(kernel: str, core: Core) -> Report:
         cycles,
         dict(operations),
         moved,
+        runs,
         peaks["sbuf"][0],
         peaks["psum"][0],
         core,

@@ -5,13 +5,14 @@ for the data it reads (and for the readers and writers of what it overwrites), s
 `ACCESS_LATENCY_CYCLES` of the producing engine after it is done. A DMA waits for its data only,
 then for its fixed latency, then its bytes take the first gap in the core's shared bandwidth that
 is long enough (16 engines serve one transfer together). Tensors without an address get memory when
-first written and give it back after their last use; for PSUM the eight banks are handed out in
-program order, and whoever gets a bank waits for its last user. Not modelled: semaphores,
-instruction fetch, descriptor writing, and conflicts of engines over a memory port.
+first written and give it back after their last use, in program order, and whoever gets it waits
+for its last user. Not modelled: semaphores, instruction fetch, descriptor writing, and conflicts
+of engines over a memory port.
 """
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from .cost import ACCESS_LATENCY_CYCLES, DMA_BYTES_PER_NS
 from .machine import Access, Core
@@ -67,7 +68,7 @@ def schedule(core: Core) -> list[Span]:
     free = dict.fromkeys(clock, 0.0)
     bandwidth = _Bandwidth()
     regions: dict[int | str, _Regions] = {}
-    banks = _Banks(core)
+    pools = [_Pool(core, "sbuf"), _Pool(core, "psum")]
     visible = [0.0] * len(core.trace)
     spans = []
     for instruction in core.trace:
@@ -80,7 +81,7 @@ def schedule(core: Core) -> list[Span]:
                 if time > ready and _meet(access, other):
                     ready = time
         for memory, access in writes:
-            ready = max(ready, banks.available(access.block))
+            ready = max(ready, *(pool.available(access.block) for pool in pools))
             region = regions.setdefault(memory, _Regions())
             if access.block.space == "hbm":
                 continue  # outputs are written once; boxes of strided rows would seem to meet
@@ -105,7 +106,8 @@ def schedule(core: Core) -> list[Span]:
             region.writes = [w for w in region.writes if not _covers(access, w[0])]
             region.reads = [r for r in region.reads if not _covers(access, r[0])]
             region.writes.append((access, seen))
-        banks.release(instruction, end)
+        for pool in pools:
+            pool.release(instruction, end)
     return spans
 
 
@@ -126,15 +128,25 @@ def units(block, target, offset=0) -> int:
     return -(-end // target.psum_bank_bytes) if block.space == "psum" else end
 
 
+def capacity(target, space) -> int:
+    """SBUF bytes per partition, or PSUM banks."""
+    return target.sbuf_bytes if space == "sbuf" else target.psum_banks
+
+
+def placed_end(core: Core, space) -> int:
+    """Where the hand-placed tensors end; they keep their memory throughout."""
+    ends = [
+        units(block, core.target, block.address[1])
+        for block in core.blocks
+        if block.space == space and block.address is not None
+    ]
+    return max(ends, default=0)
+
+
 def live_peaks(core: Core) -> dict[str, tuple[int, int]]:
     """Peak use of SBUF (bytes per partition) and PSUM (banks) with the instruction it is at."""
     changes: dict[str, dict[int, int]] = {"sbuf": {}, "psum": {}}
     by_number = {block.number: block for block in core.blocks}
-    placed = {"sbuf": 0, "psum": 0}  # hand-placed tensors keep their place throughout
-    for block in core.blocks:
-        if block.address is not None:
-            end = units(block, core.target, block.address[1])
-            placed[block.space] = max(placed[block.space], end)
     for number, (first, last) in lifetimes(core).items():
         block = by_number[number]
         if block.address is not None:
@@ -145,7 +157,7 @@ def live_peaks(core: Core) -> dict[str, tuple[int, int]]:
         moment[last + 1] = moment.get(last + 1, 0) - size
     peaks = {}
     for space, moment in changes.items():
-        level = placed[space]
+        level = placed_end(core, space)
         best = (level, 0)
         for index in sorted(moment):
             level += moment[index]
@@ -173,27 +185,35 @@ class _Bandwidth:
         return earliest
 
 
-class _Banks:
-    """PSUM banks handed out in program order; a new owner waits for the bank's last use."""
+class _Pool:
+    """SBUF bytes or PSUM banks handed out in program order, the longest-free first.
 
-    def __init__(self, core: Core):
+    A tensor without an address waits for the last use of the memory that it gets. Sizes count,
+    not places: fragmentation is left to the compiler.
+    """
+
+    def __init__(self, core: Core, space: str):
+        self.space = space
         self.target = core.target
         self.last = {number: last for number, (_, last) in lifetimes(core).items()}
-        self.free = [0.0] * core.target.psum_banks  # times at which the free banks became free
+        self.free = [(0.0, capacity(core.target, space) - placed_end(core, space))]
         self.owned: dict[int, int] = {}
         self.since: dict[int, float] = {}
         self.busy: dict[int, float] = {}
 
     def available(self, block) -> float:
-        """When `block` has its banks; takes them at the first call."""
-        if block.space != "psum" or block.address is not None:
+        """When `block` has its memory; takes it at the first call."""
+        if block.space != self.space or block.address is not None:
             return 0.0
-        if block.number not in self.owned:
-            count = units(block, self.target)
-            self.free.sort()
-            taken, self.free = self.free[:count], self.free[count:]
-            self.owned[block.number] = count
-            self.since[block.number] = max(taken, default=0.0)
+        if block.number not in self.since:
+            needed = self.owned[block.number] = units(block, self.target)
+            moment = 0.0
+            while needed > 0:
+                moment, amount = heappop(self.free)
+                if amount > needed:
+                    heappush(self.free, (moment, amount - needed))
+                needed -= amount
+            self.since[block.number] = moment
         return self.since[block.number]
 
     def release(self, instruction, end):
@@ -202,4 +222,4 @@ class _Banks:
             if number in self.owned:
                 self.busy[number] = max(self.busy.get(number, 0.0), end)
                 if self.last[number] == instruction.index:
-                    self.free += [self.busy[number]] * self.owned.pop(number)
+                    heappush(self.free, (self.busy[number], self.owned.pop(number)))

@@ -113,6 +113,49 @@ def test_siblings_load_relatively_and_are_checked(tmp_path):
         emulator.simulate(emulator.load(path, "kernel"), ones())
 
 
+def test_a_mutated_text_takes_the_place_of_a_file(tmp_path):
+    (tmp_path / "parts.py").write_text("FACTOR = 2.0\n")
+    path = tmp_path / "main.py"
+    path.write_text(
+        HEAD
+        + textwrap.dedent("""
+            from .parts import FACTOR
+
+
+            @nki.jit
+            def kernel(x):
+                out = nl.ndarray((4, 4), dtype=x.dtype, buffer=nl.shared_hbm)
+                tile = nl.ndarray((4, 4), dtype=x.dtype)
+                nisa.dma_copy(dst=tile, src=x)
+                nisa.tensor_scalar(tile, tile, nl.multiply, FACTOR)
+                nisa.dma_copy(dst=out, src=tile)
+                return out
+        """)
+    )
+    for texts, factor in (({}, 2), ({"parts": "FACTOR = 3.0"}, 3)):
+        kernel = emulator.load(path, "kernel", texts)
+        np.testing.assert_array_equal(emulator.simulate(kernel, ones()).outputs[0], factor * ones())
+    mutant = path.read_text().replace("nl.multiply", "nl.add")
+    kernel = emulator.load(path, "kernel", {"main": mutant})
+    np.testing.assert_array_equal(emulator.simulate(kernel, ones()).outputs[0], 3 * ones())
+
+
+def test_threads_run_kernels_apart():
+    kernel, results = emulator.load(KERNEL, "kernel"), []
+
+    def work(value):
+        for _ in range(10):
+            results.append((value, emulator.simulate(kernel, value * ones()).outputs[0]))
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 30
+    assert all((output == value).all() for value, output in results)
+
+
 def test_host_code_that_the_kernel_does_not_reach_is_free(run):
     source = KERNEL + textwrap.dedent("""
         import math

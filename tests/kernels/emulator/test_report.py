@@ -158,6 +158,7 @@ def test_dma_moves_bytes_at_the_cores_bandwidth(run):
     x = np.zeros((128, 4096), np.float32)
     report = run("t = load(x)\nreturn output(t)", x=x).report
     assert report.dma_bytes == 2 * x.nbytes
+    assert report.dma_runs == 2 * 128  # a row per partition each way
     assert report.instructions["dma"] == 2
     load, store = report.timeline
     # 368 GB/s, and 1.3 µs of latency before each.
@@ -165,6 +166,32 @@ def test_dma_moves_bytes_at_the_cores_bandwidth(run):
     assert store.start == pytest.approx(load.end + 1300)
     assert report.critical_path_ns == store.end
     assert report.sbuf_peak == 4096 * 4
+
+
+def test_sbuf_bounds_how_far_loads_run_ahead(run):
+    """Nearly a quarter of SBUF per tile: the fifth load waits for the use of the first."""
+    x = np.zeros((5, 1, 14300), np.float32)
+    text = """
+        total = sbuf((1, 5))
+        for i in range(5):
+            tile = sbuf((1, 14300))
+            nisa.dma_copy(dst=tile, src=x[i, :, 0 : 14300])
+            nisa.reciprocal(tile, tile)
+            nisa.tensor_reduce(total[:, i : i + 1], nl.add, tile, axis=1)
+        return output(total)
+    """
+    report = run(text, x=x).report
+    loads = [s for s in report.timeline if s.op == "dma_copy"][:5]
+    sums = [s for s in report.timeline if s.op == "tensor_reduce"]
+    assert loads[3].start < sums[0].end
+    assert loads[4].start >= sums[0].end
+
+
+def test_short_runs_of_a_dma_are_counted(run):
+    x = np.zeros((64, 128), np.float32)
+    body = "t = sbuf((128, 64))\nnisa.dma_copy(dst=t, src=x.ap([[1, 128], [128, 64]]))"
+    report = run(body + "\nreturn output(t)", x=x).report
+    assert report.dma_runs == 128 * 64 + 128  # every element apart, then rows
 
 
 def test_placed_tensors_count_by_their_addresses_and_share_hazards(run):
