@@ -8,6 +8,7 @@ documentation forbids (`rules.RULES`) and what it has no model of, and counts in
 cycles by the published cost model. It imports neither torch nor `nki`.
 """
 
+from . import rules
 from .backends import nki_unavailable, simulate_with_nki
 from .errors import (
     EmulatorError,
@@ -31,6 +32,7 @@ __all__ = [
     "UninitializedError",
     "load",
     "nki_unavailable",
+    "rules",
     "simulate",
     "simulate_with_nki",
 ]

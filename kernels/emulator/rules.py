@@ -389,3 +389,11 @@ _rule(
     "guide: Tensor Values",
     "operators of tensors",
 )
+
+
+def table() -> str:
+    """The rules as text, for reading."""
+    return "\n".join(
+        f"{key}\n    {rule.text}\n    source: {rule.source}\n    checked: {rule.check}"
+        for key, rule in RULES.items()
+    )

@@ -235,6 +235,23 @@ def test_bfloat16_crosses_the_border_both_ways(run):
     np.testing.assert_array_equal(again.outputs[0], got)
 
 
+def test_integers_round_half_to_even_and_saturate(run):
+    x = np.array([[0.5, 1.5, -0.5, -1.5, 2.4999, 300.0, -300.0, np.inf]], np.float32)
+    body = """
+        tile = load(x)
+        signed = sbuf(x.shape, nl.int8)
+        nisa.tensor_copy(signed, tile)
+        unsigned = sbuf(x.shape, nl.uint8)
+        nisa.dma_copy(dst=unsigned, src=tile)
+        return output(signed), output(unsigned)
+    """
+    signed, unsigned = run(body, x=x).outputs
+    np.testing.assert_array_equal(signed, [[0, 2, 0, -2, 2, 127, -128, 127]])
+    np.testing.assert_array_equal(unsigned, [[0, 2, 0, 0, 2, 255, 0, 255]])
+    with pytest.raises(emulator.NotModelledError, match="NaN"):
+        run(body, x=np.full((1, 8), np.nan, np.float32))
+
+
 def test_arguments_that_nki_does_not_have(run):
     with pytest.raises(emulator.NotModelledError, match="float64"):
         run("return output(load(x))", x=np.ones((4, 4)))

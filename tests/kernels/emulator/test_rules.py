@@ -122,3 +122,8 @@ def test_accepted_by_the_real_simulator(path, name):
     theirs = emulator.simulate_with_nki(path, name, host_input(), lnc=options(name)["lnc"])
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_table_can_be_printed():
+    text = rule_table.table()
+    assert all(key in text for key in RULES)
