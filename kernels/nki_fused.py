@@ -39,12 +39,15 @@ from .nki_tiles import cut, state_offset, state_pattern
 
 CHUNK = 128
 SLOTS = 7  # of the pipeline, at least one per merge
+# Chunks times value heads of one call on one core: they unroll to about 40,000 instructions, and 48
+# layers of them to under half of the five million that the compiler takes. Callers loop over more.
+MOST = 1024
 EXACT_LANES = 6  # of a block in float32: with few lanes per key head, eight do not fit SBUF
 
 
 @nki.jit
 def gated_delta_prefill(query, key, value, log_decay, beta, state, exact=True):
-    """The delta rule over T tokens, T a multiple of 128.
+    """The delta rule over T tokens, T a multiple of 128; chunks x value heads up to 1024 per core.
 
     Args:
         query, key: [B, T, Hk, Dk] float32 or bfloat16, L2-normalised, queries scaled by Dk^-1/2.
@@ -69,6 +72,9 @@ def delta_rule(query, key, value, log_decay, beta, state, chunk, exact):
         lanes = EXACT_LANES
     layout = cut(key.shape, value.shape, lanes, True)
     plan = make_plan(chunk, exact)
+    blocks = layout["row_blocks"] * layout["head_blocks"]
+    chunks = (layout["tokens"] + chunk - 1) // chunk
+    assert blocks * layout["lanes"] * chunks <= MOST, "at most 1024 chunks x value heads per call"
     inputs = {"query": query, "key": key, "value": value, "log_decay": log_decay, "beta": beta}
     out = nl.ndarray(value.shape, dtype=value.dtype, buffer=nl.shared_hbm)
     new_state = nl.ndarray(state.shape, dtype=nl.float32, buffer=nl.shared_hbm)
@@ -77,7 +83,6 @@ def delta_rule(query, key, value, log_decay, beta, state, chunk, exact):
     for _ in range(2):
         factors.append(make_factors(layout, plan, constants))
     # Blocks run in pairs, so that two neighbours in the sequence of work are independent.
-    blocks = layout["row_blocks"] * layout["head_blocks"]
     for first in range(0, blocks, 2):
         count = min(2, blocks - first)
         run(layout, plan, first, count, constants, factors, inputs, state, out, new_state)

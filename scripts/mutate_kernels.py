@@ -6,7 +6,8 @@
 
 Mutants: an instruction or a stage deleted (memsets, masks and copies among them), the operands of
 a matmul exchanged, an arithmetic operator, comparison or activation function replaced, accumulation
-turned round, a scale or a mask constant changed, a pattern's offset dropped. A mutant is caught if
+turned round, a scale or a mask constant changed, a pattern's offset dropped; a tile taken for its
+sibling, float32 storage narrowed to bfloat16, a whole number raised by one. A mutant is caught if
 tests/kernels/checks.py fails on it, by a wrong result or by a rule of the emulator.
 kernels/README.md explains the survivors.
 """
@@ -42,6 +43,20 @@ OPERATORS = {
     "not_equal": "equal",
     "greater": "greater_equal",
     "greater_equal": "greater",
+    "float32": "bfloat16",
+}
+# Entries of dictionaries that have the same shape.
+SIBLINGS = {
+    "until": "after",
+    "after": "until",
+    "key": "query",
+    "query": "key",
+    "log_decay": "beta",
+    "beta": "log_decay",
+    "reader": "writer",
+    "writer": "reader",
+    "bounded": "unbounded",
+    "unbounded": "bounded",
 }
 # Keywords whose operands are exchanged; a product's order of factors does not matter elsewhere.
 EXCHANGED = {"nc_matmul": ("stationary", "moving")}
@@ -75,6 +90,12 @@ def mutations(tree):
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "nl":
             if node.attr in OPERATORS:
                 yield f"{line}: {node.attr} -> {OPERATORS[node.attr]}", number, _replace_operator
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            if node.slice.value in SIBLINGS:
+                other = SIBLINGS[node.slice.value]
+                yield f"{line}: {node.slice.value} -> {other}", number, _take_sibling
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            yield f"{line}: {node.value} -> {node.value + 1}", number, _raise_number
         if not isinstance(node, ast.Call):
             continue
         name = function_name(node)
@@ -98,6 +119,14 @@ def _delete(node):
 
 def _replace_operator(node):
     node.attr = OPERATORS[node.attr]
+
+
+def _take_sibling(node):
+    node.slice.value = SIBLINGS[node.slice.value]
+
+
+def _raise_number(node):
+    node.value += 1
 
 
 def _exchange(node):

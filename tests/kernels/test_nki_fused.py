@@ -139,6 +139,12 @@ def test_a_length_off_the_chunk_is_refused():
         harness.run(PREFILL, oracle.inputs(tokens=130, key_size=16, value_size=16))
 
 
+def test_more_work_than_one_call_may_unroll_is_refused():
+    inputs = oracle.inputs(batch=43, tokens=256, key_heads=4, group=3, key_size=16, value_size=16)
+    with pytest.raises(AssertionError, match="at most 1024 chunks x value heads"):
+        harness.run(PREFILL, inputs)
+
+
 # The machine: 27B has 48 value and 16 key heads of 128 x 128, split over 4 or 8 cores.
 
 
