@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .devices import indices
 from .norms import rms_norm
 from .params import AttentionLayer, Params
 from .rope import apply_rope
@@ -51,8 +52,8 @@ def attention(
     query = (query * size**-0.5).unflatten(2, (kv_heads, group))
     query = query.permute(0, 2, 3, 1, 4).reshape(-1, kv_heads, group * tokens, size)
     scores = (query @ state.key).float().unflatten(2, (group, tokens))
-    slot = torch.arange(state.key.shape[-1], device=x.device)
-    last = position[:, None] + torch.arange(tokens, device=x.device)
+    slot = indices(state.key.shape[-1], x.device)
+    last = position[:, None] + indices(tokens, x.device)
     visible = slot <= last[:, :, None]  # [B, T, capacity]
     weights = torch.where(visible[:, None, None], scores, float("-inf")).softmax(-1).to(x.dtype)
     out = weights.flatten(2, 3) @ state.value
@@ -75,7 +76,7 @@ def _append(
     if lengths is None:
         lengths = torch.full_like(position, tokens)
     start = position.clamp(max=capacity - width)
-    step = torch.arange(width, device=key.device)
+    step = indices(width, key.device)
     slots = (start[:, None] + step).to(torch.int64)  # [B, W]
     token = step - (position - start)[:, None]
     fresh = (token >= 0) & (token < lengths[:, None])

@@ -88,6 +88,20 @@ def matmul_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.cat([x @ block.float() for block in weight.split(16384, dim=1)], dim=-1)
 
 
+def indices(length: int, device: torch.device) -> torch.Tensor:
+    """0, 1, … length-1 as int32.
+
+    torch-xla embeds an `arange` in the graph as a literal. Long ones are added up from two short
+    ones: a literal for every slot of a long KV cache would make megabytes.
+    """
+    block = 1024
+    low = torch.arange(min(length, block), dtype=torch.int32, device=device)
+    if length <= block:
+        return low
+    high = torch.arange(-(-length // block), dtype=torch.int32, device=device) * block
+    return (high[:, None] + low).flatten()[:length]
+
+
 def materialize(tensors: Sequence[torch.Tensor]) -> None:
     """Run the pending computations of `tensors`: a compiled graph takes data only."""
     core = xla()._XLAC

@@ -8,7 +8,7 @@ from torch import Tensor
 from .attention import attention
 from .config import FULL
 from .deltanet import deltanet
-from .devices import matmul_float32
+from .devices import indices, matmul_float32
 from .mlp import mlp
 from .norms import rms_norm
 from .params import AttentionLayer, DeltaNetLayer, Params
@@ -108,7 +108,7 @@ def _blocks(
     """All layers, before the final norm."""
     config, mesh = params.config, params.runtime.mesh
     length = tokens.shape[1]
-    step = torch.arange(length, device=tokens.device)
+    step = indices(length, tokens.device)
     if lengths is not None:
         tokens = torch.where(step < lengths[:, None], tokens, 0)
     x = _embed(params, tokens)
