@@ -71,11 +71,13 @@ class _AllGather(torch.autograd.Function):
 
 def _xla_all_reduce(x: Tensor, mesh: Mesh) -> Tensor:
     import torch_xla
-    import torch_xla.core.xla_model as xm
 
+    core = torch_xla._XLAC
     if torch_xla.runtime.is_spmd():
-        return torch_xla._XLAC._xla_spmd_all_reduce("sum", x, 1.0, mesh.tp_groups)
-    return xm.all_reduce(xm.REDUCE_SUM, x, groups=mesh.tp_groups, pin_layout=False)
+        return core._xla_spmd_all_reduce("sum", x, 1.0, mesh.tp_groups)
+    total = core._xla_all_reduce("sum", x, 1.0, mesh.tp_groups, False)
+    _forget_order(x)
+    return total
 
 
 def _xla_all_gather(x: Tensor, mesh: Mesh) -> Tensor:
@@ -88,7 +90,15 @@ def _xla_all_gather(x: Tensor, mesh: Mesh) -> Tensor:
     gathered = core._xla_all_gather(
         x, x.dim() - 1, mesh.tp, mesh.tp_groups, False, channel, global_ids
     )
-    # torch-xla orders collectives by a token that it keeps per device. It would tie the next
-    # trace to this graph and its inputs; here the data flow alone orders them.
-    core._set_all_reduce_token(str(x.device), None)
+    _forget_order(x)
     return gathered
+
+
+def _forget_order(x: Tensor) -> None:
+    """torch-xla orders collectives by a token that it keeps per device between calls.
+
+    That would tie the next trace to this graph and its inputs; data flow alone orders ours.
+    """
+    import torch_xla
+
+    torch_xla._XLAC._set_all_reduce_token(str(x.device), None)
