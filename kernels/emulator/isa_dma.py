@@ -108,10 +108,11 @@ def dma_transpose(core: Core, dst, src, axes, priority, dge_mode, oob_mode, name
         fail("dma-transpose", f"axes {axes} of src {src!r}; must be (1,0), (2,1,0) or (3,1,2,0)")
     if src.dtype != dst.dtype:
         fail("dma-transpose", f"dst {dst!r} must have the dtype of src {src!r}")
-    if core.version >= (0, 4) and dst.ndim != src.ndim:
-        fail("dma-transpose", f"dst {dst!r} must have the rank of src {src!r}")
     result = tuple(src.shape[axis] for axis in order)
-    if tuple(n for n in dst.shape if n > 1) != tuple(n for n in result if n > 1):
+    # Before 0.4 a destination of lower rank was padded.
+    exact = core.version >= (0, 4)
+    got, wanted = (tuple(n for n in shape if n > 1 or exact) for shape in (dst.shape, result))
+    if got != wanted:
         fail("dma-transpose", f"dst {dst!r} must have shape {list(result)}")
     if dge_mode is modes.hwdge:
         _check_hardware_transpose(src)

@@ -12,10 +12,10 @@ from .access import (
     store,
     values,
 )
-from .errors import SignatureError
+from .errors import NotModelledError, SignatureError
 from .isa_vector import check_operator, not_both_psum, number
 from .machine import Core
-from .operators import ARITHMETIC, REDUCTIONS
+from .operators import ARITHMETIC, OTHER_REDUCTIONS, REDUCTIONS
 from .registry import instruction
 from .rules import fail
 from .tensor import Tensor
@@ -24,7 +24,9 @@ from .tensor import Tensor
 @instruction
 def tensor_reduce(core: Core, dst, op, data, axis, negate, keepdims, name):
     """dst = ± reduction of data's last free dimensions."""
-    check_operator(op, "op", (REDUCTIONS,))
+    check_operator(op, "op", (REDUCTIONS, OTHER_REDUCTIONS))
+    if op.name in OTHER_REDUCTIONS:
+        raise NotModelledError(f"tensor_reduce(op={op!r})")
     dst = destination(core, dst)
     data = engine_operand(data, "data")
     axes = (axis,) if isinstance(axis, int) else tuple(axis)

@@ -40,7 +40,11 @@ class TileSize:
     gemm_stationary_fmax = 128
     gemm_moving_fmax = 512
     bn_stats_fmax = 512
-    sbuf_size_bytes = 224 * 1024
+    sbuf_size_bytes = 128 * 224 * 1024  # "across all partitions" (migration 0.3 to 0.4)
+    sbuf_fmax_bytes = 224 * 1024
+
+    def __getattr__(self, name):
+        raise NotModelledError(f"nl.tile_size.{name} is not modelled")
 
 
 FUNCTIONS = {}

@@ -104,7 +104,7 @@ def _build():
     vars(language).pop("bool", None)
     for name in UNMODELLED:
         setattr(language, name, name)
-    language.tile_size = TileSize
+    language.tile_size = TileSize()
     language.NKIObject = object
     for name in LANGUAGE:
         setattr(language, name, _call("nki.language", LANGUAGE, FUNCTIONS, name))

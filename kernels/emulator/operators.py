@@ -73,6 +73,16 @@ REDUCTIONS = {
     "maximum": np.maximum,
     "minimum": np.minimum,
 }
+# Legal for reductions too, but in which order a subtraction goes is not documented.
+OTHER_REDUCTIONS = (
+    "subtract",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+)
 
 
 def _sigmoid(x):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .access import cells
-from .dtypes import DTYPES, bfloat16, bfloat16_bits, decode, resolve
+from .dtypes import DTYPES, bfloat16, decode, encode, resolve
 from .errors import EmulatorError, NotModelledError
 from .language import BUFFERS
 from .machine import TARGETS, Core, activate
@@ -28,10 +28,7 @@ class HostTensor:
 
     def __init__(self, array, dtype):
         self.dtype = resolve(dtype)
-        array = np.asarray(array, np.float32)
-        self.cells = (
-            bfloat16_bits(array) if self.dtype is bfloat16 else array.astype(self.dtype.storage)
-        )
+        self.cells = encode(np.asarray(array, np.float32), self.dtype)
 
     @classmethod
     def from_bits(cls, bits, dtype):

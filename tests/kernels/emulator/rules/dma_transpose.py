@@ -72,6 +72,17 @@ def reject_hwdge_4_bytes(x):
 
 
 @nki.jit
+def reject_size_1_elsewhere_v0_4(x):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    turned = nl.ndarray((1, 64, 128), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_transpose(turned, x.reshape((128, 1, 64)), axes=(2, 1, 0))
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+
+
+@nki.jit
 def reject_shape(x):
     out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
     tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)

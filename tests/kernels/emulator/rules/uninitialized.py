@@ -62,3 +62,18 @@ def reject_bytes_taken_by_another(x):
     nisa.tensor_copy(tile[:, 63:64], first[:, 63:64])
     nisa.dma_copy(dst=out, src=tile)
     return out
+
+
+@nki.jit
+def accept_bytes_beside_another(x):
+    out = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    tile = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    first = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf, address=(0, 0))
+    second = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf, address=(0, 252))
+    nisa.memset(first, 1.0)
+    nisa.memset(second, 2.0)
+    nisa.tensor_copy(tile[:, 0:63], first[:, 0:63])
+    nisa.tensor_copy(tile, second)
+    nisa.dma_copy(dst=out, src=tile)
+    return out
