@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -196,6 +197,8 @@ class Trace:
             )
         self._arrange_results(result, handles)
         self._find_inputs(handles)
+        if self.donated:
+            self._order_outputs(handles)
 
     def _make_stand_ins(self) -> None:
         """Wrap the leaves' device data in new tensors, for the function to be traced on.
@@ -286,6 +289,50 @@ class Trace:
         self.constants = [_identity(value) for value in self.constants]
         materialize(self.constants)
 
+    def _order_outputs(self, handles: list[int]) -> None:
+        """Order the graph's outputs such that each reuses the memory of the argument it replaces.
+
+        XLA pairs donated inputs and outputs of the same size in bytes, both in their order and
+        whatever their shapes, and copies where a pair does not fit. Here the k-th donated leaf of
+        a shape and dtype belongs to the k-th output of the same, and outputs are put in the order
+        of their inputs. That can change the order of the inputs, hence the repetition.
+        """
+        results = list(self.outputs)
+        for _ in range(4):
+            ranks = self._ranks(results)
+            order = sorted(range(len(results)), key=ranks.__getitem__)
+            outputs = [results[index] for index in order]
+            if all(a is b for a, b in zip(outputs, self.outputs, strict=True)):
+                break
+            self.outputs = outputs
+            self._find_inputs(handles)
+        offset = len(self._leaves) + len(self.statics)
+        position = {id(output): index for index, output in enumerate(self.outputs)}
+        self.result_order = [
+            index if index < offset else offset + position[id(results[index - offset])]
+            for index in self.result_order
+        ]
+
+    def _ranks(self, results: list[torch.Tensor]) -> list[float]:
+        """For each result the place of its donor among the graph's inputs.
+
+        Results without a donor come first, or last where XLA could give them another's.
+        """
+        place = {leaf: position for position, leaf in enumerate(self.input_order)}
+        donors: dict[tuple, list[int]] = {}
+        for leaf in self.donated:
+            if leaf in place:
+                donors.setdefault(_form(self._leaves[leaf]), []).append(place[leaf])
+        sizes = {shape.numel() * dtype.itemsize for shape, dtype in donors}
+        ranks: list[float] = []
+        for result in results:
+            waiting = donors.get(_form(result))
+            if waiting:
+                ranks.append(waiting.pop(0))
+            else:
+                ranks.append(math.inf if result.nbytes in sizes else -1)
+        return ranks
+
     def compile(self) -> bytes | None:
         """Compile the graph. Return the hash by which torch-xla knows it, None if it is empty."""
         if not self.outputs:
@@ -325,6 +372,10 @@ def salt(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     for digit in f"{digest:b}":
         value = value + value + one if digit == "1" else value + value
     return [value]
+
+
+def _form(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
 
 
 def _identity(tensor: torch.Tensor) -> torch.Tensor:
