@@ -80,7 +80,7 @@ def delta_rule(query, key, value, log_decay, beta, state, chunk, exact):
     new_state = nl.ndarray(state.shape, dtype=nl.float32, buffer=nl.shared_hbm)
     constants = make_constants(plan)
     factors = []
-    for _ in range(2):
+    for _ in range(min(2, blocks * chunks)):
         factors.append(make_factors(layout, plan, constants))
     # Blocks run in pairs, so that two neighbours in the sequence of work are independent.
     for first in range(0, blocks, 2):
@@ -115,7 +115,7 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
     carried = []
     for tick in range((steps + 1) // 2 + 3):
         for slot in range(SLOTS):
-            for step in pair(tick, steps):
+            for step in steps_of(tick, steps):
                 if slot == 0:
                     token = step // count * size
                     tiles.append(load(layout, plan, first + step % count, token, inputs))
@@ -123,7 +123,7 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
                 for block in range(count):
                     states.append(load_state(layout, first + block, state))
                     operands.append(copy_state(layout, plan, states[block]))
-            for step in pair(tick - 2, steps):
+            for step in steps_of(tick - 2, steps):
                 if slot < plan["levels"]:
                     find_factor(
                         layout,
@@ -134,7 +134,7 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
                         systems[step],
                         inverses[step],
                     )
-            for step in pair(tick - 3, steps):
+            for step in steps_of(tick - 3, steps):
                 block = step % count
                 if slot == 0:
                     recalled.append(recall(layout, plan, gates[step]["reader"], inverses_t[step]))
@@ -166,7 +166,7 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
                         layout, plan, attentions[step], updates[step], carried[step], out.dtype
                     )
                     store(layout, plan, first + block, step // count * size, result, out)
-            for step in pair(tick - 2, steps):
+            for step in steps_of(tick - 2, steps):
                 if slot < plan["levels"]:
                     apply_factor(
                         layout,
@@ -177,7 +177,7 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
                         inverses[step],
                         inverses_t[step],
                     )
-            for step in pair(tick - 1, steps):
+            for step in steps_of(tick - 1, steps):
                 second = step % 2
                 if slot == second:
                     decays.append(make_decays(layout, plan, constants, tiles[step]))
@@ -201,7 +201,7 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
         nisa.dma_copy(dst=target, src=states[block])
 
 
-def pair(group, steps):
+def steps_of(group, steps):
     """The steps of a group; none before the first group and after the last."""
     if group < 0:
         return range(0)
