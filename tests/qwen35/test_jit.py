@@ -261,6 +261,7 @@ def test_random_numbers_advance_and_follow_the_seed():
     fn = jit(lambda x: (torch.rand_like(x), torch.rand_like(x)))
     x = on_xla(torch.zeros(64))
     xla().manual_seed(3)
+    fn.lower(x)
     first = [device_put(fn(x), "cpu") for _ in range(3)]  # the first of these compiles
     xla().manual_seed(3)
     second = [device_put(fn(x), "cpu") for _ in range(3)]
@@ -515,6 +516,21 @@ def test_donating_reuses_memory_and_marks_nothing_else():
     for old in state:
         with pytest.raises(RuntimeError, match="donated"):
             old + 1
+
+
+def test_failing_to_compile_leaves_a_donated_argument_alone():
+    def f(state):
+        call = xla()._XLAC._xla_custom_call  # of a kernel that the CPU does not have
+        return call([state], "missing", [[2]], [torch.float32], False, "", 1, {})[0]
+
+    fn = jit(f, donate=("state",))
+    state = on_xla(torch.ones(2))
+    with pytest.raises(ValueError, match="missing"):
+        fn(state)
+    assert fn.compile_count == 0 and pending() == 0
+    later = state + 1
+    xla().sync()  # would consume what is still marked
+    assert_same((state, later), (torch.ones(2), torch.full((2,), 2.0)))
 
 
 def test_what_hangs_on_a_donated_tensor_is_computed_first():
@@ -805,13 +821,17 @@ def test_manual_sharding_inside_jit():
             except RuntimeError as e:
                 assert "donated" in str(e)
         split = core._get_xla_sharding_spec(state)
-        print(json.dumps([error, fn.compile_count, shapes, split]))
+        total = jit(lambda w: w.sum(0))
+        sums = [total(shard(up, *axes)).cpu() for axes in ((None, "tp"), ("tp", None))]
+        error = max(error, *((s - up.sum(0)).abs().max().item() for s in sums))
+        print(json.dumps([error, fn.compile_count, total.compile_count, shapes, split]))
         """,
         CPU_NUM_DEVICES="4",
     )
-    error, compilations, shapes, split = result
+    error, compilations, split_compilations, shapes, split = result
     assert error < 1e-5
     assert compilations == 1
+    assert split_compilations == 2  # how a tensor is split is part of the signature
     assert shapes == [[[8, 4], [4, 8], [2, 4]]]
     assert split == "{devices=[1,4]0,1,2,3}"
 
