@@ -52,8 +52,9 @@ _REFLECTION = frozenset(
     "map filter iter next type id hash memoryview object property staticmethod classmethod "
     "callable __import__ breakpoint".split()
 )
-# What annotations, dataclasses and enumerations need; nothing of it computes.
-_DECLARATIVE = ("typing", "dataclasses", "enum", "__future__", "collections.abc")
+# What annotations, dataclasses and enumerations need, and `math`, which AWS's own kernels of these
+# versions use on compile-time numbers.
+_HOST_MODULES = ("typing", "dataclasses", "enum", "__future__", "collections.abc", "math")
 
 
 class _Names:
@@ -80,11 +81,11 @@ class _Names:
             self.modules[alias] = module
 
     def _bind_from(self, node, alias, name):
-        if node.level:
-            if node.module is None:
-                self.siblings[alias] = self.source.imports[name]
-            else:
-                self.imported[alias] = (self.source.imports[node.module], name)
+        dots = "." * node.level
+        if node.level and node.module is None:
+            self.siblings[alias] = self.source.imports[dots + name]
+        elif node.level:
+            self.imported[alias] = (self.source.imports[dots + node.module], name)
         elif node.module.split(".")[0] != "nki":
             self.modules[alias] = f"{node.module}.{name}"
 
@@ -259,7 +260,7 @@ class _Function:
         if node.id in _REFLECTION and node.id not in self.names.definitions:
             self.refuse(node, "host-python", f"the built-in {node.id}")
         module = self.names.modules.get(node.id)
-        if module and not module.startswith(_DECLARATIVE):
+        if module and not module.startswith(_HOST_MODULES):
             self.refuse(node, "host-python", f"{node.id} of the host module {module}")
 
 

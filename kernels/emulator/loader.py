@@ -24,7 +24,7 @@ class Source:
         self.path = path
         self.text = text
         self.tree = ast.parse(text, filename=str(path))
-        self.imports: dict[str, Source] = {}
+        self.imports: dict[str, Source] = {}  # by relative name, dots included
         self.checked: set[tuple[tuple[int, int], str]] = set()  # language checks passed
         # Tracebacks show the lines of sources that are no files, too.
         linecache.cache[str(path)] = (len(text), None, text.splitlines(True), str(path))
@@ -78,13 +78,10 @@ def _execute(path: Path, text: str, loaded: dict, texts: dict) -> types.ModuleTy
             raise LanguageError("namespace", f"{path.name} imports {name}; use nki")
         if level == 0:
             return builtins.__import__(name, globals, locals, fromlist, level)
-        if level > 1:
-            raise EmulatorError(f"{path}: a relative import above the kernel's own directory")
-        siblings = [name] if name else list(fromlist)
-        modules = {part: _sibling(source, part, loaded, texts) for part in siblings}
         if name:
-            return modules[name]
-        return types.SimpleNamespace(**modules)
+            return _relative(source, level, name, loaded, texts)
+        parts = {part: _relative(source, level, part, loaded, texts) for part in fromlist}
+        return types.SimpleNamespace(**parts)
 
     scope = vars(module)
     scope["__builtins__"] = {**vars(builtins), "__import__": importer}
@@ -95,11 +92,13 @@ def _execute(path: Path, text: str, loaded: dict, texts: dict) -> types.ModuleTy
     return module
 
 
-def _sibling(source: Source, name: str, loaded: dict, texts: dict):
-    path = source.path.parent / f"{name}.py"
+def _relative(source: Source, level: int, name: str, loaded: dict, texts: dict):
+    """The module that `from <level dots><name> import …` means in `source`."""
+    folder = source.path.parents[level - 1]
+    path = folder.joinpath(*name.split(".")).with_suffix(".py")
     if path not in loaded:
         if not path.is_file():
-            raise EmulatorError(f"{source.path} imports .{name}, but there is no {path}")
+            raise EmulatorError(f"{source.path} imports {'.' * level}{name}: there is no {path}")
         _execute(path, _text(path, texts), loaded, texts)
-    source.imports[name] = loaded[path].__emulated_source__
+    source.imports["." * level + name] = loaded[path].__emulated_source__
     return loaded[path]

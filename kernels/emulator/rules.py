@@ -367,8 +367,9 @@ _rule(
 )
 _rule(
     "host-python",
-    "A kernel uses nki, its own functions and plain built-ins, no host library or reflection.",
-    "guide: not all Python constructs and libraries are supported",
+    "A kernel uses nki, its own functions, plain built-ins and math: no other host library, no "
+    "reflection.",
+    "guide: not all Python constructs and libraries are supported; nki-library (uses math)",
     "language check",
 )
 _rule(

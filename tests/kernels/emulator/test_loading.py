@@ -113,6 +113,20 @@ def test_siblings_load_relatively_and_are_checked(tmp_path):
         emulator.simulate(emulator.load(path, "kernel"), ones())
 
 
+def test_imports_relative_to_a_package_load(tmp_path):
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "core").mkdir()
+    (tmp_path / "utils" / "sizes.py").write_text("from .more import TWO\n\nSIZE = 2 * TWO\n")
+    (tmp_path / "utils" / "more.py").write_text("TWO = 2\n")
+    path = tmp_path / "core" / "main.py"
+    path.write_text("from ..utils.sizes import SIZE\n" + KERNEL.replace("x.shape", "(SIZE, 4)"))
+    outputs, _ = emulator.simulate(emulator.load(path, "kernel"), ones())
+    np.testing.assert_array_equal(outputs[0], ones())
+    path.write_text("from ..utils.absent import SIZE\n" + KERNEL)
+    with pytest.raises(emulator.EmulatorError, match="there is no"):
+        emulator.load(path, "kernel")
+
+
 def test_a_mutated_text_takes_the_place_of_a_file(tmp_path):
     (tmp_path / "parts.py").write_text("FACTOR = 2.0\n")
     path = tmp_path / "main.py"

@@ -7,6 +7,7 @@ from qwen35.kernels import emulator
 # (expression on a tile t [16, 4, 6], NumPy's equivalent)
 VIEWS = {
     "t[:, 1, :]": lambda a: a[:, 1, :],
+    "t[:, -1, :]": lambda a: a[:, -1, :],
     "t[3, :, :]": lambda a: a[3:4],
     "t[:, 0, 5]": lambda a: a[:, 0, 5:6],
     "t[2:9, 1:4, ::2]": lambda a: a[2:9, 1:4, ::2],
