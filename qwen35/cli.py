@@ -12,8 +12,12 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from .launch import Launch
 
 _GENERATE_HELP = """\
 Continue a prompt. Text streams to standard output as it is made.
@@ -29,6 +33,8 @@ and of KV cache per token. Takes a checkpoint directory or a preset.
 
   qwen35 info demo
   qwen35 info 27b --dtype bfloat16 --json
+  qwen35 info 27b --tp 8                    what each rank holds
+  qwen35 info 27b --tp 8 --hardware trn2    and floors of TTFT and TPOT
 """
 
 
@@ -97,8 +103,22 @@ def _add_generate(commands) -> None:
     parser.add_argument(
         "--device",
         choices=("xla", "cpu"),
-        default="xla",
-        help="xla compiles (default), cpu runs plain torch operations",
+        help="xla compiles (default), cpu runs plain torch operations (default under torchrun)",
+    )
+    parser.add_argument(
+        "--tp",
+        type=int,
+        default=1,
+        metavar="N",
+        help="split the model N ways: over virtual devices, or under "
+        "`torchrun --nproc-per-node N -m qwen35 generate --tp N` over processes",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds that a process of torchrun waits for the others; default: %(default)s",
     )
     parser.add_argument(
         "--no-check-finite", action="store_true", help="skip the scan of weights for NaN and Inf"
@@ -111,17 +131,31 @@ def _add_generate(commands) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from . import Sampling, Tokenizer, load, stream
+    from .launch import launch
 
     prompt = _read_prompt(options.prompt)
+    with launch(options.tp, options.device, options.timeout) as where:
+        return _generate_on(where, options, prompt)
+
+
+def _generate_on(where: Launch, options: argparse.Namespace, prompt: str) -> int:
+    from . import Config, Sampling, Tokenizer, load, stream
+    from .sharding import process
+
     sampling = Sampling(temperature=options.temperature, seed=options.seed)
-    tokenizer = Tokenizer.from_pretrained(options.model)
-    params = load(
+    together = process.together if where.processes > 1 else _call
+    tokenizer = together(Tokenizer.from_pretrained, options.model)
+    if where.processes > 1:
+        config = together(Config.from_pretrained, options.model)
+        process.agree(config=config, prompt=prompt, options=_shared(options))
+    params = together(
+        load,
         options.model,
         dtype=options.dtype,
-        device=options.device,
+        device=where.device,
+        runtime=where.runtime,
         check_finite=not options.no_check_finite,
-        progress=True,
+        progress=where.speaks,
     )
     pieces = stream(
         params,
@@ -129,7 +163,7 @@ def _generate(options: argparse.Namespace) -> int:
         prompt,
         max_new_tokens=options.max_new_tokens,
         sampling=sampling,
-        progress=True,
+        progress=where.speaks,
     )
     while True:
         try:
@@ -151,6 +185,8 @@ def _generate(options: argparse.Namespace) -> int:
         print(json.dumps(result, ensure_ascii=False))
     else:
         print(flush=True)
+    if not where.speaks:
+        return 0
     timings = completion.timings
     rate = timings.tokens_per_second
     rate_text = "" if rate is None else f", then {rate:.1f} tokens per second"
@@ -161,6 +197,16 @@ def _generate(options: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def _call(function, *args, **kwargs):
+    return function(*args, **kwargs)
+
+
+def _shared(options: argparse.Namespace) -> dict:
+    """The options that all ranks must have alike."""
+    own = ("run", "model", "prompt", "device")
+    return {name: value for name, value in vars(options).items() if name not in own}
 
 
 def _read_prompt(prompt: str) -> str:
@@ -182,11 +228,25 @@ def _add_info(commands) -> None:
         "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="default: %(default)s"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--tp", type=int, metavar="N", help="show shapes and bytes of each of N ranks"
+    )
+    parser.add_argument(
+        "--hardware", metavar="NAME", help="show floors of TTFT and TPOT on it (trn2)"
+    )
+    parser.add_argument(
+        "--context", type=int, default=4096, metavar="N", help="KV cache tokens; %(default)s"
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=128, metavar="N", help="for TTFT; %(default)s"
+    )
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="default: %(default)s")
 
 
 def _info(options: argparse.Namespace) -> int:
-    from . import Config, presets
+    from . import Config, placement, presets, roofline
     from .params import as_dtype
+    from .sharding.mesh import Mesh
     from .summary import render, summarize
 
     name = options.model
@@ -198,5 +258,24 @@ def _info(options: argparse.Namespace) -> int:
     else:
         config = Config.from_pretrained(name)
     summary = summarize(config, as_dtype(options.dtype))
-    print(json.dumps(summary) if options.json else render(name, summary))
+    parts = [render(name, summary)]
+    mesh = Mesh(tp=options.tp or 1)
+    if options.tp is not None:
+        placed = placement.describe(
+            config, mesh, dtype=options.dtype, batch=options.batch, capacity=options.context
+        )
+        summary["ranks"] = placed.to_dict()
+        parts.append(placed.render())
+    if options.hardware is not None:
+        summary["roofline"] = roofline.roofline(
+            config,
+            mesh,
+            hardware=options.hardware,
+            context=options.context,
+            prompt=options.prompt_tokens,
+            batch=options.batch,
+            dtype=options.dtype,
+        )
+        parts.append(roofline.render(summary["roofline"]))
+    print(json.dumps(summary) if options.json else "\n\n".join(parts))
     return 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,11 +50,10 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
         )
     if backend == "xla":
         import torch_xla.distributed.xla_backend  # noqa: F401  registers the backend
-    distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
-    rank = distributed.get_rank()
-    mesh.coordinates(rank)
-    _groups(mesh)
-    return rank
+    with _quiet():
+        distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        _groups(mesh)
+    return distributed.get_rank()
 
 
 def stop() -> None:
@@ -89,11 +91,30 @@ def _groups(mesh: Mesh) -> tuple[Any, Any]:
             f"{mesh.size}"
         )
     rank = distributed.get_rank()
-    mine = []
+    mine: list[Any] = []
     for groups in (mesh.tp_groups, mesh.dp_groups):
-        created = [(members, distributed.new_group(members)) for members in groups]
-        mine += [group for members, group in created if rank in members]
+        if len(groups) == 1:
+            mine.append(distributed.group.WORLD)
+        elif len(groups[0]) == 1:
+            mine.append(None)  # alone: there is nothing to communicate
+        else:
+            created = [(members, distributed.new_group(members)) for members in groups]
+            mine += [group for members, group in created if rank in members]
     return mine[0], mine[1]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Gloo writes to the process's standard output when it connects; that is for results."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as silence:
+            os.dup2(silence.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def agree(**facts: Any) -> None:
