@@ -110,12 +110,13 @@ def tensor_scalar_reduce(
     reduce_res_negate,
     name,
 ):
-    """dst = data <op0> operand0, and the sum of its rows."""
+    """dst = data <op0> operand0, and reduce_op over its rows.
+
+    The page's "reset accumulators to 0" is for sums; its formula, and the use as a row maximum in
+    AWS's attention, tell that a reset gives the operator's own identity.
+    """
     check_operator(op0, "op0", (ARITHMETIC,))
     check_operator(reduce_op, "reduce_op", (REDUCTIONS,))
-    if reduce_op.name != "add":
-        # "Reset accumulators to 0" can't be meant for a product or a maximum.
-        raise NotModelledError(f"tensor_scalar_reduce(reduce_op={reduce_op!r}): only nl.add")
     if reduce_res_negate:
         raise NotModelledError("tensor_scalar_reduce(reduce_res_negate=True)")
     if reduce_cmd is commands.idle:

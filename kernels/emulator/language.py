@@ -29,6 +29,44 @@ BUFFERS = {
 BUFFERS["hbm"] = BUFFERS["private_hbm"]
 
 
+class NKIObject:
+    """Base of a kernel's classes: without an `__init__`, fields are its parameters, in order.
+
+    As the guide's "Class Support" has it: a field without a default is None, and `__post_init__`
+    runs at the end.
+    """
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "__init__" not in vars(cls):
+            cls.__init__ = _initializer(cls)
+
+
+def _initializer(cls):
+    annotated = vars(cls).get("__annotations__", {})
+    plain = [
+        name
+        for name, value in vars(cls).items()
+        if not (name.startswith("__") or callable(value) or isinstance(value, staticmethod))
+    ]
+    fields = list(dict.fromkeys([*annotated, *plain]))
+    defaults = {name: vars(cls).get(name) for name in fields}
+
+    def __init__(self, *args, **kwargs):
+        given = dict(zip(fields, args, strict=False))
+        if len(args) > len(fields) or set(kwargs) - set(fields) or set(kwargs) & set(given):
+            raise SignatureError(
+                f"{cls.__name__}({', '.join(fields)}) called with {len(args)} positional and "
+                f"the keyword arguments {sorted(kwargs)}"
+            )
+        for name, value in {**defaults, **given, **kwargs}.items():
+            setattr(self, name, value)
+        if hasattr(self, "__post_init__"):
+            self.__post_init__()
+
+    return __init__
+
+
 class TileSize:
     """`nl.tile_size` of trn2."""
 

@@ -21,7 +21,7 @@ from .dtypes import DTYPES, UNMODELLED
 from .enums import ENGINE_ALIASES, ENUMS, nc_version
 from .errors import EmulatorError, NotModelledError, SignatureError
 from .frontend import check_language
-from .language import BUFFERS, FUNCTIONS, TileSize
+from .language import BUFFERS, FUNCTIONS, NKIObject, TileSize
 from .machine import current, running
 from .operators import OPERATORS
 from .registry import INSTRUCTIONS
@@ -105,7 +105,7 @@ def _build():
     for name in UNMODELLED:
         setattr(language, name, name)
     language.tile_size = TileSize()
-    language.NKIObject = object
+    language.NKIObject = NKIObject
     for name in LANGUAGE:
         setattr(language, name, _call("nki.language", LANGUAGE, FUNCTIONS, name))
 

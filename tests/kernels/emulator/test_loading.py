@@ -312,3 +312,44 @@ assert not {"torch", "nki", "ml_dtypes"} & set(sys.modules), sorted(sys.modules)
 """
     kernels = emulator.__path__[0].rsplit("/", 1)[0]
     subprocess.run([sys.executable, "-c", code, kernels], check=True)
+
+
+CLASS = """
+class Sizes(nl.NKIObject):
+    rows: int
+    columns: int = 4
+    scale = 2.0
+
+    def __post_init__(self):
+        self.shape = (self.rows, self.columns)
+
+
+@dataclass
+class Place(nl.NKIObject):
+    first: int
+    last: int = 4
+
+
+@nki.jit
+def kernel(x):
+    sizes = Sizes(4, scale=3.0)
+    place = Place(0)
+    assert Sizes(4).scale == 2.0
+    assert Sizes().rows == None
+    out = nl.ndarray(sizes.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    tile = nl.ndarray(sizes.shape, dtype=x.dtype)
+    nisa.dma_copy(dst=tile, src=x[place.first : place.last, :])
+    nisa.tensor_scalar(tile, tile, nl.multiply, sizes.scale)
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+"""
+
+
+def test_classes_get_the_documented_initializer():
+    source = "from dataclasses import dataclass\n\n" + HEAD + CLASS
+    outputs, _ = emulator.simulate(emulator.load(source, "kernel"), ones())
+    np.testing.assert_array_equal(outputs[0], 3 * ones())
+    for broken in ("Sizes(4, 4, 2.0, 1)", "Sizes(4, rows=4)", "Sizes(depth=4)"):
+        kernel = emulator.load(source.replace("Sizes(4, scale=3.0)", broken), "kernel")
+        with pytest.raises(emulator.SignatureError, match="Sizes"):
+            emulator.simulate(kernel, ones())

@@ -113,6 +113,18 @@ def test_parts_of_a_tensor_depend_apart(run):
     assert third.start == pytest.approx(first.end + 60 / 1.2)
 
 
+def test_partitions_of_a_tensor_depend_apart(run):
+    calls = (
+        READY,
+        "nisa.activation(a[0:64, :], nl.exp, a[0:64, :]).depends_on(ready)",
+        "nisa.tensor_copy(b[64:128, :], a[64:128, :]).depends_on(ready)",
+        "nisa.tensor_copy(b[0:64, :], a[0:64, :])",
+    )
+    first, second, third = spans(run(body(*calls)).report)
+    assert second.start == first.start
+    assert third.start == pytest.approx(first.end + 60 / 1.2)
+
+
 def test_overwriting_waits_for_readers(run):
     calls = ("nisa.activation(w, nl.exp, w)", "nisa.tensor_copy(w[:, 0:1], c)")
     first, second = spans(run(body(*calls)).report)

@@ -331,6 +331,21 @@ def test_tensor_scalar_reduce_adds_rows_over_calls(run):
     np.testing.assert_allclose(both, first + 2 * wide.sum(1, keepdims=True), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("op", "function"), [("maximum", np.max), ("minimum", np.min), ("multiply", np.prod)]
+)
+def test_tensor_scalar_reduce_starts_from_the_operators_identity(run, op, function):
+    x = -np.abs(normal(16, 12)) - 1
+    body = f"""
+        best = sbuf((16, 1))
+        result = sbuf((16, 12))
+        nisa.tensor_scalar_reduce(result, load(x), nl.multiply, 0.5, nl.{op}, best)
+        return output(best)
+    """
+    expected = function(0.5 * x.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(run(body, x=x).outputs[0], expected, rtol=2e-6)
+
+
 def test_statistics_give_mean_and_variance(run):
     x = normal(16, 300) + 2
     body = """
