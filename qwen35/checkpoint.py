@@ -25,10 +25,11 @@ from .declarations import (
     declare,
     map_declarations,
 )
-from .devices import device_put
+from .devices import device_put, release_host_memory
 from .materialize import dematerialize, materialize, with_tp_index
 from .params import Params, Runtime, as_dtype
 from .ranks import load_all_ranks
+from .slices import TensorFile, TensorSlice
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 # Known to carry nothing that the text model reads: the multi-token-prediction head, the vision
@@ -80,7 +81,7 @@ def load(
     directory = Path(path)
     config = Config.from_pretrained(directory)
     declared = declare(config, runtime)
-    files = _Files(directory)
+    files = _Files(directory, sparse=runtime.mesh is not None and runtime.mesh.tp > 1)
     files.check(declared)
     sizes = axis_sizes(config)
     total = sum(1 for _ in declarations(declared))
@@ -92,7 +93,11 @@ def load(
             widths = parameter.local_widths(sizes, runtime.mesh, runtime.rank)
             files.check_finite(parameter, tensor.split(widths, -1))
         bar.update()
-        return device_put(tensor, device)
+        moved = device_put(tensor, device)
+        if moved is not tensor:
+            del tensor
+            release_host_memory()
+        return moved
 
     with bar:
         return with_tp_index(map_declarations(build, declared), device)
@@ -101,12 +106,13 @@ def load(
 class _Files:
     """The tensors of a checkpoint directory by their text-only names."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, sparse: bool = False) -> None:
         self.directory = directory
+        self.sparse = sparse
         self.problems: list[str] = []
         self.tensors: dict[str, tuple[Path, str]] = {}
         self.skipped: list[str] = []
-        self.handles: dict[Path, Any] = {}
+        self.handles: dict[Path, TensorFile] = {}
         for file in self._shards():
             self._open(file)
 
@@ -136,7 +142,8 @@ class _Files:
 
     def _open(self, file: Path) -> None:
         try:
-            handle = safetensors.safe_open(file, framework="pt")
+            with safetensors.safe_open(file, framework="pt"):  # validates the header
+                handle = TensorFile(file, self.sparse)
         except (OSError, safetensors.SafetensorError) as error:
             raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from None
         self.handles[file] = handle
@@ -153,7 +160,7 @@ class _Files:
             else:
                 self.tensors[ours] = (file, name)
 
-    def read(self, source: Source) -> Any:
+    def read(self, source: Source) -> TensorSlice:
         """The tensor of a source, still unread: slicing it reads."""
         file, name = self.tensors[source.name]
         return self.handles[file].get_slice(name)

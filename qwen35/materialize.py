@@ -25,6 +25,8 @@ from .devices import device_put
 from .params import Params, Runtime, as_dtype
 from .ranks import load_all_ranks
 
+_BLOCK = 2**22  # values
+
 
 def materialize(
     parameter: Parameter,
@@ -44,7 +46,7 @@ def materialize(
         runtime: mesh and rank.
 
     Returns:
-        A new CPU tensor; padded units are zero. Nothing but the result is allocated.
+        A new CPU tensor; padded units are zero. Beside it only a block of a few MB is allocated.
     """
     shape = parameter.local_shape(sizes, runtime.mesh, runtime.rank)
     result = torch.zeros(shape, dtype=parameter.dtype or dtype)
@@ -67,13 +69,16 @@ def _copy_blocks(
         for ours, theirs, length in runs[0]:
             target[ours : ours + length].copy_(source[theirs : theirs + length])
         return
+    if parameter.transposed:
+        target, runs = target.T, runs[::-1]
     for row, file_row, rows in runs[0]:
         for column, file_column, columns in runs[1]:
-            block = target[row : row + rows, column : column + columns]
-            if parameter.transposed:
-                block.copy_(_file_block(piece, source, file_column, columns, file_row, rows).T)
-            else:
-                block.copy_(_file_block(piece, source, file_row, rows, file_column, columns))
+            step = max(1, _BLOCK // columns)  # keeps what is read at once small
+            for start in range(0, rows, step):
+                length = min(step, rows - start)
+                block = target[row + start : row + start + length, column : column + columns]
+                file_start = file_row + start
+                block.copy_(_file_block(piece, source, file_start, length, file_column, columns))
 
 
 def _file_block(
