@@ -28,6 +28,7 @@ from .declarations import (
 from .devices import device_put, release_host_memory
 from .materialize import dematerialize, materialize, with_tp_index
 from .params import Params, Runtime, as_dtype
+from .presharded import is_presharded
 from .ranks import load_all_ranks
 from .slices import TensorFile, TensorSlice
 
@@ -55,7 +56,8 @@ def load(
     text-only (`model.*`) names. `mtp.*`, `model.visual.*` and `*rotary_emb.inv_freq` are skipped.
 
     Args:
-        path: directory with `config.json` and `*.safetensors`.
+        path: directory with `config.json` and `*.safetensors`, or rank files of
+            `scripts/convert.py` for the runtime's tp.
         dtype: float32 or bfloat16, the dtype of all tensors but the DeltaNet layers' `A_log` and
             `dt_bias`: the decay is an exponential of an exponential, so they stay float32.
         device: "cpu" or "xla".
@@ -79,6 +81,9 @@ def load(
         return load_all_ranks(lambda rank: load_rank(runtime=rank), runtime, device)
     device_put((), device)  # an unknown device fails before gigabytes are read
     directory = Path(path)
+    if is_presharded(directory):
+        loaded = load_rank(directory, dtype=dtype, runtime=runtime, check_finite=check_finite)
+        return device_put(loaded, device)
     config = Config.from_pretrained(directory)
     declared = declare(config, runtime)
     files = _Files(directory, sparse=runtime.mesh is not None and runtime.mesh.tp > 1)

@@ -20,7 +20,7 @@ from .sampling import Sampling, choose, gumbel
 from .state import State, init_state
 from .tokenizer import TextStream, TokenizerLike
 
-PREFILL_CHUNK = 128
+PREFILL_CHUNK = 256
 _SMALLEST_CHUNK = 16
 _CAPACITY_STEP = 128
 

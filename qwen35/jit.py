@@ -23,7 +23,7 @@ import torch
 from torch.utils import _pytree
 
 from . import pytree
-from .devices import check_alive, materialize, next_seed, run_pending, xla
+from .devices import check_alive, materialize, next_seed, release_host_memory, run_pending, xla
 from .tracing import UNUSABLE, Donated, Target, Trace, tracing_here, xla_lock
 
 
@@ -193,6 +193,7 @@ class Jitted:
         except BaseException:
             report("failed")
             raise
+        release_host_memory()  # tracing and compiling leave a heap of hundreds of MB
         report("done")
         return graph
 
