@@ -10,7 +10,7 @@ same file that the kernel does not reach is left alone.
 
 import ast
 
-from .errors import LanguageError
+from .errors import LanguageError, NotModelledError
 from .rules import RULES
 
 _STATEMENTS = (
@@ -66,7 +66,7 @@ class _Names:
         self.modules: dict[str, str] = {}  # alias -> module that is neither nki nor a sibling
         self.siblings: dict[str, object] = {}  # alias -> Source
         self.imported: dict[str, tuple[object, str]] = {}  # alias -> (Source, name)
-        for node in source.tree.body:
+        for node in _top_level(source.tree.body):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 self.definitions[node.name] = node
             elif isinstance(node, ast.Import):
@@ -90,6 +90,17 @@ class _Names:
             self.modules[alias] = f"{node.module}.{name}"
 
 
+def _top_level(statements):
+    """Statements of a file outside of functions and classes, also inside of if, try and with."""
+    for node in statements:
+        yield node
+        for block in ("body", "orelse", "finalbody"):
+            if isinstance(node, ast.If | ast.Try | ast.With):
+                yield from _top_level(getattr(node, block, []))
+        for handler in getattr(node, "handlers", []):
+            yield from _top_level(handler.body)
+
+
 def check_language(source, name: str, version: tuple[int, int]):
     """Raise LanguageError if the kernel `name` of `source` is not NKI of `version`."""
     _Check(version).run(source, name)
@@ -104,14 +115,22 @@ class _Check:
     def run(self, source, name):
         """Check a definition of a source and everything that it reaches."""
         pending = [(source, name)]
+        if name not in _Names(source).definitions and name not in _Names(source).imported:
+            raise NotModelledError(
+                f"the language check finds no 'def {name}' at the top level of {source.path.name}"
+            )
         while pending:
             source, name = pending.pop()
             key = (id(source), name)
             names = self.names.setdefault(id(source), _Names(source))
-            node = names.definitions.get(name)
-            if key in self.seen or node is None:
+            if key in self.seen:
                 continue
             self.seen.add(key)
+            if name in names.imported:
+                pending.append(names.imported[name])
+            node = names.definitions.get(name)
+            if node is None:
+                continue  # a constant
             if isinstance(node, ast.ClassDef):
                 _Class(self, names).check(node)
             else:

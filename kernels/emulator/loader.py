@@ -46,7 +46,7 @@ def load(source, name: str, texts: dict[str, str] | None = None) -> Kernel:
         path, text = _KERNELS / "<kernel>", source
     else:
         path = Path(source)
-        if path.suffix != ".py":
+        if path.suffix != ".py" and not path.is_file():
             path = _KERNELS / f"{path}.py"
         text = _text(path, texts)
     module = _execute(path, text, {}, texts)

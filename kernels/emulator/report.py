@@ -67,8 +67,22 @@ class Report:
         return "\n".join(lines)
 
 
+def check_capacity(core: Core):
+    """Refuse a run whose tensors that live at once, in program order, exceed a memory."""
+    peaks = live_peaks(core)
+    for space, unit in (("sbuf", "bytes per partition"), ("psum", "banks")):
+        level, index = peaks[space]
+        limit = capacity(core.target, space)
+        if level > limit:
+            fail(
+                f"{space}-capacity",
+                f"{level} {unit} of {space} are alive at instruction {index} (line "
+                f"{core.trace[index].line}), the machine has {limit}",
+            )
+
+
 def build_report(kernel: str, core: Core) -> Report:
-    """Count a finished run, and check that what lives at once fits the memories."""
+    """Count a finished run."""
     instructions = dict.fromkeys(ENGINES, 0)
     cycles = dict.fromkeys(ENGINES[:-1], 0.0)
     operations = Counter()
@@ -82,15 +96,6 @@ def build_report(kernel: str, core: Core) -> Report:
         else:
             cycles[instruction.engine] += instruction.cycles
     peaks = live_peaks(core)
-    for space, unit in (("sbuf", "bytes per partition"), ("psum", "banks")):
-        level, index = peaks[space]
-        limit = capacity(core.target, space)
-        if level > limit:
-            fail(
-                f"{space}-capacity",
-                f"{level} {unit} of {space} are alive at instruction {index} (line "
-                f"{core.trace[index].line}), the machine has {limit}",
-            )
     return Report(
         kernel,
         instructions,

@@ -13,7 +13,7 @@ from .errors import EmulatorError, NotModelledError
 from .language import BUFFERS
 from .machine import TARGETS, Core, activate
 from .modules import Kernel
-from .report import Report, build_report
+from .report import Report, build_report, check_capacity
 from .rules import fail
 from .signatures import VERSIONS
 from .tensor import Tensor
@@ -72,6 +72,7 @@ def simulate(kernel: Kernel, *arrays, target="trn2", lnc=None, version="0.5", **
             positional = [_argument(core, f"argument {i}", a) for i, a in enumerate(arrays)]
             keywords = {name: _argument(core, name, a) for name, a in static.items()}
             results.append(kernel.function(*positional, **keywords))
+        check_capacity(core)
         cores.append(core)
     if lnc == 2:
         _check_control_flow(cores)

@@ -113,6 +113,24 @@ def test_siblings_load_relatively_and_are_checked(tmp_path):
         emulator.simulate(emulator.load(path, "kernel"), ones())
 
 
+@pytest.mark.parametrize("place", ["sibling", "if", "nowhere"])
+def test_the_check_finds_kernels_wherever_they_are_defined(tmp_path, place):
+    broken = "def kernel(x):\n    if x is None:\n        pass\n"
+    (tmp_path / "parts.py").write_text(broken)
+    path = tmp_path / "main.py"
+    path.write_text(
+        {
+            "sibling": "import nki\nfrom .parts import kernel\n\nkernel = nki.jit(kernel)\n",
+            "if": f"import nki\n\nif True:\n    {broken.replace(chr(10), chr(10) + '    ')}\n"
+            "kernel = nki.jit(kernel)\n",
+            "nowhere": f"import nki\n\nexec({broken!r})\nkernel = nki.jit(kernel)\n",
+        }[place]
+    )
+    error = emulator.NotModelledError if place == "nowhere" else emulator.LanguageError
+    with pytest.raises(error):
+        emulator.simulate(emulator.load(path, "kernel"), ones())
+
+
 def test_imports_relative_to_a_package_load(tmp_path):
     (tmp_path / "utils").mkdir()
     (tmp_path / "core").mkdir()
