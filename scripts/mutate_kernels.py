@@ -18,6 +18,7 @@ import copy
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kernels"))
@@ -78,39 +79,47 @@ def is_instruction(node):
 
 
 def mutations(tree):
-    """Pairs (description, change): change(tree) mutates a copy of the tree in place.
+    """(kind, description, number, change): `change` mutates the node of that number in a copy.
 
-    Nodes are found again in the copy by their number in `ast.walk`.
+    Numbers count the nodes of `ast.walk`.
     """
     for number, node in enumerate(ast.walk(tree)):
         line = getattr(node, "lineno", 0)
         if is_instruction(node):
             name = function_name(node.value)
-            yield f"{line}: delete {name}", number, _delete
+            yield "deletion", f"{line}: delete {name}", number, _delete
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "nl":
             if node.attr in OPERATORS:
-                yield f"{line}: {node.attr} -> {OPERATORS[node.attr]}", number, _replace_operator
+                kind = "narrowed dtype" if node.attr == "float32" else "operator"
+                other = OPERATORS[node.attr]
+                yield kind, f"{line}: {node.attr} -> {other}", number, _replace_operator
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
             if node.slice.value in SIBLINGS:
                 other = SIBLINGS[node.slice.value]
-                yield f"{line}: {node.slice.value} -> {other}", number, _take_sibling
+                yield "sibling", f"{line}: {node.slice.value} -> {other}", number, _take_sibling
         if isinstance(node, ast.Constant) and type(node.value) is int:
-            yield f"{line}: {node.value} -> {node.value + 1}", number, _raise_number
+            yield "number", f"{line}: {node.value} -> {node.value + 1}", number, _raise_number
         if not isinstance(node, ast.Call):
             continue
         name = function_name(node)
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         if name in EXCHANGED:
-            yield f"{line}: exchange {' and '.join(EXCHANGED[name])}", number, _exchange
+            what = f"{line}: exchange {' and '.join(EXCHANGED[name])}"
+            yield "operand", what, number, _exchange
         if "accumulate" in keywords:
-            yield f"{line}: accumulate turned round", number, _turn_accumulate
+            yield "operator", f"{line}: accumulate turned round", number, _turn_accumulate
         for keyword in ("scale", "operand1"):
             if isinstance(keywords.get(keyword), ast.UnaryOp):
-                yield f"{line}: {keyword} without its minus", number, _drop_minus(keyword)
+                yield (
+                    "operator",
+                    f"{line}: {keyword} without its minus",
+                    number,
+                    _drop_minus(keyword),
+                )
         if name == "ap" and "offset" in keywords:
-            yield f"{line}: pattern offset dropped", number, _drop_offset
+            yield "operand", f"{line}: pattern offset dropped", number, _drop_offset
         if name == "select" and isinstance(node.args[-1], ast.Constant | ast.Name):
-            yield f"{line}: other mask value", number, _change_mask
+            yield "mask", f"{line}: other mask value", number, _change_mask
 
 
 def _delete(node):
@@ -163,13 +172,13 @@ def _change_mask(node):
 
 
 def mutants():
-    """(file, description, source) of every mutant."""
+    """(kind, file, description, source) of every mutant."""
     for name in FILES:
         tree = ast.parse((ROOT / "kernels" / f"{name}.py").read_text())
-        for description, number, change in mutations(tree):
+        for kind, description, number, change in mutations(tree):
             mutated = copy.deepcopy(tree)
             change(next(n for i, n in enumerate(ast.walk(mutated)) if i == number))
-            yield name, description, ast.unparse(ast.fix_missing_locations(mutated))
+            yield kind, name, description, ast.unparse(ast.fix_missing_locations(mutated))
 
 
 def caught(directory, name):
@@ -184,6 +193,7 @@ def caught(directory, name):
         if name != "nki_recurrent":
             checks.check_chunk(chunk)
             checks.check_prefill(prefill)
+            checks.check_cost(chunk, prefill)
     except Exception as error:  # whatever a mutant dies of, it was noticed
         return type(error).__name__
     return None
@@ -194,30 +204,33 @@ def main():
     parser.add_argument("--list", action="store_true", help="name the mutants and stop")
     parser.add_argument("--only", default="", help="only mutants whose name contains this")
     options = parser.parse_args()
-    chosen = [m for m in mutants() if options.only in f"{m[0]}.py:{m[1]}"]
+    chosen = [m for m in mutants() if options.only in f"{m[0]}: {m[1]}.py:{m[2]}"]
     if options.list:
-        for name, description, _ in chosen:
-            print(f"{name}.py:{description}")
+        for kind, name, description, _ in chosen:
+            print(f"{kind}: {name}.py:{description}")
         return
-    survivors, reasons, start = [], {}, time.monotonic()
+    survivors, reasons, start = [], Counter(), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         directory = Path(directory)
         originals = {name: (ROOT / "kernels" / f"{name}.py").read_text() for name in FILES}
         for name, text in originals.items():
             (directory / f"{name}.py").write_text(text)
         assert caught(directory, "nki_tiles") is None, "the true kernels must pass"
-        for name, description, text in chosen:
+        for kind, name, description, text in chosen:
             (directory / f"{name}.py").write_text(text)
             reason = caught(directory, name)
             (directory / f"{name}.py").write_text(originals[name])
             if reason is None:
-                survivors.append(f"{name}.py:{description}")
-                print(f"survives: {survivors[-1]}", flush=True)
+                survivors.append(kind)
+                print(f"survives: {name}.py:{description}", flush=True)
             else:
-                reasons[reason] = reasons.get(reason, 0) + 1
+                reasons[reason] += 1
     count = len(chosen) - len(survivors)
     share = 100 * count / max(len(chosen), 1)
     print(f"{count} of {len(chosen)} mutants caught ({share:.1f} %), {len(survivors)} survive")
+    lost = Counter(survivors)
+    for kind, total in Counter(m[0] for m in chosen).items():
+        print(f"  {kind}: {total - lost[kind]} of {total}")
     print("caught by: " + ", ".join(f"{n} {what}" for what, n in sorted(reasons.items())))
     print(f"{time.monotonic() - start:.0f} s")
     sys.exit(share < 95)

@@ -17,6 +17,7 @@ def check(step, chunk, prefill):
     check_step(step)
     check_chunk(chunk)
     check_prefill(prefill)
+    check_cost(chunk, prefill)
 
 
 def check_step(kernel):
@@ -39,12 +40,13 @@ def check_chunk(kernel):
     )
     assert max(harness.errors(kernel, inputs)) < EXACT
     assert max(harness.errors(kernel, inputs, half=True, exact=False)) < FAST
-    # Inputs that bfloat16 holds and a float32 output: what float16 in the inverse is for.
-    fine = oracle.inputs(
-        seed=3, tokens=128, group=2, cosine=0.95, key_size=64, value_size=32, state_scale=1.0
-    )
-    out, state = harness.errors(kernel, harness.round_inputs(fine), exact=False)
-    assert out < 3e-3 and state < 1.5e-3
+    # What float16 in the inverse is for: 2.7e-3 and 1.2e-3 here; bfloat16 in the place of any one
+    # float16 tile that carries information gives 3.0e-3 or more.
+    fine = oracle.inputs(seed=3, group=2, cosine=0.95, key_size=64, value_size=32)
+    out, state = harness.errors(kernel, fine, exact=False)
+    assert out < 2.9e-3 and state < 1.3e-3
+    short = oracle.inputs(tokens=5, **MEDIUM)
+    assert max(harness.errors(kernel, short)) < EXACT
     still = inputs._replace(beta=np.zeros_like(inputs.beta), log_decay=inputs.log_decay * 0)
     np.testing.assert_array_equal(harness.run(kernel, still)[1], inputs.state)
     large = oracle.inputs(tokens=128, group=2, state_scale=1e3, cosine=0.95, beta=1.0)
@@ -74,3 +76,15 @@ def check_prefill(kernel):
     assert max(harness.errors(kernel, wide, exact=False)) < FAST
     odd = oracle.inputs(batch=1, tokens=256, key_heads=8, group=1, key_size=128, value_size=16)
     assert max(harness.errors(kernel, odd)) < EXACT
+
+
+def check_cost(chunk, prefill):
+    """The figures of kernels/README.md: instructions exactly, estimated time within 5 %."""
+    for kernel, tokens, instructions, microseconds in (
+        (chunk, 128, 306, 19.3),
+        (prefill, 512, 1104, 59.1),
+    ):
+        inputs = oracle.inputs(tokens=tokens, key_heads=2, group=3)
+        report = harness.simulate(kernel, inputs, exact=False).report
+        assert sum(report.instructions.values()) == instructions
+        assert report.critical_path_ns < 1.05e3 * microseconds
