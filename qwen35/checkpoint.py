@@ -28,7 +28,7 @@ from .declarations import (
 from .devices import device_put, release_host_memory
 from .materialize import dematerialize, materialize, with_tp_index
 from .params import Params, Runtime, as_dtype
-from .presharded import is_presharded
+from .presharded import is_presharded, load_rank
 from .ranks import load_all_ranks
 from .slices import TensorFile, TensorSlice
 
@@ -75,10 +75,10 @@ def load(
     """
     dtype = as_dtype(dtype)
     if runtime.rank is None:
-        load_rank = functools.partial(
+        load_one = functools.partial(
             load, path, dtype=dtype, check_finite=check_finite, progress=progress
         )
-        return load_all_ranks(lambda rank: load_rank(runtime=rank), runtime, device)
+        return load_all_ranks(lambda rank: load_one(runtime=rank), runtime, device)
     device_put((), device)  # an unknown device fails before gigabytes are read
     directory = Path(path)
     if is_presharded(directory):
