@@ -34,8 +34,10 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def alone(checkpoint) -> Callable[[str], models.Said]:
-    """alone(name): what the model says on a single device, without a mesh."""
-    return functools.cache(lambda name: models.exercise(qwen35.load(checkpoint(name))))
+    """alone(name, steps): what the model says on a single device, without a mesh."""
+    return functools.cache(
+        lambda name, steps=models.STEPS: models.exercise(qwen35.load(checkpoint(name)), steps=steps)
+    )
 
 
 @pytest.fixture
@@ -45,10 +47,9 @@ def run_ranks(tmp_path) -> Callable[..., list]:
     def run(scenario: str, mesh: Mesh, *, timeout: float = 300, **arguments) -> list:
         done = start_ranks(tmp_path, scenario, mesh, timeout, arguments)
         assert done.returncode == 0, done.stderr
-        return [
-            torch.load(tmp_path / f"rank-{rank}.pt", weights_only=False)
-            for rank in range(mesh.size)
-        ]
+        processes = arguments.get("processes", mesh.size)
+        files = [tmp_path / f"rank-{rank}.pt" for rank in range(processes)]
+        return [torch.load(file, weights_only=False) for file in files]
 
     return run
 

@@ -1,0 +1,225 @@
+"""Loading a rank reads and keeps its share, seen from outside; converted checkpoints."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import models
+import pytest
+import torch
+from qwen35.sharding.mesh import Mesh
+from torch.utils import _pytree as pytree
+
+import qwen35
+from qwen35.presharded import convert
+
+HERE = Path(__file__).parent
+CONVERT = HERE.parents[1] / "scripts" / "convert.py"
+
+
+@dataclass
+class Watched:
+    """What a load did; bytes."""
+
+    share: int
+    largest: int
+    requested: int
+    from_disk: int
+    peak: int
+
+
+def watch(path: Path, tp: int, rank: int) -> Watched:
+    """Loads in a child process and reads its counters from the kernel."""
+    for file in path.glob("*.safetensors"):
+        with open(file, "rb") as content:
+            os.fsync(content.fileno())
+            os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    command = [sys.executable, str(HERE / "loader.py"), str(path), str(tp), str(rank)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "ready\n"
+        process = Path("/proc") / str(child.pid)
+        before = counters(process)
+        (process / "clear_refs").write_text("5")  # resets the peak
+        child.stdin.write("\n")
+        child.stdin.flush()
+        share, largest = map(int, child.stdout.readline().split())
+        after = counters(process)
+        child.stdin.write("\n")
+        child.stdin.flush()
+    return Watched(
+        share,
+        largest,
+        after["rchar"] - before["rchar"],
+        after["read_bytes"] - before["read_bytes"],
+        after["VmHWM"] - before["VmRSS"],
+    )
+
+
+def counters(process: Path) -> dict[str, int]:
+    """The kernel's counters of a process; memory in bytes."""
+    found = {}
+    for name in ("io", "status"):
+        for line in (process / name).read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key in ("rchar", "read_bytes"):
+                found[key] = int(value)
+            elif key in ("VmHWM", "VmRSS"):
+                found[key] = int(value.split()[0]) * 1024
+    return found
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """A checkpoint of 550 MB in one bfloat16 file."""
+    directory = tmp_path_factory.mktemp("large")
+    config = qwen35.Config(
+        vocab_size=8192,
+        hidden_size=1024,
+        intermediate_size=16384,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        head_dim=128,
+        linear_num_key_heads=16,
+        linear_num_value_heads=32,
+        eos_token_id=3,
+    )
+    qwen35.save(qwen35.init_params(config, dtype="bfloat16"), directory)
+    return directory
+
+
+@pytest.mark.slow
+def test_a_rank_reads_and_keeps_its_share(large):
+    seen = watch(large, 4, 1)
+    total = (large / "model.safetensors").stat().st_size
+    assert total > 500e6 and abs(seen.share - total / 4) < 0.01 * total
+    assert seen.requested <= 1.05 * seen.share
+    assert seen.peak <= 1.1 * seen.share + seen.largest
+    # Columns of a row-major tensor share pages with other ranks' columns, and disks read pages:
+    # here 4 and 8 KiB runs that start anywhere. Ranks of one host find those pages in its cache.
+    assert seen.from_disk <= 1.5 * seen.share
+
+
+@pytest.mark.slow
+def test_a_converted_rank_is_read_once_from_start_to_end(large, tmp_path):
+    convert(large, tmp_path / "out", 4)
+    seen = watch(tmp_path / "out", 4, 1)
+    assert seen.requested <= 1.05 * seen.share
+    assert seen.from_disk <= 1.05 * seen.share
+    assert seen.peak <= 1.1 * seen.share + seen.largest
+
+
+@pytest.fixture
+def small(checkpoint) -> Path:
+    return checkpoint("heads_of_27b")
+
+
+@pytest.fixture
+def converted(small, tmp_path) -> Path:
+    """The small checkpoint, converted to tp = 2 in float32."""
+    directory = tmp_path / "converted"
+    convert(small, directory, 2, dtype="float32")
+    return directory
+
+
+def runtime(tp: int, rank: int = 0) -> qwen35.Runtime:
+    return qwen35.Runtime(mesh=Mesh(tp=tp), rank=rank)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_converted_rank_equals_a_loaded_one(dtype, small, tmp_path):
+    convert(small, tmp_path, 16, dtype=dtype)
+    for rank in (0, 3, 15):
+        expected = qwen35.load(small, dtype=dtype, runtime=runtime(16, rank))
+        actual = qwen35.load(tmp_path, dtype=dtype, runtime=runtime(16, rank))
+        assert actual.config == expected.config and actual.runtime == expected.runtime
+        for ours, theirs in zip(
+            pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True
+        ):
+            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def test_another_tp_dtype_config_or_rank_is_refused_by_name(converted):
+    with pytest.raises(qwen35.CheckpointError, match="converted for tp 2, not 4"):
+        qwen35.load(converted, runtime=runtime(4))
+    with pytest.raises(qwen35.CheckpointError, match="converted for tp 2, not 1"):
+        qwen35.load(converted)
+    with pytest.raises(qwen35.CheckpointError, match="made for dtype 'float32', not 'bfloat16'"):
+        qwen35.load(converted, dtype="bfloat16", runtime=runtime(2))
+    (converted / "rank-00001-of-00002.safetensors").unlink()
+    with pytest.raises(qwen35.CheckpointError, match=r"rank-00001-of-00002\.safetensors: no such"):
+        qwen35.load(converted, runtime=runtime(2, 1))
+    config = json.loads((converted / "config.json").read_text()) | {"rms_norm_eps": 1e-3}
+    (converted / "config.json").write_text(json.dumps(config))
+    with pytest.raises(qwen35.CheckpointError, match=r"rms_norm_eps is 1e-06 there and 0\.001"):
+        qwen35.load(converted, runtime=runtime(2))
+
+
+def test_a_swapped_rank_file_is_refused(converted):
+    first, second = (converted / f"rank-0000{rank}-of-00002.safetensors" for rank in (0, 1))
+    shutil.copy(second, first)
+    with pytest.raises(qwen35.CheckpointError, match="damaged, its SHA-256"):
+        qwen35.load(converted, runtime=runtime(2))
+
+
+def test_one_flipped_bit_is_noticed_and_repaired_by_another_conversion(converted, small):
+    file = converted / "rank-00001-of-00002.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(qwen35.CheckpointError, match="damaged, its SHA-256"):
+        qwen35.load(converted, runtime=runtime(2, 1))
+    said = []
+    convert(small, converted, 2, dtype="float32", report=said.append)
+    assert "there already" in said[0] and "sha256" in said[1]
+    qwen35.load(converted, runtime=runtime(2, 1))
+
+
+def test_converting_over_another_conversion_is_refused(converted, small, checkpoint):
+    with pytest.raises(qwen35.CheckpointError, match="conversion to another tp"):
+        convert(small, converted, 4, dtype="float32")
+    with pytest.raises(qwen35.CheckpointError, match="made for dtype"):
+        convert(small, converted, 2, dtype="bfloat16")
+    with pytest.raises(qwen35.CheckpointError, match="made for another config"):
+        convert(checkpoint("heads_of_0.8b_tied"), converted, 2, dtype="float32")
+
+
+@pytest.mark.slow
+def test_a_killed_conversion_leaves_nothing_that_looks_complete(large, tmp_path):
+    """Killed at many moments: each file with its final name is whole, and it can be finished."""
+    command = [sys.executable, str(CONVERT), "--tp", "4", str(large), str(tmp_path)]
+    for delay in (0.0, 0.1, 0.2, 0.4):
+        known = len(list(tmp_path.glob("*.safetensors")))
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        partial = []
+        while child.poll() is None and not partial:
+            partial = list(tmp_path.glob(".rank-*.safetensors.partial"))
+            time.sleep(0.005)
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        complete = sorted(tmp_path.glob("*.safetensors"))
+        assert len(complete) <= known + 2
+        for file in complete:
+            digest = json.loads(file.with_suffix(".json").read_text())["sha256"]
+            assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for rank in range(4):
+        qwen35.load(tmp_path, dtype="bfloat16", runtime=runtime(4, rank))
+
+
+def test_models_of_the_tests_split(checkpoint):
+    """The rank that holds only padded queries loads too."""
+    config = models.CONFIGS["heads_of_27b"]
+    params = qwen35.load(checkpoint("heads_of_27b"), runtime=runtime(16, 3))
+    query = params.layers[3].in_proj[:, : 2 * config.head_dim]
+    assert not query.any() and not params.layers[3].out_proj.any()

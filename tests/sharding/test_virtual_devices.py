@@ -1,0 +1,42 @@
+"""All ranks on the virtual devices of one process, held to the single-device model."""
+
+import joining
+import models
+import pytest
+import torch
+from qwen35.sharding.mesh import Mesh
+from torch.utils import _pytree as pytree
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "dp", "tp", "steps"),
+    [
+        ("heads_of_27b", 1, 2, 4),
+        pytest.param("heads_of_27b", 1, 4, 64, marks=slow),
+        pytest.param("heads_of_27b", 1, 8, 64, marks=slow),
+        pytest.param("heads_of_27b", 1, 16, 64, marks=slow),
+        pytest.param("heads_of_0.8b_tied", 1, 16, 64, marks=slow),
+        pytest.param("even", 2, 4, 64, marks=slow),
+    ],
+)
+def test_virtual_devices_say_what_one_device_says(
+    name, dp, tp, steps, checkpoint, alone, run_ranks
+):
+    """Logits to 1e-5 of the largest (they sum in another order), greedy tokens exactly."""
+    mesh, expected = Mesh(dp=dp, tp=tp), alone(name, steps)
+    path = str(checkpoint(name))
+    [result] = run_ranks("virtual_devices", mesh, path=path, steps=steps, processes=1)
+    said = result["said"]
+    assert said.logits.keys() == expected.logits.keys()
+    for step, logits in expected.logits.items():
+        assert models.relative_error(said.logits[step], logits) < 1e-5, step
+    assert torch.equal(said.tokens, expected.tokens)
+    assert result["compilations"] == (4, 2), "one compilation per signature"
+    rows = [
+        joining.join_state(models.CONFIGS[name], result["states"][row * tp : (row + 1) * tp], mesh)
+        for row in range(dp)
+    ]
+    for leaf, *parts in zip(pytree.tree_leaves(expected.state), *rows, strict=True):
+        assert models.relative_error(torch.cat(parts), leaf) < 1e-5
