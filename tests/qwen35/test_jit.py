@@ -107,6 +107,13 @@ def test_static_values_of_equal_hash_stay_apart():
     assert fn.compile_count == len(values) - 1  # the second nan is the first one's again
 
 
+def test_dict_keys_are_part_of_the_signature():
+    fn = jit(lambda tree: sorted(tree))
+    x = on_xla(torch.ones(1))
+    assert [fn({"a": x}), fn({"b": x}), fn({"a": x})] == [["a"], ["b"], ["a"]]
+    assert fn.compile_count == 2
+
+
 def test_variadic_functions_partials_and_builtins():
     x, y = torch.ones(2), torch.full((2,), 2.0)
     assert_same(jit(lambda *a, **k: a[0] + k["z"])(on_xla(x), z=on_xla(y)), x + y)
