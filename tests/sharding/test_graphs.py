@@ -1,0 +1,277 @@
+"""The graphs that ranks run: every preset keeps every rule, and every rule can be broken."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from qwen35.sharding.mesh import Mesh
+
+import qwen35
+from qwen35 import lint as rules
+from qwen35.export import alias_field, lower, report, trace
+from qwen35.hlo import Module
+from qwen35.lint import Case, lint
+from qwen35.placement import describe
+from qwen35.roofline import HARDWARE, floor, roofline
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SMALL = qwen35.Config(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=16,
+    linear_num_key_heads=4,
+    linear_num_value_heads=8,
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+)
+PRESETS = [
+    pytest.param(name, marks=() if name == "0.8b" else pytest.mark.slow) for name in qwen35.presets
+]
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_keeps_every_rule(preset, phase, tp):
+    assert trace(qwen35.presets[preset], phase, mesh=Mesh(tp=tp)).lint() == []
+
+
+def test_a_cache_of_a_quarter_million_tokens_embeds_nothing_large():
+    graph = trace(qwen35.presets["0.8b"], "decode", capacity=262144)
+    assert graph.lint() == []
+
+
+def test_all_ranks_run_one_graph():
+    texts = {trace(SMALL, "decode", mesh=Mesh(tp=4), rank=rank).text for rank in range(4)}
+    normal = {re.sub(r"[.\d]+(?=[ ,)])", "", text) for text in texts}
+    assert len(normal) == 1
+
+
+# Graphs made to break a rule. Weights are 2 MiB, so that a copy of one counts as weight-sized.
+PARAMS = {
+    "w": torch.empty(1024, 512, device="meta"),
+    "gain": torch.empty(1024, device="meta"),
+}
+STATE = {"s": torch.empty(1, 512, device="meta")}
+
+
+def step(params, state, tokens):
+    """A graph without fault."""
+    y = (tokens.float() * params["gain"]) @ params["w"]
+    return y, {"s": state["s"] + y}
+
+
+def changed(**changes):
+    """The step with its logits or state changed by functions of all that it has."""
+
+    def broken(params, state, tokens):
+        y, new = step(params, state, tokens)
+        if "logits" in changes:
+            y = changes["logits"](params, state, tokens, y)
+        if "state" in changes:
+            new = changes["state"](params, state, tokens, y)
+        return y, new
+
+    return broken
+
+
+FIXED = torch.randn(600, 512)  # 1.2 MB of literals
+BROKEN = {
+    "supported_operations": changed(logits=lambda p, s, t, y: y.sort(-1).values),
+    "no_float64": changed(logits=lambda p, s, t, y: y.double().exp().float()),
+    "integers_64_only_index": changed(logits=lambda p, s, t, y: y * (t.long() * t.long()).sum()),
+    "weights_are_used_as_stored": changed(logits=lambda p, s, t, y: y @ p["w"].T.exp()),
+    "weights_are_arguments_read_once": changed(logits=lambda p, s, t, y: y + (p["w"] * 2).sum()),
+    "state_is_donated": changed(state=lambda p, s, t, y: {"s": (s["s"] + y).bfloat16()}),
+    "collectives_as_designed": changed(
+        logits=lambda p, s, t, y: qwen35.model.all_reduce(y, Mesh(tp=2))
+    ),
+    "small_constants": changed(
+        logits=lambda p, s, t, y: y + torch.arange(300_000, device=y.device).sum()
+    ),
+}
+
+# What torch does not produce, as text in the body of a module.
+BROKEN_TEXT = {
+    "static_shapes": "%b = f32[<=4] negate(f32[<=4] %p)",
+    "supported_operations": "%b = f32[2,2] triangular-solve(f32[2,2] %p, f32[2,2] %p)",
+    "no_host_transfers": "%b = (f32[4], token[]) infeed(token[] %p)",
+    "loops_have_constant_bounds": "%b = s32[] while(s32[] %p), condition=%cond, body=%body",
+}
+TEXT = """HloModule m
+
+%cond (c: s32[]) -> pred[] {{
+  %c = s32[] parameter(0)
+  {bound}
+  ROOT %less = pred[] compare(s32[] %c, s32[] %n), direction=LT
+}}
+
+ENTRY %main (p: f32[4]) -> f32[4] {{
+  %p = f32[4]{{0}} parameter(0)
+  {line}
+  ROOT %tuple = (f32[4]{{0}}) tuple(f32[4]{{0}} %p)
+}}
+"""
+
+
+def findings(step) -> list[str]:
+    tokens = torch.empty(1, 1024, dtype=torch.int32, device="meta")
+    case = lower(step, PARAMS, STATE, tokens).case(SMALL, Mesh())
+    return lint(case)
+
+
+def text_findings(line: str, bound: str = "%n = s32[] parameter(1)") -> list[str]:
+    module = Module(TEXT.format(line=line, bound=bound))
+    return lint(Case(module, ("captured",), (), (), SMALL, Mesh()))
+
+
+def test_the_graph_without_fault_has_no_findings():
+    assert findings(step) == []
+    assert text_findings("") == []
+
+
+@pytest.mark.parametrize("rule", BROKEN)
+def test_each_rule_fires_on_a_graph_that_breaks_it(rule):
+    assert any(finding.startswith(rule + ":") for finding in findings(BROKEN[rule]))
+
+
+@pytest.mark.parametrize("rule", BROKEN_TEXT)
+def test_each_rule_fires_on_text_that_breaks_it(rule):
+    assert any(f.startswith(rule + ":") for f in text_findings(BROKEN_TEXT[rule]))
+
+
+def test_a_loop_with_a_constant_bound_is_allowed():
+    line = BROKEN_TEXT["loops_have_constant_bounds"]
+    assert text_findings(line, bound="%n = s32[] constant(5)") == []
+
+
+def test_every_rule_is_broken_above():
+    assert {rule.__name__ for rule in rules.RULES} == BROKEN.keys() | BROKEN_TEXT.keys()
+
+
+def test_weights_that_are_captured_instead_of_passed_are_found():
+    hidden = torch.randn(512, 512).to("xla")  # a constant of the graph as far as arguments go
+
+    def broken(params, state, tokens):
+        y = (tokens.float()[:, :512]) @ hidden
+        return y, {"s": state["s"] + y}
+
+    found = findings(broken)
+    assert any("params['w'] is not an argument" in f or ".w" in f for f in found), found
+
+
+def test_state_that_is_not_used_is_found():
+    found = findings(lambda p, s, t: (step(p, s, t)[0], {"s": step(p, s, t)[0]}))
+    assert any(f.startswith("state_is_donated: state") for f in found)
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_report_against_closed_forms(tp):
+    """Bytes, FLOPs and collectives counted by hand from the configuration."""
+    batch, capacity, mesh = 3, 64, Mesh(tp=tp)
+    costs = report(trace(SMALL, "decode", mesh=mesh, batch=batch, capacity=capacity))
+    placed = describe(SMALL, mesh, batch=batch, capacity=capacity)
+    assert costs["arguments"]["weights"]["bytes"] == placed.weight_bytes + (4 if tp > 1 else 0)
+    positions = 2 * 4 * batch
+    state = placed.state_bytes + placed.kv_bytes + positions
+    assert costs["arguments"]["state"]["bytes"] == state
+    embedding = 2 * SMALL.vocab_size * SMALL.hidden_size // tp
+    looked_up = 2 * SMALL.hidden_size * batch
+    read = placed.weight_bytes - embedding + looked_up
+    assert costs["arguments"]["weights"]["bytes_read"] == read + (4 if tp > 1 else 0)
+    matrices = 0
+    for row in placed.rows:
+        is_matrix = row.kind == "weights" and len(row.local) == 2 and row.name != "embed"
+        if is_matrix and not row.name.endswith("conv"):
+            matrices += row.count * row.local[0] * row.local[1]
+    value_heads, kv_slots = 8 // tp, max(1, 2 // tp)
+    delta = 3 * value_heads * 3 * 16 * 16  # per layer: k S, the outer product aside, and q S
+    attention = 8 // tp * 2 * 16 * capacity
+    assert kv_slots
+    low = 2 * batch * (matrices + attention)
+    assert low <= costs["flops"] <= low + 2 * batch * delta
+    hidden = 2 * SMALL.hidden_size * batch
+    expected = (
+        [] if tp == 1 else [("all-reduce", hidden)] * 9 + [("all-gather", 4 * batch * 512 // tp)]
+    )
+    assert sorted((c["op"], c["bytes"]) for c in costs["collectives"]) == sorted(expected)
+    assert len(costs["donated"]) == 10
+    assert costs["bytes_written"] < state  # the caches are written in place, not copied
+
+
+def test_placement_of_27b():
+    """26.9 B parameters in bfloat16 over 8 ranks, and the state by hand."""
+    placed = describe(qwen35.presets["27b"], Mesh(tp=8), capacity=4096)
+    total = sum(
+        row.count * torch.Size(row.full).numel() for row in placed.rows if row.kind == "weights"
+    )
+    assert total == sum_of_27b()
+    kv_copies = 2  # 4 heads on 8 ranks
+    kv_weights = 16 * 5120 * 2 * 4 * 256
+    assert abs(8 * placed.weight_bytes - 2 * (total + (kv_copies - 1) * kv_weights)) < 2e8 * 0.2
+    assert placed.kv_bytes == 16 * 1 * 256 * 4096 * 2 * 2
+    assert placed.state_bytes == 48 * (6 * 128 * 128 * 4 + 3 * 1280 * 2)
+    assert (
+        placed.headroom == 24 * 2**30 - placed.weight_bytes - placed.kv_bytes - placed.state_bytes
+    )
+
+
+def sum_of_27b() -> int:
+    mlp, hidden = 3 * 5120 * 17408, 5120
+    deltanet = 5120 * (10240 + 6144 + 96) + 4 * 10240 + 96 + 128 + 6144 * 5120
+    attention = 5120 * (2 * 24 + 8) * 256 + 2 * 256 + 24 * 256 * 5120
+    layers = 48 * deltanet + 16 * attention + 64 * (mlp + 2 * hidden)
+    return layers + 2 * 248320 * 5120 + hidden
+
+
+def test_roofline_divides_by_the_documented_figures():
+    machine = HARDWARE["trn2"]
+    costs = {"bytes_read": 725e9, "bytes_written": 0, "flops": 0, "dtype": "bfloat16"}
+    costs |= {"mesh": {"tp": 4}, "collectives": [{"op": "all-reduce", "bytes": 256e6}]}
+    times = floor(costs, machine)
+    assert times["memory"] == pytest.approx(1000) and times["links"] == pytest.approx(1.5)
+    result = roofline(qwen35.presets["27b"], Mesh(tp=8))
+    # neuron.md's own estimate from 51 GB of weights: 8.8 ms.
+    assert 8.5 < result["tpot"]["floor"] < 9.5
+    assert result["published"][0]["tpot"] == 21.58
+
+
+def test_alias_field_is_what_xla_writes():
+    """Bytes of HloModuleProto.input_output_alias as decoded from a dump of XLA's own."""
+    entry = bytes([0x0A, 1, 10, 0x10, 28, 0x20, 1])
+    assert alias_field(((28, 10),)) == bytes([0x42, 2 + len(entry), 0x0A, len(entry)]) + entry
+    assert alias_field(((300, 2),))[-4:] == bytes([0xAC, 0x02, 0x20, 1])
+
+
+def test_export_script(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "export_hlo.py"), "--preset", "0.8b", "--tp", "2"]
+    subprocess.run([*command, "--phase", "decode", str(tmp_path)], check=True, timeout=300)
+    content = json.loads((tmp_path / "decode.json").read_text())
+    assert content["lint"] == [] and len(content["collectives"]) == 50
+    assert (tmp_path / "decode.hlo.txt").read_text().startswith("HloModule")
+    assert (tmp_path / "decode.hlo.pb").stat().st_size > 100_000
+    done = subprocess.run(
+        [*command[:-1], "3", "--phase", "decode", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "Possible: tp = 1, 2, 4, 8, 16" in done.stderr
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="phase must be one of"):
+        trace(SMALL, "training")
+    with pytest.raises(ValueError, match="tokens must be from 1 to the capacity of 8, not 9"):
+        trace(SMALL, "prefill", tokens=9, capacity=8)
+    with pytest.raises(ValueError, match="rank 2 is outside"):
+        trace(SMALL, "decode", mesh=Mesh(tp=2), rank=2)
+    with pytest.raises(ValueError, match="hardware must be one of trn2, not 'gpu'"):
+        roofline(SMALL, hardware="gpu")
+    assert dataclasses.is_dataclass(HARDWARE["trn2"])
