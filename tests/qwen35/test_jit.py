@@ -712,8 +712,8 @@ def fresh_process(tmp_path_factory):
         def step(state, x):
             return [s + x for s in state]
 
-        x = device_put(torch.ones(()), "xla")
         kept = jit(step, cache_dir={str(directory / "cache")!r})
+        x = device_put(torch.ones(()), "xla")
         kept(device_put([torch.ones(16), torch.ones(16)], "xla"), x)
         size = 16_000_000  # 64 MB each
         state = device_put([torch.zeros(size), torch.zeros(size)], "xla")
