@@ -41,7 +41,7 @@ def test_zero_and_large_states(scale):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
 @pytest.mark.parametrize("cosine", [0.5, 0.8, 0.95])
 def test_queries_near_the_key(cosine, scale):
-    """With beta = 1 the output then cancels most of what the state held: a larger share of error."""
+    """With beta = 1 the output cancels most of what the state held: a larger share is error."""
     inputs = oracle.inputs(seed=2, tokens=1, group=2, cosine=cosine, beta=1.0, state_scale=scale)
     assert max(errors(inputs)) < 5e-6
 
