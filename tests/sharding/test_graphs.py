@@ -1,6 +1,5 @@
 """The graphs that ranks run: every preset keeps every rule, and every rule can be broken."""
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -84,7 +83,6 @@ def changed(**changes):
     return broken
 
 
-FIXED = torch.randn(600, 512)  # 1.2 MB of literals
 BROKEN = {
     "supported_operations": changed(logits=lambda p, s, t, y: y.sort(-1).values),
     "no_float64": changed(logits=lambda p, s, t, y: y.double().exp().float()),
@@ -193,10 +191,9 @@ def test_report_against_closed_forms(tp):
         is_matrix = row.kind == "weights" and len(row.local) == 2 and row.name != "embed"
         if is_matrix and not row.name.endswith("conv"):
             matrices += row.count * row.local[0] * row.local[1]
-    value_heads, kv_slots = 8 // tp, max(1, 2 // tp)
+    value_heads = 8 // tp
     delta = 3 * value_heads * 3 * 16 * 16  # per layer: k S, the outer product aside, and q S
     attention = 8 // tp * 2 * 16 * capacity
-    assert kv_slots
     low = 2 * batch * (matrices + attention)
     assert low <= costs["flops"] <= low + 2 * batch * delta
     hidden = 2 * SMALL.hidden_size * batch
@@ -215,9 +212,10 @@ def test_placement_of_27b():
         row.count * torch.Size(row.full).numel() for row in placed.rows if row.kind == "weights"
     )
     assert total == sum_of_27b()
-    kv_copies = 2  # 4 heads on 8 ranks
-    kv_weights = 16 * 5120 * 2 * 4 * 256
-    assert abs(8 * placed.weight_bytes - 2 * (total + (kv_copies - 1) * kv_weights)) < 2e8 * 0.2
+    copies = 16 * 5120 * 2 * 4 * 256  # each of 4 KV heads is on two of the 8 ranks
+    replicated = 7 * (64 * 2 * 5120 + 5120 + 48 * 128 + 16 * 2 * 256)  # norms
+    wider = 48 * 2 * 48 * 2  # A_log and dt_bias stay float32
+    assert 8 * placed.weight_bytes == 2 * (total + copies + replicated) + wider
     assert placed.kv_bytes == 16 * 1 * 256 * 4096 * 2 * 2
     assert placed.state_bytes == 48 * (6 * 128 * 128 * 4 + 3 * 1280 * 2)
     assert (
@@ -274,4 +272,3 @@ def test_bad_arguments_are_refused():
         trace(SMALL, "decode", mesh=Mesh(tp=2), rank=2)
     with pytest.raises(ValueError, match="hardware must be one of trn2, not 'gpu'"):
         roofline(SMALL, hardware="gpu")
-    assert dataclasses.is_dataclass(HARDWARE["trn2"])
