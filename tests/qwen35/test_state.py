@@ -55,11 +55,17 @@ def row(state, b):
     return pytree.tree_map(lambda leaf: leaf[b : b + 1], state)
 
 
+def bits(leaf):
+    """The bytes of a tensor: == calls -0 and 0 equal, and no NaN equal to itself."""
+    return leaf.contiguous().view(torch.uint8)
+
+
 def assert_same(actual, expected):
     """Bit for bit."""
     for a, b in zip(leaves(actual), leaves(expected), strict=True):
         assert a.dtype == b.dtype
-        assert torch.equal(a, b)
+        assert a.shape == b.shape
+        assert torch.equal(bits(a), bits(b))
 
 
 def assert_near(actual, expected, bound=1e-5):
@@ -182,6 +188,24 @@ def test_compiled_calls_keep_the_same_promises(one_model):
     assert [function.compile_count for function in history.functions] == [1, 1]
 
 
+@pytest.mark.parametrize("value", [-0.0, float("inf"), float("nan"), 1e-45, -3e38])
+def test_rows_without_a_token_keep_every_bit(model, value):
+    """Also values that adding or multiplying nothing would alter: -0 + 0 is 0, Inf * 0 is NaN."""
+    params, streams, _ = model
+
+    def fill(leaf):
+        return torch.full_like(leaf, value) if leaf.is_floating_point() else leaf
+
+    state = pytree.tree_map(fill, qwen35.init_state(params, batch=BATCH, capacity=8))
+    nobody = torch.tensor([0, 0, 0])
+    for logits, after in (
+        qwen35.prefill(params, state, streams[:, :5], nobody),
+        qwen35.decode(params, state, streams[:, 0], nobody.bool()),
+    ):
+        assert_same(after, state)
+        assert torch.equal(bits(logits), bits(torch.zeros_like(logits)))
+
+
 @pytest.mark.parametrize("poison", [-1, 131, 10**6, 2**31 - 1, -(2**31)])
 def test_padding_ids_change_nothing_at_all(model, poison):
     """Bit for bit: padding with any id is padding with id 0."""
@@ -227,6 +251,28 @@ def _with_embedding_row(params, config, index, value):
     assert len(at) == 1, "the embedding is the only [vocabulary, hidden] leaf of an untied model"
     flat[at[0]] = flat[at[0]].index_fill(0, torch.tensor([index]), value)
     return pytree.tree_unflatten(flat, spec)
+
+
+def test_rope_offset_moves_the_positions_that_follow(reference, load):
+    """As after an image: from token 20 on, positions run ahead of the tokens seen, row by row."""
+    name, offset = NAMES[1], torch.tensor([7, 0, -5], dtype=torch.int32)
+    case, params = reference(name), load(name)
+    tokens = case.tokens(BATCH, 40, seed=9)
+    seen = torch.arange(40).expand(BATCH, -1)
+    moved = seen + torch.where(torch.arange(40) < 20, 0, offset[:, None])
+    # Row 0 of transformers' four is the order for its mask, the others are t, h and w.
+    positions = torch.stack([seen, moved, moved, moved])
+    with torch.no_grad():
+        expected = case.model(tokens, position_ids=positions, use_cache=False).logits
+    state = qwen35.init_state(params, batch=BATCH, capacity=40)
+    _, state = qwen35.prefill(params, state, tokens[:, :20])
+    state = state._replace(rope_offset=offset)
+    logits, state = qwen35.prefill(params, state, tokens[:, 20:39])
+    torch.testing.assert_close(logits, expected[:, 38], rtol=0, atol=TOLERANCE)
+    logits, state = qwen35.decode(params, state, tokens[:, 39])
+    torch.testing.assert_close(logits, expected[:, 39], rtol=0, atol=TOLERANCE)
+    assert torch.equal(state.rope_offset, offset)
+    assert (case.logits(tokens)[:, 39] - expected[:, 39]).abs()[[0, 2]].max() > 100 * TOLERANCE
 
 
 def test_an_old_state_can_be_used_again(model):
