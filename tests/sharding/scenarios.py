@@ -1,11 +1,16 @@
 """What the ranks of a test do; each function runs in every rank's process (see `worker`)."""
 
+import os
+import time
+from unittest import mock
+
 import models
 import torch
-from qwen35.sharding import process, spmd
+from qwen35.sharding import collectives, process, spmd
 from qwen35.sharding.mesh import Mesh
 
 import qwen35
+from qwen35.declarations import Units
 from qwen35.jit import jit
 
 
@@ -48,3 +53,88 @@ def virtual_devices(mesh: Mesh, rank: int, path: str, steps: int = models.STEPS)
         "states": spmd.unstack(said.state, mesh),
         "compilations": (prefill.compile_count, decode.compile_count),
     }
+
+
+def mutants(mesh: Mesh, rank: int, path: str) -> dict[str, torch.Tensor]:
+    """Logits of a prompt, right and with one thing wrong at a time."""
+    process.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=rank)
+    params = qwen35.load(path, runtime=runtime)
+    tokens = torch.arange(14).view(2, 7)
+
+    def logits(model: qwen35.Params = params) -> torch.Tensor:
+        return qwen35.prefill(model, qwen35.init_state(model, 2, 8), tokens)[0]
+
+    def without(number: int):
+        """all_reduce, but the one with this number leaves out the other ranks."""
+        calls = iter(range(1000))
+        return lambda x, mesh: x if next(calls) == number else collectives.all_reduce(x, mesh)
+
+    def contiguous(axis, count, size=1, start=0, stride=0):
+        """The checkpoint read as [all queries | all gates] instead of interleaved per head."""
+        start = count * size if stride and start else start
+        return Units(axis, count, size, start)
+
+    results = {"right": logits()}
+    with mock.patch("qwen35.model.all_reduce", wraps=collectives.all_reduce) as reduce:
+        logits()
+    for number in range(reduce.call_count):
+        with mock.patch("qwen35.model.all_reduce", without(number)):
+            results[f"without all-reduce {number}"] = logits()
+    with mock.patch("qwen35.model.all_gather", lambda x, mesh: torch.cat([x] * mesh.tp, -1)):
+        results["without the gather"] = logits()
+    with mock.patch("qwen35.declarations.Units", contiguous):
+        results["queries and gates not interleaved"] = logits(qwen35.load(path, runtime=runtime))
+    wrong = qwen35.Runtime(mesh=mesh, rank=(rank + 1) % mesh.size)
+    shifted = qwen35.load(path, runtime=wrong).with_runtime(rank=rank)
+    results["the next rank's share"] = logits(shifted)
+    return results
+
+
+def disagree(mesh: Mesh, rank: int) -> None:
+    """Rank 1 has another configuration and dtype."""
+    process.start(mesh)
+    config = models.CONFIGS["even" if rank == 1 else "heads_of_27b"]
+    process.agree(config=config, dtype=torch.bfloat16 if rank == 1 else torch.float32)
+
+
+def load_together(mesh: Mesh, rank: int, path: str) -> None:
+    """Loads as the command line does: one rank's failure is every rank's."""
+    process.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=rank)
+    process.together(qwen35.load, path, runtime=runtime)
+
+
+def one_rank_dies(mesh: Mesh, rank: int) -> None:
+    """Rank 1 ends without a word while the others wait in a collective."""
+    process.start(mesh, timeout=60)
+    if rank == 1:
+        os._exit(1)
+    collectives.all_reduce(torch.ones(4), mesh)
+
+
+def one_rank_hangs(mesh: Mesh, rank: int, timeout_of_ranks: float) -> None:
+    """Rank 1 never joins the collective."""
+    process.start(mesh, timeout=timeout_of_ranks)
+    if rank == 1:
+        time.sleep(3 * timeout_of_ranks + 10)
+        os._exit(1)
+    collectives.all_reduce(torch.ones(4), mesh)
+
+
+def start_only(mesh: Mesh, rank: int) -> None:
+    """Nothing but the start."""
+    process.start(mesh)
+
+
+def reduce_dtypes(mesh: Mesh, rank: int, path: str) -> dict[str, torch.Tensor]:
+    """Logits of a prompt in bfloat16, reduced in either dtype."""
+    process.start(mesh)
+    results = {}
+    for reduce in ("activation", "float32"):
+        runtime = qwen35.Runtime(mesh=Mesh(dp=mesh.dp, tp=mesh.tp, reduce=reduce), rank=rank)
+        params = qwen35.load(path, dtype="bfloat16", runtime=runtime)
+        tokens = torch.arange(120).view(4, 30)
+        state = qwen35.init_state(params, 4, 30)
+        results[reduce] = qwen35.prefill(params, state, tokens)[0]
+    return results

@@ -3,7 +3,8 @@
     python worker.py SCENARIO DIRECTORY DP TP
 
 `DIRECTORY/arguments.pt` holds keyword arguments; rank r's result goes to `DIRECTORY/rank-r.pt`.
-Like torchrun, it ends all ranks when one fails, and then exits with 1.
+Like torchrun, it ends all ranks when one fails (unless the argument `keep_going` is true), and
+then exits with 1. The argument `processes` starts another number of ranks than the mesh has.
 """
 
 import os
@@ -27,6 +28,7 @@ def main() -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = arguments.pop("processes", dp * tp)
+    keep_going = arguments.pop("keep_going", False)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"WORLD_SIZE": str(processes)}
     children = {}
@@ -40,7 +42,7 @@ def main() -> int:
     while children:
         child, status = os.wait()
         children.pop(child)
-        if status and not failed and not arguments.get("keep_going"):
+        if status and not failed and not keep_going:
             for other in children:
                 os.kill(other, signal.SIGTERM)
         failed |= status
@@ -55,7 +57,8 @@ def _run(name: str, directory: Path, mesh: Mesh, rank: int, arguments: dict) -> 
             process.stop()
         return 0
     except BaseException:
-        traceback.print_exc()
+        text = traceback.format_exc()
+        sys.stderr.write("".join(f"[rank {rank}] {line}\n" for line in text.splitlines()))
         sys.stderr.flush()
         return 1
 
