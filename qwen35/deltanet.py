@@ -56,7 +56,11 @@ def deltanet(
 
     inputs = (query, key, value, log_decay, beta)
     out, recurrent = kernels.gated_delta_rule(
-        *inputs, state.recurrent, chunk=params.runtime.chunk, implementation=params.runtime.kernels
+        *inputs,
+        state.recurrent,
+        chunk=params.runtime.chunk,
+        implementation=params.runtime.kernels,
+        exact=x.dtype == torch.float32,
     )
     if lengths is not None:
         # A no-op update can still turn -0 into 0; untouched rows stay bit-identical.

@@ -27,7 +27,7 @@ class Runtime:
         kernels: "auto" (NKI exactly when the device is Neuron and `nki` imports), "portable"
             (torch operations), "nki", or "emulator" (the NKI kernels run on the host by the
             emulator: slow, for checking).
-        chunk: tokens that the DeltaNet prefill handles as one block.
+        chunk: tokens that the portable DeltaNet prefill handles as one block.
     """
 
     mesh: Mesh | None = None

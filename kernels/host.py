@@ -1,0 +1,33 @@
+"""The NKI kernels on the host, run by the emulator: slow, to check kernels and their binding."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import emulator
+from .binding import Kernel
+
+
+def launch(kernel: Kernel, *operands: Tensor, **static: bool) -> tuple[Tensor, Tensor]:
+    """A `binding.Launcher` for CPU tensors."""
+    arrays = [_host_array(x) for x in operands]
+    out, state = emulator.simulate(_load(kernel), *arrays, **static).outputs
+    value = operands[2]
+    return torch.from_numpy(out).to(value.dtype), torch.from_numpy(state)
+
+
+@functools.cache
+def _load(kernel: Kernel):
+    return emulator.load(*kernel)
+
+
+def _host_array(x: Tensor):
+    x = x.detach().contiguous()
+    if x.dtype == torch.bfloat16:
+        bits = x.view(torch.int16).numpy().view(np.uint16)
+        return emulator.HostTensor.from_bits(bits, "bfloat16")
+    return x.numpy()

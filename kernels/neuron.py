@@ -1,0 +1,62 @@
+"""The NKI kernels on Neuron: all that needs AWS's packages.
+
+Written from AWS's documentation (Neuron SDK 2.32, "NKI kernel as a framework custom operator");
+it has not run on a device. There, a function under `@nki.jit` takes torch-xla's lazy tensors and
+returns such: the call becomes one node of the graph that is being traced, in HLO a custom call to
+`AwsNeuronCustomNativeKernel`, which neuronx-cc links with the code of the rest. The results are
+new tensors; that the new state takes the old one's memory is up to the graph's donated arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from .binding import Kernel
+
+# Physical cores of a logical one, by the kind of device that the runtime reports: Trainium2 with
+# NEURON_LOGICAL_NC_CONFIG=1, and with 2.
+CORES = {"NC_v3": 1, "NC_v3d": 2}
+
+
+def missing(device: torch.device) -> str | None:
+    """What NKI kernels lack to run on tensors of `device`, or None if nothing."""
+    if device.type != "xla":
+        return f"tensors on a Neuron device, not on {device.type!r}"
+    import torch_xla.runtime
+
+    platform = torch_xla.runtime.device_type()
+    if platform != "NEURON":
+        return f"tensors on a Neuron device, not on torch-xla's {platform!r}"
+    try:
+        # A placeholder of the name `nki` on the public package index has neither.
+        import nki.isa
+        import nki.language  # noqa: F401
+    except ImportError as error:
+        return f"AWS's package nki, which could not be imported: {error}"
+    return None
+
+
+def launch(kernel: Kernel, *operands: Tensor, **static: bool) -> tuple[Tensor, Tensor]:
+    """A `binding.Launcher` for tensors on a Neuron device: adds the kernel to the traced graph.
+
+    Raises:
+        ValueError: the device is not a Trainium2.
+    """
+    function = getattr(importlib.import_module(f".{kernel.module}", __package__), kernel.function)
+    return function[_cores(operands[0].device)](*operands, **static)
+
+
+def _cores(device: torch.device) -> int:
+    """The bracket of a kernel: cores that run it together, as the compiler is told, too."""
+    import torch_xla
+
+    kind = torch_xla._XLAC._xla_device_kind(str(device))
+    if kind not in CORES:
+        raise ValueError(
+            f"the NKI kernels are for Trainium2, devices of kind {' or '.join(CORES)}, not "
+            f"{kind!r}; kernels='portable' runs anywhere"
+        )
+    return CORES[kind]
