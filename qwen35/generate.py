@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .devices import device_put
-from .jit import jit
+from .jit import Jitted, jit
 from .model import decode, prefill
 from .params import Params
 from .progress import compile_progress, prefill_bar
@@ -149,7 +149,7 @@ def _stream(
     parts: list[list[str]] = [[] for _ in range(count)]
     reasons: list[str | None] = [None] * count
     start = time.perf_counter()
-    chosen = batch.prefill()
+    chosen = batch.prefill(decode_follows=max_new_tokens > 1)
     first = time.perf_counter() - start - batch.compile_seconds
     prefill_compile = batch.compile_seconds
     start = time.perf_counter()
@@ -210,8 +210,11 @@ class _Batch:
         self.state: State
         self.token: Tensor
 
-    def prefill(self) -> list[int]:
-        """Runs the prompts, chunk by chunk, and returns every row's first token."""
+    def prefill(self, decode_follows: bool) -> list[int]:
+        """Runs the prompts, chunk by chunk, and returns every row's first token.
+
+        The decode step is compiled here if it follows: not between two tokens of a stream.
+        """
         longest = max(map(len, self.rows))
         self.state = init_state(self.params, len(self.rows), self.capacity)
         shape = (len(self.rows), self.params.config.vocab_size)
@@ -226,22 +229,22 @@ class _Batch:
                 bar.update(min(self.chunk, longest - start))
         noise = self._noise()
         self.token = self._run(self.steps.choose, logits, noise, self.sampling.temperature)
+        if decode_follows and isinstance(self.steps.decode, Jitted):
+            self._run(self.steps.decode.compile, *self._decode_arguments(noise))
         return self.token.tolist()
 
     def decode(self, active: list[bool]) -> list[int]:
         """Runs one step of the active rows and returns every row's next token."""
-        # A single row is active while there are steps; None and a mask are two graphs.
-        mask = device_put(torch.tensor(active), self.device) if len(active) > 1 else None
-        self.token, self.state = self._run(
-            self.steps.decode,
-            self.params,
-            self.state,
-            self.token,
-            mask,
-            self._noise(),
-            self.sampling.temperature,
-        )
+        arguments = self._decode_arguments(self._noise(), active)
+        self.token, self.state = self._run(self.steps.decode, *arguments)
         return self.token.tolist()
+
+    def _decode_arguments(self, noise: Tensor | None, active: list[bool] | None = None) -> tuple:
+        mask = None
+        if len(self.rows) > 1:  # a single row is active while there are steps
+            mask = torch.tensor(active or [True] * len(self.rows))
+            mask = device_put(mask, self.device)
+        return self.params, self.state, self.token, mask, noise, self.sampling.temperature
 
     def _noise(self) -> Tensor | None:
         if self.sampling.temperature == 0:
@@ -249,10 +252,10 @@ class _Batch:
         return device_put(gumbel(self.generators, self.params.config.vocab_size), self.device)
 
     def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        compiled = getattr(step, "compile_count", 0)
+        compiled = self.steps.compile_count()
         start = time.perf_counter()
         result = step(*arguments)
-        if getattr(step, "compile_count", 0) > compiled:
+        if self.steps.compile_count() > compiled:
             self.compile_seconds += time.perf_counter() - start
         return result
 
@@ -261,6 +264,10 @@ class _Steps(NamedTuple):
     prefill: Callable[..., Any]
     choose: Callable[..., Any]
     decode: Callable[..., Any]
+
+    def compile_count(self) -> int:
+        """Compilations so far; plain functions have none."""
+        return sum(step.compile_count for step in self if isinstance(step, Jitted))
 
 
 @functools.cache

@@ -119,12 +119,24 @@ class Jitted:
         values = self._bind(args, kwargs)
         leaves, key, frozen = self._flatten(values)
         with xla_lock:
-            graph = self._graphs.get(key)
-            if graph is None:
-                graph = self._graphs[key] = self._compile(values, leaves, frozen)
+            graph = self._graph(values, leaves, key, frozen)
             if graph.needs_no_grad and torch.is_grad_enabled():
                 self._target.refuse_gradients(values)
             return graph.run(leaves, frozen)
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compile for these arguments, unless that has been done, without running: no argument is
+        consumed, and the values of tensors do not matter."""
+        values = self._bind(args, kwargs)
+        leaves, key, frozen = self._flatten(values)
+        with xla_lock:
+            self._graph(values, leaves, key, frozen)
+
+    def _graph(self, values: tuple, leaves: list, key: tuple, frozen: list) -> _Graph:
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._graphs[key] = self._compile(values, leaves, frozen)
+        return graph
 
     def lower(self, *args, **kwargs) -> str:
         """Return the HLO text of the graph for these arguments, without compiling or running it.
