@@ -1,5 +1,6 @@
 """What the ranks of a test do; each function runs in every rank's process (see `worker`)."""
 
+import dataclasses
 import os
 import time
 from unittest import mock
@@ -138,3 +139,39 @@ def reduce_dtypes(mesh: Mesh, rank: int, path: str) -> dict[str, torch.Tensor]:
         state = qwen35.init_state(params, 4, 30)
         results[reduce] = qwen35.prefill(params, state, tokens)[0]
     return results
+
+
+def decode_times(mesh: Mesh, rank: int, layers: int) -> dict[str, float]:
+    """Milliseconds of a compiled decode step of a small model, the least of many.
+
+    host: until the call returns; step: until the logits are read; alone: the step without its
+    collectives (its results are wrong, its work otherwise the same).
+    """
+    config = dataclasses.replace(
+        models.CONFIGS["heads_of_27b"], num_hidden_layers=layers, layer_types=()
+    )
+    runtime = qwen35.Runtime()
+    if mesh.tp > 1:
+        spmd.start(mesh)
+        runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    params = qwen35.init_params(config, device="xla", runtime=runtime)
+    token = qwen35.device_put(torch.tensor([1]), "xla")
+
+    def measure() -> tuple[float, float]:
+        decode = jit(
+            lambda params, state, token: qwen35.decode(params, state, token), donate=("state",)
+        )
+        state = qwen35.init_state(params, 1, 400)
+        host, step = [], []
+        for _ in range(200):
+            start = time.perf_counter()
+            logits, state = decode(params, state, token)
+            host.append(time.perf_counter() - start)
+            logits.cpu()
+            step.append(time.perf_counter() - start)
+        return 1e3 * min(host), 1e3 * min(step)
+
+    host, step = measure()
+    with mock.patch("qwen35.model.all_reduce", lambda x, mesh: x):
+        _, alone = measure()
+    return {"host": host, "step": step, "alone": alone}

@@ -1,0 +1,108 @@
+"""`--tp` of the command line: one text on one device, on virtual devices and under torchrun."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import models
+import pytest
+
+import qwen35
+from qwen35.presharded import convert
+
+PROMPT = "The capital"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    """A model with the heads of 27b and a tokenizer of bytes."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as tokenizer_models
+    from transformers import PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("with_tokenizer")
+    config = dataclasses.replace(models.CONFIGS["heads_of_27b"], eos_token_id=159)
+    qwen35.save(models.wide_params(config), path)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:159]
+    vocabulary = {letter: index for index, letter in enumerate([*letters, "<|endoftext|>"])}
+    tokenizer = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained(path)
+    return path
+
+
+def run(*command: str, timeout: float = 300) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def generate(directory: Path, *options: str) -> list[str]:
+    model = ["--model", str(directory), "--prompt", PROMPT, "--max-new-tokens", "24"]
+    return ["-m", "qwen35", "generate", *model, *options]
+
+
+def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    return run(*launcher, *command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--temperature", "0.8", "--seed", "3")])
+def test_one_text_three_ways(directory, options):
+    alone = run(sys.executable, *generate(directory, "--device", "cpu", *options))
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.endswith("\n") and len(alone.stdout) > 10
+    processes = torchrun(4, *generate(directory, "--tp", "4", *options))
+    assert processes.returncode == 0, processes.stderr
+    assert processes.stdout == alone.stdout, "only rank 0 speaks, and says the same"
+    devices = run(sys.executable, *generate(directory, "--tp", "4", *options), timeout=600)
+    assert devices.returncode == 0, devices.stderr
+    assert devices.stdout == alone.stdout
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_all_with_its_message(directory, tmp_path):
+    convert(directory, tmp_path / "out", 2, dtype="float32")
+    (tmp_path / "out" / "rank-00001-of-00002.safetensors").unlink()
+    start = time.monotonic()
+    done = torchrun(2, *generate(tmp_path / "out", "--tp", "2"))
+    assert time.monotonic() - start < 50
+    assert done.returncode != 0 and done.stdout == ""
+    assert "rank 1: CheckpointError" in done.stderr
+    assert "rank-00001-of-00002.safetensors: no such file" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_impossible_tp_and_a_wrong_number_of_processes(directory):
+    done = run(sys.executable, *generate(directory, "--tp", "3"))
+    assert done.returncode == 2 and "Possible: tp = 1, 2, 4, 8, 16" in done.stderr
+    done = run(sys.executable, *generate(directory, "--tp", "2", "--device", "cpu"))
+    assert done.returncode == 2 and "torchrun --nproc-per-node 2" in done.stderr
+    done = torchrun(2, *generate(directory, "--tp", "4"))
+    assert done.returncode != 0
+    assert "2 processes were started, but dp 1 x tp 4 needs 4" in done.stderr
+
+
+@pytest.mark.slow
+def test_info_shows_ranks_and_floors():
+    command = [sys.executable, "-m", "qwen35", "info", "0.8b", "--tp", "4", "--hardware", "trn2"]
+    text = run(*command)
+    assert text.returncode == 0, text.stderr
+    assert "per rank at dp 1 x tp 4" in text.stdout and "TPOT" in text.stdout
+    content = json.loads(run(*command, "--json").stdout)
+    assert content["ranks"]["tp"] == 4
+    weights = content["ranks"]["weight_bytes_per_rank"]
+    assert content["roofline"]["tpot"]["bytes_read"] < 1.1 * weights
+    wrong = run(sys.executable, "-m", "qwen35", "info", "27b", "--tp", "5")
+    assert wrong.returncode == 2 and "tp = 5 can't split this model" in wrong.stderr
