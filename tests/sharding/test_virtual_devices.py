@@ -27,7 +27,7 @@ def test_virtual_devices_say_what_one_device_says(
     """Logits to 1e-5 of the largest (they sum in another order), greedy tokens exactly."""
     mesh, expected = Mesh(dp=dp, tp=tp), alone(name, steps)
     path = str(checkpoint(name))
-    [result] = run_ranks("virtual_devices", mesh, path=path, steps=steps, processes=1)
+    [result] = run_ranks("virtual_devices", mesh, path=path, steps=steps, processes=1, timeout=900)
     said = result["said"]
     assert said.logits.keys() == expected.logits.keys()
     for step, logits in expected.logits.items():
