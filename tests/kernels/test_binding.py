@@ -10,34 +10,13 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
+from calling import CONFIG, SIZES, Recorder, run, tensors
 from qwen35.kernels import binding, emulator, host, portable
 
 import qwen35
 from qwen35 import Config, kernels, pytree
 
 BOUND = 1e-5  # relative; the kernels' own in float32
-SIZES = {"key_size": 16, "value_size": 32}
-
-
-def tensors(**options):
-    return tuple(torch.from_numpy(x) for x in oracle.inputs(**{**SIZES, **options}))
-
-
-def run(inputs, implementation="emulator", **options):
-    return kernels.gated_delta_rule(*inputs, chunk=64, implementation=implementation, **options)
-
-
-class Recorder:
-    """A launcher that notes what it is given, and has `run` (or nothing) compute the results."""
-
-    def __init__(self, run=None):
-        self.run, self.calls = run, []
-
-    def __call__(self, kernel, *operands, **static):
-        self.calls.append((kernel, tuple(operands[0].shape[:-2]), static))
-        if self.run:
-            return self.run(kernel, *operands, **static)
-        return operands[2].clone(), operands[5].clone()
 
 
 def rule(inputs, launch, exact=True):
@@ -233,33 +212,6 @@ def test_nki_off_neuron_and_unknown_names_are_refused():
 
 
 # The whole model on the emulator.
-
-CONFIG = {
-    "model_type": "qwen3_5_text",
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "linear_num_key_heads": 1,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 32,
-    "linear_conv_kernel_dim": 4,
-    "rope_parameters": {
-        "rope_type": "default",
-        "rope_theta": 10000.0,
-        "partial_rotary_factor": 0.25,
-        "mrope_section": [1, 1, 0],
-        "mrope_interleaved": True,
-    },
-    "full_attention_interval": 4,
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 512,
-    "eos_token_id": 3,
-}
 
 
 @pytest.fixture(scope="module")
