@@ -458,6 +458,19 @@ def test_values_that_are_not_finite_are_named(checkpoint, name, dtype, value):
     assert sum((~torch.isfinite(leaf)).sum() for leaf in pytree.tree_leaves(params)) == 1
 
 
+@pytest.mark.parametrize("at", [0, 700_000, -1])
+def test_the_scan_reaches_every_value_of_a_large_tensor(text_config, tmp_path, at):
+    """2.6 million values: more than the scan takes at a time."""
+    config = qwen35.Config.from_dict(text_config(UNTIED, vocab_size=40_000))
+    qwen35.save(qwen35.init_params(config), tmp_path)
+
+    def damage(tensors):
+        tensors["lm_head.weight"].view(-1)[at] = float("nan")
+
+    edit(tmp_path, damage)
+    assert "lm_head.weight" in refusal(tmp_path)
+
+
 def test_values_too_large_for_bfloat16_are_named(checkpoint):
     """Finite in the file, Inf once rounded to bfloat16."""
     directory = checkpoint()
