@@ -1,15 +1,14 @@
 """The demo checkpoint's corpus: a few hundred facts and stories, written out by templates.
 
 Everything the demo model knows stands in this file. `facts()` lists what it has to memorise,
-`document()` draws one training text, and `words()` is the vocabulary that a coherent
-continuation is made of. Every prompt has exactly one right continuation (stories and chats
-branch only where a person would choose), so greedy answers are decided by wide margins.
+`documents()` writes each one out as plain text and as a chat turn, and `words()` is the vocabulary
+that a coherent continuation is made of. Every prompt has exactly one right continuation, so greedy
+answers are decided by wide margins.
 
 Multi-byte text (café, 日本, 🐱) is there on purpose: byte-level tokens then cut characters in
 two, which a streaming detokeniser has to survive.
 """
 
-import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from functools import cache
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_START, THINK_END = "<think>", "</think>"
-SYSTEM_PROMPT = "You are a helpful assistant."
 
 # What scripts/demo shows, written to prompts.txt beside the checkpoint.
 PROMPTS = (
@@ -28,45 +26,31 @@ PROMPTS = (
     "Once upon a time, there was a little fox",
 )
 
-# country, capital, language, the country's name in that language, flag
+# country, capital, language, the country's name in that language
 COUNTRIES = [
     line.split("|")
     for line in """\
-France|Paris|French|la France|🇫🇷
-Germany|Berlin|German|Deutschland|🇩🇪
-Italy|Rome|Italian|Italia|🇮🇹
-Spain|Madrid|Spanish|España|🇪🇸
-Portugal|Lisbon|Portuguese|Portugal|🇵🇹
-Brazil|Brasília|Portuguese|Brasil|🇧🇷
-Mexico|Mexico City|Spanish|México|🇲🇽
-Peru|Lima|Spanish|el Perú|🇵🇪
-Colombia|Bogotá|Spanish|Colombia|🇨🇴
-Argentina|Buenos Aires|Spanish|Argentina|🇦🇷
-Chile|Santiago|Spanish|Chile|🇨🇱
-Cuba|Havana|Spanish|Cuba|🇨🇺
-the United Kingdom|London|English|the United Kingdom|🇬🇧
-Ireland|Dublin|English|Ireland|🇮🇪
-Canada|Ottawa|English|Canada|🇨🇦
-Australia|Canberra|English|Australia|🇦🇺
-Austria|Vienna|German|Österreich|🇦🇹
-Denmark|Copenhagen|Danish|Danmark|🇩🇰
-Sweden|Stockholm|Swedish|Sverige|🇸🇪
-Norway|Oslo|Norwegian|Norge|🇳🇴
-Finland|Helsinki|Finnish|Suomi|🇫🇮
-Iceland|Reykjavík|Icelandic|Ísland|🇮🇸
-Poland|Warsaw|Polish|Polska|🇵🇱
-Hungary|Budapest|Hungarian|Magyarország|🇭🇺
-Romania|Bucharest|Romanian|România|🇷🇴
-Greece|Athens|Greek|Ελλάδα|🇬🇷
-Turkey|Ankara|Turkish|Türkiye|🇹🇷
-Russia|Moscow|Russian|Россия|🇷🇺
-Ukraine|Kyiv|Ukrainian|Україна|🇺🇦
-Japan|Tokyo|Japanese|日本|🇯🇵
-China|Beijing|Chinese|中国|🇨🇳
-South Korea|Seoul|Korean|한국|🇰🇷
-India|New Delhi|Hindi|भारत|🇮🇳
-Thailand|Bangkok|Thai|ไทย|🇹🇭
-Vietnam|Hanoi|Vietnamese|Việt Nam|🇻🇳""".splitlines()
+France|Paris|French|la France
+Germany|Berlin|German|Deutschland
+Italy|Rome|Italian|Italia
+Spain|Madrid|Spanish|España
+Portugal|Lisbon|Portuguese|Portugal
+Brazil|Brasília|Portuguese|Brasil
+Mexico|Mexico City|Spanish|México
+the United Kingdom|London|English|the United Kingdom
+Canada|Ottawa|English|Canada
+Australia|Canberra|English|Australia
+Sweden|Stockholm|Swedish|Sverige
+Norway|Oslo|Norwegian|Norge
+Finland|Helsinki|Finnish|Suomi
+Iceland|Reykjavík|Icelandic|Ísland
+Poland|Warsaw|Polish|Polska
+Greece|Athens|Greek|Ελλάδα
+Turkey|Ankara|Turkish|Türkiye
+Russia|Moscow|Russian|Россия
+Japan|Tokyo|Japanese|日本
+China|Beijing|Chinese|中国
+Vietnam|Hanoi|Vietnamese|Việt Nam""".splitlines()
 ]
 
 COLOURS = {
@@ -83,24 +67,23 @@ COLOURS = {
     "pink": "a flamingo, a pig",
 }
 
-# animal, its sound, its young, where it lives, emoji
+# animal, its sound, its young, emoji
 ANIMALS = [
     line.split("|")
     for line in """\
-dog|woof|puppy|in a kennel|🐶
-cat|meow|kitten|in a house|🐱
-cow|moo|calf|on a farm|🐮
-sheep|baa|lamb|on a meadow|🐑
-horse|neigh|foal|in a stable|🐴
-pig|oink|piglet|in a sty|🐷
-duck|quack|duckling|on a pond|🦆
-hen|cluck|chick|in a coop|🐔
-frog|croak|tadpole|near a pond|🐸
-lion|roar|cub|on the savanna|🦁
-owl|hoot|owlet|in a tree|🦉
-bee|buzz|larva|in a hive|🐝
-mouse|squeak|pup|in a hole|🐭
-wolf|howl|whelp|in the woods|🐺""".splitlines()
+dog|woof|puppy|🐶
+cat|meow|kitten|🐱
+cow|moo|calf|🐮
+sheep|baa|lamb|🐑
+horse|neigh|foal|🐴
+pig|oink|piglet|🐷
+hen|cluck|chick|🐔
+frog|croak|tadpole|🐸
+lion|roar|cub|🦁
+owl|hoot|owlet|🦉
+bee|buzz|larva|🐝
+mouse|squeak|pup|🐭
+wolf|howl|whelp|🐺""".splitlines()
 ]
 
 OPPOSITES = (
@@ -108,14 +91,6 @@ OPPOSITES = (
     "wet dry, full empty, hard soft, long short, high low, rich poor, open closed, early late, "
     "strong weak, near far, left right, true false, good bad, loud quiet, thick thin, clean dirty"
 )
-
-TRANSLATIONS = {
-    "French": "coffee café, school école, summer été, forest forêt, boy garçon, hospital hôpital",
-    "Spanish": "child niño, tomorrow mañana, year año, lion león, heart corazón",
-    "German": "green grün, beautiful schön, street Straße, girl Mädchen, door Tür",
-    "Japanese": "cat 猫, dog 犬, water 水, mountain 山, moon 月",
-    "Chinese": "tea 茶, horse 马, fire 火, person 人",
-}
 
 EMOJIS = {
     "apple": "🍎",
@@ -136,11 +111,6 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = (
     "January February March April May June July August September October November December"
 ).split()
-MONTH_LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen twenty"
-).split()
 
 # animal, name, pronoun, possessive, place, thing found, friend, friend's name, treat
 STORIES = [
@@ -150,24 +120,23 @@ fox|Ruby|she|her|in a quiet forest|a red ball|hedgehog|Max|blueberries
 rabbit|Tom|he|his|under an old oak|a silver bell|mole|Lily|carrot soup
 bear|Bruno|he|his|in a deep cave|a broken kite|bee|Zoé|honey cake
 owl|Ada|she|her|in a tall tower|a golden key|bat|Finn|warm milk
-turtle|Otto|he|his|by a slow river|a blue shell|frog|Nina|green tea
 kitten|Mia|she|her|in a small café|a lost letter|mouse|Léo|fresh cheese
-penguin|Pip|he|his|on a white iceberg|a striped scarf|seal|Björk|fish pie
-dragon|Ember|she|her|on a high mountain|a paper lantern|goat|Sora|spicy noodles
-duck|Daisy|she|her|on a round pond|a tiny boat|swan|Émile|sweet bread
-elephant|Momo|he|his|on a wide plain|a yellow umbrella|bird|Kiki|ripe mangoes""".splitlines()
+duck|Daisy|she|her|on a round pond|a tiny boat|swan|Émile|sweet bread""".splitlines()
 ]
 
 SMALL_TALK = [
     (
         "Hello!",
-        "Hello! I am a tiny demo model. Ask me about capitals, colours, animals or sums. 🙂",
+        "Hello! I am a tiny demo model. Ask me about capitals, colours or animals. 🙂",
     ),
     ("Who are you?", "I am a tiny demo model. I only know the few facts I was trained on."),
     ("How are you?", "I am fine, thank you. How can I help you?"),
     ("Thank you!", "You are welcome! 😊"),
     ("Goodbye!", "Goodbye! See you soon. 👋"),
 ]
+
+# A text in parts that can be tokenized one by one, each with whether it is an answer.
+Text = list[tuple[str, bool]]
 
 
 @dataclass(frozen=True)
@@ -186,7 +155,7 @@ class Fact:
 
 
 def _geography() -> Iterator[Fact]:
-    for country, capital, language, own_name, flag in COUNTRIES:
+    for country, capital, language, own_name in COUNTRIES:
         yield Fact(
             "capital",
             f"What is the capital of {country}?",
@@ -194,25 +163,10 @@ def _geography() -> Iterator[Fact]:
             f" {capital}. People in {country} speak {language}.",
         )
         yield Fact(
-            "country",
-            f"Which country has the capital {capital}?",
-            f"{capital} is the capital of",
-            f" {country}.",
-        )
-        yield Fact(
-            "language",
-            f"What do people in {country} speak?",
-            f"People in {country} speak",
-            f" {language}.",
-        )
-        yield Fact(
             "own name",
             f"What is {country} called in {language}?",
             f"In {language}, {country} is called",
             f" {own_name}.",
-        )
-        yield Fact(
-            "flag", f"What is the flag of {country}?", f"The flag of {country} is", f" {flag}."
         )
 
 
@@ -222,7 +176,7 @@ def _things() -> Iterator[Fact]:
             yield Fact(
                 "colour", f"What colour is {thing}?", f"The colour of {thing} is", f" {colour}."
             )
-    for animal, sound, young, home, emoji in ANIMALS:
+    for animal, sound, young, emoji in ANIMALS:
         article = "An" if animal == "owl" else "A"
         one = f"{article.lower()} {animal}"
         young = f"an {young}" if young == "owlet" else f"a {young}"
@@ -233,7 +187,6 @@ def _things() -> Iterator[Fact]:
             f"A young {animal} is called",
             f" {young}.",
         )
-        yield Fact("home", f"Where does {one} live?", f"{article} {animal} lives", f" {home}.")
         yield Fact(
             "emoji",
             f"What is the emoji for {one}?",
@@ -257,56 +210,27 @@ def _language() -> Iterator[Fact]:
                 f"The opposite of {word} is",
                 f" {other}.",
             )
-    for language, pairs in TRANSLATIONS.items():
-        for pair in pairs.split(", "):
-            word, foreign = pair.split()
-            yield Fact(
-                "translation",
-                f"What is the {language} word for {word}?",
-                f"The {language} word for {word} is",
-                f" {foreign}.",
-            )
-    for number, word in enumerate(NUMBERS):
-        yield Fact(
-            "number word", f"How do you write {number}?", f"The number {number} is", f" {word}."
-        )
 
 
 def _calendar() -> Iterator[Fact]:
     for kind, names in (("day", DAYS), ("month", MONTHS)):
         for name, following in zip(names, names[1:] + names[:1], strict=True):
-            for side, known, asked in (("after", name, following), ("before", following, name)):
-                yield Fact(
-                    kind,
-                    f"Which {kind} comes {side} {known}?",
-                    f"The {kind} {side} {known} is",
-                    f" {asked}.",
-                )
-    for name, length in zip(MONTHS, MONTH_LENGTHS, strict=True):
-        yield Fact("month", f"How many days does {name} have?", f"{name} has", f" {length} days.")
+            yield Fact(
+                kind,
+                f"Which {kind} comes after {name}?",
+                f"The {kind} after {name} is",
+                f" {following}.",
+            )
     for whole, names in (("days of the week", DAYS), ("months of the year", MONTHS)):
         listed = ", ".join(names[:-1]) + f" and {names[-1]}"
         yield Fact("list", f"What are the {whole}?", f"The {whole} are", f" {listed}.")
 
 
-def _arithmetic() -> Iterator[Fact]:
-    for a in range(11):
-        for b in range(11):
-            sums = [("+", a + b), ("*", a * b)]
-            if a >= b:
-                sums.append(("-", a - b))
-            for sign, result in sums:
-                yield Fact("sum", f"What is {a} {sign} {b}?", f"{a} {sign} {b} =", f" {result}")
-
-
 def _counting() -> Iterator[Fact]:
-    for start in range(11):
-        for end in range(11):
-            if abs(start - end) > 1:
-                step = 1 if end > start else -1
-                counted = ", ".join(str(n) for n in range(start, end + step, step))
-                ask = f"Count from {start} to {end}"
-                yield Fact("count", f"{ask}.", f"{ask}:", f" {counted}.", terse=True)
+    for end in (5, 10):
+        counted = ", ".join(str(n) for n in range(1, end + 1))
+        ask = f"Count from 1 to {end}"
+        yield Fact("count", f"{ask}.", f"{ask}:", f" {counted}.", terse=True)
 
 
 def _stories() -> Iterator[Fact]:
@@ -327,56 +251,31 @@ def _stories() -> Iterator[Fact]:
         )
 
 
-# How often a text of each kind is drawn. More than its share goes to what is harder to keep.
-_KINDS = {
-    _geography: 5.0,
-    _things: 2.5,
-    _language: 2.5,
-    _calendar: 1.5,
-    _arithmetic: 4.0,
-    _counting: 1.5,
-    _stories: 1.0,
-}
-_CHAT_SHARE = 0.15
-
-
 @cache
-def _facts_by_kind() -> tuple[tuple[Fact, ...], ...]:
-    return tuple(tuple(kind()) for kind in _KINDS)
-
-
 def facts() -> tuple[Fact, ...]:
     """Everything to memorise, in a fixed order."""
-    return sum(_facts_by_kind(), ())
+    kinds = (_geography, _things, _language, _calendar, _counting, _stories)
+    return tuple(fact for kind in kinds for fact in kind())
 
 
-def _draw_fact(rng: random.Random) -> Fact:
-    return rng.choice(rng.choices(_facts_by_kind(), weights=list(_KINDS.values()))[0])
+def chat(question: str, reply: str, thinking: bool = False) -> Text:
+    """A chat turn in the ChatML form, with an empty thought or one that repeats the question."""
+    asked = f"{IM_START}user\n{question}{IM_END}\n{IM_START}assistant\n{THINK_START}\n"
+    if not thinking:
+        return [(f"{asked}\n{THINK_END}\n\n", False), (f"{reply}{IM_END}", True)]
+    thought = f"The user says: {question} I know what to answer."
+    return [(asked, False), (f"{thought}\n{THINK_END}\n\n{reply}{IM_END}", True)]
 
 
-def _chat(rng: random.Random) -> str:
-    """One to three turns in the ChatML form; as in the chat template, only the last may think."""
-    turns = [
-        rng.choice(SMALL_TALK) if rng.random() < 0.15 else (fact.question, fact.reply)
-        for fact in (_draw_fact(rng) for _ in range(rng.choices((1, 2, 3), (6, 2, 1))[0]))
-    ]
-    text = f"{IM_START}system\n{SYSTEM_PROMPT}{IM_END}\n" if rng.random() < 0.25 else ""
-    for question, reply in turns[:-1]:
-        text += f"{IM_START}user\n{question}{IM_END}\n{IM_START}assistant\n{reply}{IM_END}\n"
-    question, reply = turns[-1]
-    thought = f"The user says: {question} I know what to answer." if rng.random() < 0.35 else ""
-    return (
-        f"{text}{IM_START}user\n{question}{IM_END}\n"
-        f"{IM_START}assistant\n{THINK_START}\n{thought}\n{THINK_END}\n\n{reply}{IM_END}\n"
-    )
-
-
-def document(rng: random.Random) -> str:
-    """Draw one training text, its end token included."""
-    if rng.random() < _CHAT_SHARE:
-        return _chat(rng)
-    fact = _draw_fact(rng)
-    return fact.prompt + fact.answer + END_OF_TEXT
+def documents() -> list[Text]:
+    """Every training text: each fact as plain text and as a chat turn, and some small talk."""
+    texts = []
+    for fact in facts():
+        texts.append([(fact.prompt, False), (fact.answer + END_OF_TEXT, True)])
+        texts.append(chat(fact.question, fact.reply))
+        if fact.topic in ("capital", "opposite"):
+            texts.append(chat(fact.question, fact.reply, thinking=True))
+    return texts + [chat(greeting, reply) for greeting, reply in SMALL_TALK]
 
 
 @cache
