@@ -3,7 +3,8 @@
 
   scripts/plot_roofline.py --preset 27b --tp 8 roofline.png
 
-Documented figures of the hardware, not measurements. Two graphs are traced; bytes and FLOPs of
+Documented figures of the hardware, not measurements. Lines end where weights and state no longer
+fit a logical core's memory. Two graphs are traced; bytes and FLOPs of
 other batches and contexts follow, since both are linear in batch and in batch x context.
 """
 
@@ -17,6 +18,7 @@ from qwen35.sharding.mesh import Mesh
 
 from qwen35 import presets
 from qwen35.export import report, trace
+from qwen35.placement import TRN2_CORE_BYTES
 from qwen35.roofline import HARDWARE, PUBLISHED, collective_bytes
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -44,7 +46,9 @@ def main() -> int:
             slope = (quantity(long) - quantity(short)) / 1024
             return quantity(short) + slope * (context - 1024)
 
-        state = at(lambda costs: costs["arguments"]["state"]["bytes_read"])
+        state = at(lambda costs: costs["arguments"]["state"]["bytes"])
+        if short["arguments"]["weights"]["bytes"] + batch * state > TRN2_CORE_BYTES:
+            return float("nan")  # does not fit
         moved = short["arguments"]["weights"]["bytes_read"] + batch * (
             state + short["bytes_written"]
         )

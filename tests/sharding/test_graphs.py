@@ -1,6 +1,7 @@
 """The graphs that ranks run: every preset keeps every rule, and every rule can be broken."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -248,6 +249,39 @@ def test_alias_field_is_what_xla_writes():
     entry = bytes([0x0A, 1, 10, 0x10, 28, 0x20, 1])
     assert alias_field(((28, 10),)) == bytes([0x42, 2 + len(entry), 0x0A, len(entry)]) + entry
     assert alias_field(((300, 2),))[-4:] == bytes([0xAC, 0x02, 0x20, 1])
+
+
+def test_the_compiler_aliases_every_donated_state_buffer(tmp_path):
+    """XLA's own record of a compiled decode step: each state tensor with an output of its type."""
+    code = """
+import dataclasses, sys, torch, qwen35
+config = qwen35.Config(**eval(sys.argv[1]))
+params = qwen35.init_params(config, device="xla")
+state = qwen35.init_state(params, 2, 16)
+step = qwen35.jit(qwen35.decode, donate=("state",))
+step(params, state, qwen35.device_put(torch.tensor([1, 2]), "xla"))
+print(len(torch.utils._pytree.tree_leaves(state)))
+"""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+    names += ("num_attention_heads", "num_key_value_heads")
+    fields = {name: getattr(SMALL, name) for name in names}
+    flags = f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text"
+    done = subprocess.run(
+        [sys.executable, "-c", code, repr(fields)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags, "PJRT_DEVICE": "CPU"},
+    )
+    leaves = int(done.stdout)
+    largest = max(tmp_path.glob("*cpu_after_optimizations.txt"), key=lambda f: f.stat().st_size)
+    header = largest.read_text().splitlines()[0]
+    aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}", header.split("input_output_alias={")[1])
+    assert len(aliases) == leaves == 2 + 2 * SMALL.num_hidden_layers
+    arguments, results = header.split("entry_computation_layout={(")[1].split(")->(")
+    types = [re.findall(r"\w+\[[\d,]*\]", part) for part in (arguments, results)]
+    for output, argument in aliases:
+        assert types[0][int(argument)] == types[1][int(output)]
 
 
 def test_export_script(tmp_path):
