@@ -28,8 +28,8 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
 
     Args:
         mesh: the mesh; there must be exactly mesh.size processes.
-        backend: "gloo" for CPU tensors; "xla" for torch-xla's (on Trainium torch-neuronx
-            provides the devices; written from its documentation and not run there).
+        backend: "gloo" for CPU tensors; "xla" for torch-xla's beside it (on Trainium
+            torch-neuronx provides the devices; written from its documentation, not run there).
         timeout: seconds that a rank waits for the others in any collective before it fails.
 
     Raises:
@@ -50,6 +50,8 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
         )
     if backend == "xla":
         import torch_xla.distributed.xla_backend  # noqa: F401  registers the backend
+
+        backend = "cpu:gloo,xla:xla"  # `agree` and `together` exchange text over gloo
     with _quiet():
         distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
         _groups(mesh)
