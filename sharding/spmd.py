@@ -120,8 +120,8 @@ def _enter(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
     import torch_xla
 
     core = torch_xla._XLAC
-    if not core._get_xla_sharding_spec(tensor):
-        # Uploaded without a sharding: state it in the graph, not on the caller's data.
+    if not core._get_xla_sharding_spec(tensor) or (mesh.dp > 1 and not stacked):
+        # Uploaded to all devices whole: split it in the graph, not the caller's data.
         tensor = tensor.permute(tuple(range(tensor.dim())))
         core._xla_mark_sharding(tensor, _sharding(mesh, tensor.dim(), stacked))
     return core._spmd_full_to_shard_shape(tensor)

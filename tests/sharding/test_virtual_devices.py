@@ -45,8 +45,8 @@ def test_virtual_devices_say_what_one_device_says(
 @slow
 @pytest.mark.xfail(
     reason="torch-xla takes twice the time per buffer when there are several devices (320 tiny "
-    "tensors: 0.5 ms on one, 1.0 on two, 1.1 on four), and on two cores the devices' threads compete "
-    "with the host's: 3.3 times for this model"
+    "tensors: 0.5 ms on one, 1.0 on two, 1.1 on four), and on two cores the threads of the devices "
+    "compete with the host's: 3.3 times for this model"
 )
 def test_four_ranks_cost_the_host_at_most_twice_what_one_does(run_ranks):
     """Least of 200 steps, 24 layers; also prints what part of a step the collectives take."""
