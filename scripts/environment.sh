@@ -35,7 +35,16 @@ prepare_environment() {
     else
         echo "Updating the packages in .venv ..." >&2
     fi
-    .venv/bin/python -m pip install --quiet --progress-bar on --disable-pip-version-check \
-        --editable ".$2" >&2
+    # Gigabytes over a slow line: a connection that breaks is no reason to give up.
+    local attempt
+    for attempt in 1 2 3; do
+        .venv/bin/python -m pip install --progress-bar on --disable-pip-version-check \
+            --quiet --editable ".$2" >&2 && break
+        if [ "$attempt" = 3 ]; then
+            echo "Installing failed three times; pip's messages are above." >&2
+            return 1
+        fi
+        echo "Installing failed; trying again ..." >&2
+    done
     echo "$wanted" >"$stamp"
 }
