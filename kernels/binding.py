@@ -36,8 +36,8 @@ HEAD_SIZES = (16, 32, 64, 128)
 class Launcher(Protocol):
     """Runs a kernel on tensors in the shapes and dtypes of its docstring.
 
-    `static` holds compile-time values. Returns the output in the value's dtype, and the new state
-    in float32, as the kernel does.
+    `static` holds compile-time values. Returns the output, in the value's dtype or wider, and the
+    new state in float32.
     """
 
     def __call__(self, kernel: Kernel, *operands: Tensor, **static: bool) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,7 @@ def missing(device: torch.device) -> str | None:
     if platform != "NEURON":
         return f"tensors on a Neuron device, not on torch-xla's {platform!r}"
     try:
-        # A placeholder of the name `nki` on the public package index has neither.
-        import nki.isa
+        # The public package index has a placeholder of the name `nki`, which lacks this.
         import nki.language  # noqa: F401
     except ImportError as error:
         return f"AWS's package nki, which could not be imported: {error}"

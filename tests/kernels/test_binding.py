@@ -151,6 +151,12 @@ def test_dtypes(tokens):
     out, state = run((*low, *map(torch.from_numpy, inputs[3:])))
     expected, expected_state = oracle.delta_rule(*rounded)
     assert out.dtype == torch.bfloat16 and state.dtype == torch.float32
+    seen = []
+    rule(
+        (*low, *map(torch.from_numpy, inputs[3:])),
+        lambda kernel, *x, **_: seen.extend(x) or (x[2], x[5]),
+    )
+    assert [x.dtype for x in seen] == [torch.bfloat16] * 3 + [torch.float32] * 3
     assert oracle.relative_error(state, expected_state) < BOUND
     assert oracle.relative_error(out.float(), expected) < 2**-8  # its own rounding
 

@@ -174,7 +174,9 @@ def interface(graph):
 
 
 @pytest.mark.parametrize("mesh", [None, Mesh(tp=2)])
-@pytest.mark.parametrize(("step", "tokens"), [(qwen35.decode, 1), (qwen35.prefill, 128)])
+@pytest.mark.parametrize(
+    ("step", "tokens"), [(qwen35.decode, 1), (qwen35.prefill, 128), (qwen35.prefill, 256)]
+)
 def test_the_rest_of_the_graph_is_unchanged(node, step, tokens, mesh, monkeypatch):
     graph = lower(step, tokens, mesh=mesh)
     other = lower(step, tokens, mesh=mesh, kernels="portable")
