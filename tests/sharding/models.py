@@ -39,6 +39,15 @@ CONFIGS = {
         linear_num_value_heads=16,
         tie_word_embeddings=True,
     ),
+    # One layer of each kind, quick to compile.
+    "two_layers": qwen35.Config(
+        **(_SMALL | {"num_hidden_layers": 2}),
+        num_attention_heads=6,
+        num_key_value_heads=1,
+        linear_num_key_heads=2,
+        linear_num_value_heads=6,
+        layer_types=("linear_attention", "full_attention"),
+    ),
     # Every axis splits 8 ways without copies or padding.
     "even": qwen35.Config(
         **(_SMALL | {"hidden_size": 40, "linear_key_head_dim": 16}),

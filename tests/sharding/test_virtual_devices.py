@@ -13,7 +13,8 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dp", "tp", "steps"),
     [
-        ("heads_of_27b", 1, 2, 4),
+        ("two_layers", 1, 2, 2),
+        pytest.param("heads_of_27b", 1, 2, 64, marks=slow),
         pytest.param("heads_of_27b", 1, 4, 64, marks=slow),
         pytest.param("heads_of_27b", 1, 8, 64, marks=slow),
         pytest.param("heads_of_27b", 1, 16, 64, marks=slow),
