@@ -152,11 +152,19 @@ def test_four_prompts_at_once(checkpoint, completions):
 
 
 def test_transformers_continues_with_the_same_tokens(checkpoint, completions):
+    """Greedy tokens, and the logits behind the first: a memorised answer survives much damage."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32)
+    params = checkpoint.on_cpu().params
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         tokens = torch.tensor([checkpoint.tokenizer.hf(prompt)["input_ids"]])
         continued = model.generate(tokens, max_new_tokens=NEW_TOKENS, do_sample=False)
         assert tuple(continued[0, tokens.shape[1] :].tolist()) == completion.tokens
+        with torch.no_grad():
+            expected = model(tokens).logits[:, -1]
+        state = qwen35.init_state(params, batch=1, capacity=tokens.shape[1])
+        logits, _ = qwen35.prefill(params, state, tokens)
+        # fp32 sums in another order: on the demo they differ by less than 1e-6 of the largest
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * expected.abs().max())
 
 
 def test_demo_prompts_are_answered_as_memorised(demo):
