@@ -33,11 +33,11 @@ import qwen35
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = 24  # texts of a training step
 CONTEXT_LENGTH = 1024
-CHUNK = 16  # tokens of a DeltaNet chunk; the fastest of 16, 32 and 64 on one core
+CHUNK = 16  # tokens of a DeltaNet chunk: most texts are shorter than 64
 PEAK_LEARNING_RATE, WARM_UP = 3e-3, 50
 REQUIRED_RECALL = 0.97
 
-# What comes before an answer can't be foreseen: at full weight it would be most of the gradient.
+# What comes before an answer can't be foreseen: at full weight it would drown the answers' loss.
 PROMPT_WEIGHT = 0.1
 
 Row = list[tuple[int, float]]  # tokens, each with its weight in the loss
@@ -71,8 +71,8 @@ def with_long_memory(params: qwen35.Params, seed: int) -> qwen35.Params:
     """The parameters with decay biases to train from: time steps of 0.001 to 0.1, log-uniform.
 
     `init_params` draws what transformers draws, a bias of one everywhere, with which most heads
-    forget a token at once; from there a short training does not learn to look back. The range
-    is that of Mamba (Gu and Dao, arXiv:2312.00752), which Gated DeltaNet is trained from.
+    forget a token at once: a poor start for learning to look back. The range is Mamba's (Gu and
+    Dao, arXiv:2312.00752).
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -210,8 +210,9 @@ Everything in this directory, this page included, is written by
 on the CPU, through `qwen35.forward` and torch's autograd ({minutes:.0f} minutes here, torch \
 {torch}). The seed decides corpus order and initial weights; another number of threads or \
 another CPU rounds differently and ends in other weights of the same quality. Checked before it \
-was written: of {asked} prompts (each fact as plain text and as a chat turn), {right} are answered \
-token for token by greedy decoding.
+was written: of {asked} prompts (each fact as plain text and as a chat turn, some with a thought \
+before the answer, and a little small talk), {right} are answered token for token by greedy \
+decoding.
 
 Corpus, tokenizer and weights are under the repository's licence.
 """
