@@ -254,17 +254,19 @@ def save(params: Params, directory: str | Path) -> None:
     config_file = directory / ".config.json.partial"
     index_file = directory / ".model.safetensors.index.json.partial"
     try:
+        _write_json(config_file, _config_dict(params))
+        mode = config_file.stat().st_mode
         for number, tensors in enumerate(_shards(params)):
             file = directory / f".model-{number}.safetensors.partial"
             weights.append((file, list(tensors)))
             save_file(tensors, file, metadata={"format": "pt"})
+            file.chmod(mode)  # safetensors leaves its files to their owner alone
         targets = _shard_names(len(weights))
         weight_map = {
             name: target
             for target, (_, names) in zip(targets, weights, strict=True)
             for name in names
         }
-        _write_json(config_file, _config_dict(params))
         _write_json(index_file, {"metadata": {}, "weight_map": weight_map})
     except BaseException:
         for file in (config_file, index_file, *(file for file, _ in weights)):

@@ -543,6 +543,13 @@ def test_saving_twice_gives_the_same_bytes(load, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_saved_files_are_as_readable_as_any_other(load, tmp_path):
+    qwen35.save(load(UNTIED), tmp_path)
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert {file.stat().st_mode for file in tmp_path.iterdir()} == {plain.stat().st_mode}
+
+
 # Random parameters
 
 
