@@ -33,7 +33,7 @@ def run(prompts: list[str]) -> int:
     tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
     params = qwen35.load(DEMO, device="xla", progress=True)
     for prompt in prompts:
-        pieces = qwen35.stream(params, tokenizer, prompt, max_new_tokens=64, progress=True)
+        pieces = qwen35.stream(params, tokenizer, prompt, max_new_tokens=160, progress=True)
         piece = next(pieces)  # compiles, and says so, before the prompt is shown
         print(f"{prompt}{piece.text}", end="", flush=True)
         while True:
