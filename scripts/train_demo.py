@@ -35,7 +35,7 @@ ROWS = 24  # texts of a training step
 CONTEXT_LENGTH = 1024
 CHUNK = 16  # tokens of a DeltaNet chunk: most texts are shorter than 64
 PEAK_LEARNING_RATE, WARM_UP = 3e-3, 50
-REQUIRED_RECALL = 0.97
+REQUIRED_RECALL = 0.995
 
 # What comes before an answer can't be foreseen: at full weight it would drown the answers' loss.
 PROMPT_WEIGHT = 0.1
