@@ -32,7 +32,7 @@ def missing(device: torch.device) -> str | None:
         return f"tensors on a Neuron device, not on torch-xla's {platform!r}"
     try:
         # The public package index has a placeholder of the name `nki`, which lacks this.
-        import nki.language  # noqa: F401
+        import nki.language  # noqa: F401 - only whether it imports matters
     except ImportError as error:
         return f"AWS's package nki, which could not be imported: {error}"
     return None
