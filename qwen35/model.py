@@ -20,7 +20,12 @@ from .state import AttentionState, DeltaNetState, State
 
 @on_all_ranks(False, True)
 def forward(
-    params: Params, state: State, tokens: Tensor, lengths: Tensor | None = None
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None = None,
+    embeds: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Runs T tokens of each row and returns the hidden state of every one.
 
@@ -30,35 +35,50 @@ def forward(
         tokens: [B, T] int32 or int64 ids; what stands beyond a row's length has no effect.
         lengths: [B] valid tokens per row, 0 to T; None means all T. A row of length 0 keeps its
             state bit for bit.
+        embeds: [B, T, H] floating, taken for the token's embedding where the token is the config's
+            `image_token_id` or `video_token_id`. What stands at any other token, or beyond a row's
+            length, has no effect, whatever it is (NaN included). None embeds placeholders like
+            words.
+        positions: [3, B, T] int32 or int64, the rotary positions (t, h, w) from the start of the
+            sequence; no effect beyond a row's length. None continues after the highest position
+            of all tokens so far, by one per token in all three rows. Attention's order and the
+            KV cache's slots never depend on them.
 
     Returns:
         hidden [B, T, H] after the final norm, in the parameters' dtype (meaningless beyond a
-        row's length), and the new state.
+        row's length), and the new state. Its `rope_offset` makes the next text token's position
+        one more than the highest so far, so that neither `decode` nor a later text-only
+        `prefill` needs positions, wherever a prompt with images was cut.
 
     Raises:
-        ValueError: shapes or dtypes do not fit. On CPU tensors also: token ids or lengths out
-            of range, or more tokens than the state's capacity.
+        ValueError: shapes or dtypes do not fit. On CPU tensors also: token ids, positions or
+            lengths out of range, or more tokens than the state's capacity.
     """
-    _check(params, state, tokens, lengths)
-    x, state = _blocks(params, state, tokens, lengths)
+    _check(params, state, tokens, lengths, embeds, positions)
+    x, state = _blocks(params, state, tokens, lengths, embeds, positions)
     return rms_norm(x, params.norm, params.config.rms_norm_eps), state
 
 
 @on_all_ranks(False, True)
 def prefill(
-    params: Params, state: State, tokens: Tensor, lengths: Tensor | None = None
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None = None,
+    embeds: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Runs T tokens of each row and returns the logits of each row's last one.
 
-    Prefilling a, then b, equals prefilling a+b to rounding, at any split. Arguments, state and
-    errors are those of `forward`.
+    Prefilling a, then b, equals prefilling a+b to rounding, at any split, inside an image too.
+    Arguments, state and errors are those of `forward`.
 
     Returns:
         logits [B, V] float32 after token `lengths[b] - 1` (zeros for a row of length 0), and the
         new state.
     """
-    _check(params, state, tokens, lengths)
-    x, state = _blocks(params, state, tokens, lengths)
+    _check(params, state, tokens, lengths, embeds, positions)
+    x, state = _blocks(params, state, tokens, lengths, embeds, positions)
     if lengths is None:
         return _head(params, x[:, -1]), state
     last = (lengths.to(torch.int64) - 1).clamp(min=0)
@@ -103,17 +123,29 @@ def _head(params: Params, x: Tensor) -> Tensor:
 
 
 def _blocks(
-    params: Params, state: State, tokens: Tensor, lengths: Tensor | None
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    embeds: Tensor | None,
+    positions: Tensor | None,
 ) -> tuple[Tensor, State]:
     """All layers, before the final norm."""
     config, mesh = params.config, params.runtime.mesh
     length = tokens.shape[1]
     step = indices(length, tokens.device)
-    if lengths is not None:
-        tokens = torch.where(step < lengths[:, None], tokens, 0)
+    valid = None if lengths is None else step < lengths[:, None]
+    placeholder = None if embeds is None else _placeholders(params, tokens, valid)
+    if valid is not None:
+        tokens = torch.where(valid, tokens, 0)
     x = _embed(params, tokens)
-    position = state.position
-    rope = rope_table(config, (position + state.rope_offset)[:, None] + step)
+    if placeholder is not None:
+        x = torch.where(placeholder[..., None], embeds.to(x.dtype), x)
+    position, offset = state.position, state.rope_offset
+    if positions is None:
+        rope = rope_table(config, (position + offset)[:, None] + step)
+    else:
+        rope = rope_table(config, positions)
 
     new_layers = []
     for layer, old in zip(params.layers, state.layers, strict=True):
@@ -127,7 +159,30 @@ def _blocks(
         x = x + all_reduce(mlp(layer, normed), mesh)
         new_layers.append(new)
     advance = length if lengths is None else lengths.to(position.dtype)
-    return x, State(position + advance, state.rope_offset, tuple(new_layers))
+    if positions is not None:
+        offset = _next_offset(state, positions, valid, advance)
+    return x, State(position + advance, offset, tuple(new_layers))
+
+
+def _placeholders(params: Params, tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Where a token stands for a part of an image or a video: [B, T] bool."""
+    config = params.config
+    here = (tokens == config.image_token_id) | (tokens == config.video_token_id)
+    return here if valid is None else here & valid
+
+
+def _next_offset(
+    state: State, positions: Tensor, valid: Tensor | None, advance: int | Tensor
+) -> Tensor:
+    """The offset [B] that puts the next text token one beyond the highest position so far.
+
+    The highest so far, not of these tokens: a piece of an image can lie below an earlier one.
+    """
+    highest = positions.to(torch.int32).amax(0)  # [B, T]
+    if valid is not None:
+        highest = torch.where(valid, highest, -1)
+    following = torch.maximum(state.position + state.rope_offset, highest.amax(1) + 1)
+    return following - (state.position + advance)
 
 
 def _embed(params: Params, tokens: Tensor) -> Tensor:
@@ -147,7 +202,14 @@ def _embed(params: Params, tokens: Tensor) -> Tensor:
     return x.unflatten(0, tuple(tokens.shape))
 
 
-def _check(params: Params, state: State, tokens: Tensor, lengths: Tensor | None) -> None:
+def _check(
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    embeds: Tensor | None,
+    positions: Tensor | None,
+) -> None:
     """Everything that can be known before the graph runs."""
     if tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
         raise ValueError(
@@ -164,10 +226,31 @@ def _check(params: Params, state: State, tokens: Tensor, lengths: Tensor | None)
                 f"lengths must be [{batch}] int32 or int64, not {list(lengths.shape)} "
                 f"{lengths.dtype}"
             )
-    _check_devices(params, state=state.position, tokens=tokens, lengths=lengths)
+    hidden = params.config.hidden_size
+    if embeds is not None:
+        if embeds.shape != (batch, length, hidden) or not embeds.is_floating_point():
+            raise ValueError(
+                f"embeds must be [{batch}, {length}, {hidden}] floating, not "
+                f"{list(embeds.shape)} {embeds.dtype}"
+            )
+    if positions is not None:
+        integer = positions.dtype in (torch.int32, torch.int64)
+        if positions.shape != (3, batch, length) or not integer:
+            raise ValueError(
+                f"positions must be [3, {batch}, {length}] int32 or int64 (rows t, h, w), not "
+                f"{list(positions.shape)} {positions.dtype}"
+            )
+    _check_devices(
+        params,
+        state=state.position,
+        tokens=tokens,
+        lengths=lengths,
+        embeds=embeds,
+        positions=positions,
+    )
     _check_state(params, state)
     if tokens.device.type == "cpu":
-        _check_values(params, state, tokens, lengths)
+        _check_values(params, state, tokens, lengths, positions)
 
 
 def _check_devices(params: Params, **tensors: Tensor | None) -> None:
@@ -213,13 +296,22 @@ def _state_of(
     return [(conv, dtype), (recurrent, torch.float32)]
 
 
-def _check_values(params: Params, state: State, tokens: Tensor, lengths: Tensor | None) -> None:
+def _check_values(
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    positions: Tensor | None,
+) -> None:
     """What only data on the CPU can tell without a read-back from a device."""
     length, vocabulary = tokens.shape[1], params.config.vocab_size
     valid = torch.full_like(state.position, length) if lengths is None else lengths
     if lengths is not None and ((lengths < 0) | (lengths > length)).any():
         raise ValueError(f"lengths must be from 0 to T = {length}, not {lengths.tolist()}")
-    used = tokens[torch.arange(length) < valid[:, None]]
+    here = torch.arange(length) < valid[:, None]
+    if positions is not None and (positions[:, here] < 0).any():
+        raise ValueError(f"positions must not be negative: {positions[:, here].min()} is")
+    used = tokens[here]
     wrong = used[(used < 0) | (used >= vocabulary)]
     if wrong.numel():
         raise ValueError(
