@@ -8,10 +8,11 @@ from .generate import Completion, Piece, Timings, generate, stream
 from .jit import jit
 from .materialize import init_params
 from .model import decode, forward, logits, prefill
-from .params import Params, Runtime
+from .params import Params, Runtime, VisionParams
 from .sampling import Sampling
 from .state import AttentionState, DeltaNetState, State, init_state
 from .tokenizer import Tokenizer
+from .vision import encode_images
 
 __all__ = [
     "AttentionState",
@@ -27,8 +28,10 @@ __all__ = [
     "Timings",
     "Tokenizer",
     "VisionConfig",
+    "VisionParams",
     "decode",
     "device_put",
+    "encode_images",
     "forward",
     "generate",
     "init_params",

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .config import CheckpointError, Config
 from .declarations import (
+    VISION_PREFIX,
     Parameter,
     Source,
     axis_sizes,
@@ -33,9 +34,10 @@ from .ranks import load_all_ranks
 from .slices import TensorFile, TensorSlice
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
-# Known to carry nothing that the text model reads: the multi-token-prediction head, the vision
-# tower, and a buffer that older exporters wrote.
-_SKIPPED = ("mtp.*", "model.visual.*", "visual.*", "*rotary_emb.inv_freq")
+# Known to carry nothing that the model reads: the multi-token-prediction head, and a buffer that
+# older exporters wrote.
+_SKIPPED = ("mtp.*", "*rotary_emb.inv_freq")
+_TOWER = ("model.visual.*", "visual.*")
 _TEXT_PREFIX, _MULTIMODAL_PREFIX = "model.", "model.language_model."
 _SHARD_BYTES = 4 * 2**30
 _BLOCK = 2**20
@@ -48,12 +50,14 @@ def load(
     device: str = "cpu",
     runtime: Runtime = Runtime(),
     check_finite: bool = True,
+    vision: bool = True,
     progress: bool = False,
 ) -> Params:
     """Loads a checkpoint directory, tensor by tensor from memory-mapped files.
 
     Reads one or several safetensors files, with the multimodal (`model.language_model.*`) or the
-    text-only (`model.*`) names. `mtp.*`, `model.visual.*` and `*rotary_emb.inv_freq` are skipped.
+    text-only (`model.*`) names. `mtp.*` and `*rotary_emb.inv_freq` are skipped, and so is
+    `model.visual.*` where the configuration has no `vision_config`.
 
     Args:
         path: directory with `config.json` and `*.safetensors`, or rank files of
@@ -63,6 +67,8 @@ def load(
         device: "cpu" or "xla".
         runtime: static choices; with a mesh, only this rank's share is read.
         check_finite: refuse NaN and infinite weights.
+        vision: load the vision tower too if the configuration has one. False gives the text model
+            in it, `config.text_only()`, which `save` writes in the text-only form.
         progress: draw a progress bar on standard error.
 
     Returns:
@@ -76,17 +82,27 @@ def load(
     dtype = as_dtype(dtype)
     if runtime.rank is None:
         load_one = functools.partial(
-            load, path, dtype=dtype, check_finite=check_finite, progress=progress
+            load,
+            path,
+            dtype=dtype,
+            check_finite=check_finite,
+            vision=vision,
+            progress=progress,
         )
         return load_all_ranks(lambda rank: load_one(runtime=rank), runtime, device)
     device_put((), device)  # an unknown device fails before gigabytes are read
     directory = Path(path)
     if is_presharded(directory):
-        loaded = load_rank(directory, dtype=dtype, runtime=runtime, check_finite=check_finite)
+        loaded = load_rank(
+            directory, dtype=dtype, runtime=runtime, check_finite=check_finite, vision=vision
+        )
         return device_put(loaded, device)
     config = Config.from_pretrained(directory)
+    config = config if vision else config.text_only()
     declared = declare(config, runtime)
-    files = _Files(directory, sparse=runtime.mesh is not None and runtime.mesh.tp > 1)
+    sparse = runtime.mesh is not None and runtime.mesh.tp > 1
+    skipped = _SKIPPED if config.vision is not None else _SKIPPED + _TOWER
+    files = _Files(directory, skipped, sparse)
     files.check(declared)
     sizes = axis_sizes(config)
     total = sum(1 for _ in declarations(declared))
@@ -109,10 +125,11 @@ def load(
 
 
 class _Files:
-    """The tensors of a checkpoint directory by their text-only names."""
+    """The tensors of a checkpoint directory by their text-only names; `skipped` has patterns."""
 
-    def __init__(self, directory: Path, sparse: bool = False) -> None:
+    def __init__(self, directory: Path, skipped: tuple[str, ...], sparse: bool) -> None:
         self.directory = directory
+        self.patterns = skipped
         self.sparse = sparse
         self.problems: list[str] = []
         self.tensors: dict[str, tuple[Path, str]] = {}
@@ -153,12 +170,14 @@ class _Files:
             raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from None
         self.handles[file] = handle
         for name in handle.keys():
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in _SKIPPED):
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns):
                 self.skipped.append(name)
                 continue
             ours = name
             if name.startswith(_MULTIMODAL_PREFIX):
                 ours = _TEXT_PREFIX + name.removeprefix(_MULTIMODAL_PREFIX)
+            elif name.startswith("visual."):
+                ours = _TEXT_PREFIX + name
             if ours in self.tensors:
                 other = self.tensors[ours][0].name
                 self.problems.append(f"{file.name}: {name} stands in {other} too")
@@ -177,6 +196,13 @@ class _Files:
             for parameter in declarations(declared)
             for piece in parameter.pieces
         }
+        tower = {name for name in expected if name.startswith(VISION_PREFIX)}
+        if tower and tower.isdisjoint(self.tensors):
+            self.problems.append(
+                f"none of the {len(tower)} tensors of the vision tower ({VISION_PREFIX}*) that the "
+                "config describes is there (vision=False loads the text model alone)"
+            )
+            expected = {name: expected[name] for name in expected.keys() - tower}
         for name, source in expected.items():
             if name not in self.tensors:
                 self.problems.append(f"{name} is missing")
@@ -236,8 +262,8 @@ class _Files:
 def save(params: Params, directory: str | Path) -> None:
     """Writes safetensors files and config.json that `load` and transformers read.
 
-    Names are multimodal if the configuration has a vision part, else text-only. Every file is
-    written aside and renamed when all are complete; other files in the directory stay.
+    Names are multimodal if there is a vision tower, else text-only. Every file is written aside
+    and renamed when all are complete; other files in the directory stay.
 
     Args:
         params: unsplit parameters on any device.
@@ -296,7 +322,8 @@ def _shards(params: Params) -> Iterator[dict[str, torch.Tensor]]:
                 yield tensors
                 tensors, size = {}, 0
             name = source.name
-            if multimodal and name.startswith(_TEXT_PREFIX):
+            of_text = name.startswith(_TEXT_PREFIX) and not name.startswith(VISION_PREFIX)
+            if multimodal and of_text:
                 name = _MULTIMODAL_PREFIX + name.removeprefix(_TEXT_PREFIX)
             tensors[name] = tensor
             size += tensor.nbytes

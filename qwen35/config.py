@@ -298,6 +298,18 @@ class Config:
                 content[name] = value
         return content
 
+    def text_only(self) -> Config:
+        """The text model in a multimodal configuration, as a text-only `config.json` would say it;
+        the configuration itself if it has no vision tower."""
+        if self.vision is None:
+            return self
+        extra = tuple(
+            (name.removeprefix("text_config."), text)
+            for name, text in self.extra
+            if not name.startswith("vision_config.")
+        )
+        return dataclasses.replace(self, vision=None, extra=extra)
+
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The end tokens as a tuple, empty when the configuration names none."""
@@ -327,11 +339,11 @@ class Config:
 
     @property
     def parameter_count(self) -> int:
-        """Parameters of the text model; a tied head counts once."""
+        """Parameters of the text model, without a vision tower's; a tied head counts once."""
         # declarations.py declares the tensors from a Config, so it cannot be imported above.
         from .declarations import count_parameters
 
-        return count_parameters(dataclasses.replace(self, vision=None))
+        return count_parameters(self.text_only())
 
 
 def _text_fields(

@@ -14,10 +14,20 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from .config import FULL, Config
-from .params import AttentionLayer, DeltaNetLayer, Params, Runtime
+from .config import FULL, Config, VisionConfig
+from .params import (
+    AttentionLayer,
+    DeltaNetLayer,
+    Params,
+    Runtime,
+    VisionBlock,
+    VisionMerger,
+    VisionParams,
+)
 from .sharding.layout import check_split, local_units
 from .sharding.mesh import Mesh
+
+VISION_PREFIX = "model.visual."  # of the tower's names in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,12 @@ def axis_sizes(config: Config) -> dict[str, int]:
         "key_heads": config.linear_num_key_heads,
         "value_heads": config.linear_num_value_heads,
     }
+    if config.vision is not None:
+        sizes |= {
+            "vision_heads": config.vision.num_heads,
+            "vision_mlp": config.vision.intermediate_size,
+            "vision_merger": config.vision.merge_factor * config.vision.hidden_size,
+        }
     return sizes
 
 
@@ -141,7 +157,7 @@ def declare(config: Config, runtime: Runtime = Runtime()) -> Params:
         layers=layers,
         norm=_vector("model.norm.weight", hidden, "zeros"),
         head=Parameter((Piece(output, (hidden, vocab)),), transposed=True),
-        vision=None,
+        vision=None if config.vision is None else _vision(config.vision, runtime),
         config=config,
         runtime=runtime,
     )
@@ -234,6 +250,70 @@ def _mlp(config: Config, prefix: str) -> dict[str, Parameter]:
         ),
         "down": _linear(prefix + "mlp.down_proj.weight", inner, hidden),
     }
+
+
+def _vision(config: VisionConfig, runtime: Runtime) -> VisionParams:
+    prefix = VISION_PREFIX
+    hidden = Units(None, config.hidden_size)
+    frames, side = config.temporal_patch_size, config.patch_size
+    patch = Units(None, config.patch_dim)
+    kernel = (config.hidden_size, config.in_channels, frames, side, side)
+    positions = Source(
+        prefix + "pos_embed.weight", (config.num_position_embeddings, config.hidden_size)
+    )
+    wide = Units(None, config.merge_factor * config.hidden_size)
+    inner = Units("vision_merger", wide.count)
+    merger = prefix + "merger."
+    return VisionParams(
+        patch_proj=Parameter(
+            (Piece(Source(prefix + "patch_embed.proj.weight", kernel), (patch, hidden)),),
+            transposed=True,
+        ),
+        patch_bias=_vector(prefix + "patch_embed.proj.bias", hidden, "zeros"),
+        positions=Parameter(
+            (Piece(positions, (Units(None, config.num_position_embeddings), hidden)),)
+        ),
+        blocks=tuple(_vision_block(config, index) for index in range(config.depth)),
+        merger=VisionMerger(
+            *_layer_norm(merger + "norm", hidden),
+            *_biased(merger + "linear_fc1", wide, inner),
+            *_biased(merger + "linear_fc2", inner, Units(None, config.out_hidden_size)),
+        ),
+        config=config,
+        runtime=runtime,
+    )
+
+
+def _vision_block(config: VisionConfig, index: int) -> VisionBlock:
+    prefix = f"{VISION_PREFIX}blocks.{index}."
+    hidden = Units(None, config.hidden_size)
+    heads = Units("vision_heads", config.num_heads, config.head_dim)
+    inner = Units("vision_mlp", config.intermediate_size)
+    weight = Source(prefix + "attn.qkv.weight", (3 * config.hidden_size, config.hidden_size))
+    bias = Source(prefix + "attn.qkv.bias", (3 * config.hidden_size,), "zeros")
+    # query | key | value, so a rank takes its heads from each of the three
+    parts = [
+        Units(heads.axis, heads.count, heads.size, start=part * config.hidden_size)
+        for part in range(3)
+    ]
+    return VisionBlock(
+        *_layer_norm(prefix + "norm1", hidden),
+        Parameter(tuple(Piece(weight, (hidden, part)) for part in parts), transposed=True),
+        Parameter(tuple(Piece(bias, (part,)) for part in parts)),
+        *_biased(prefix + "attn.proj", heads, hidden),
+        *_layer_norm(prefix + "norm2", hidden),
+        *_biased(prefix + "mlp.linear_fc1", hidden, inner),
+        *_biased(prefix + "mlp.linear_fc2", inner, hidden),
+    )
+
+
+def _biased(name: str, rows: Units, columns: Units) -> tuple[Parameter, Parameter]:
+    """A linear map and its bias."""
+    return _linear(name + ".weight", rows, columns), _vector(name + ".bias", columns, "zeros")
+
+
+def _layer_norm(name: str, dim: Units) -> tuple[Parameter, Parameter]:
+    return _vector(name + ".weight", dim, "ones"), _vector(name + ".bias", dim, "zeros")
 
 
 def _linear(name: str, rows: Units, columns: Units) -> Parameter:

@@ -88,7 +88,7 @@ def trace(
     state is donated.
 
     Args:
-        config: the model; the vision tower is left out.
+        config: the model; the vision tower, which no step of the text model takes, is left out.
         phase: "prefill" or "decode".
         mesh, rank: which rank's graph; the ranks' graphs are equal, rank is data.
         tokens: of each row in one prefill step.
@@ -105,7 +105,7 @@ def trace(
     if not 1 <= tokens <= capacity:
         raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
     runtime = Runtime(mesh=mesh, rank=rank)
-    params = abstract_params(config, dtype=dtype, runtime=runtime)
+    params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime)
     shape = (batch, tokens) if phase == "prefill" else (batch,)
     step = prefill if phase == "prefill" else decode
     lowered = lower(

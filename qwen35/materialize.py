@@ -12,6 +12,7 @@ import torch
 
 from .config import Config
 from .declarations import (
+    VISION_PREFIX,
     Parameter,
     Piece,
     Source,
@@ -128,10 +129,10 @@ def init_params(
     device: str = "cpu",
     runtime: Runtime = Runtime(),
 ) -> Params:
-    """Random parameters of the text model, as transformers initialises them.
+    """Random parameters, as transformers initialises them.
 
     Args:
-        config: the model's configuration; a vision tower is left out.
+        config: the model's configuration; `config.text_only()` leaves a vision tower out.
         seed: seeds every tensor by its name, so a rank's share equals the slice of the whole.
         dtype: float32 or bfloat16; `a_log` and `dt_bias` are float32 always.
         device: "cpu" or "xla".
@@ -144,13 +145,15 @@ def init_params(
     if runtime.rank is None:
         build_rank = functools.partial(init_params, config, seed=seed, dtype=dtype)
         return load_all_ranks(lambda rank: build_rank(runtime=rank), runtime, device)
-    declared = declare(dataclasses.replace(config, vision=None), runtime)
+    declared = declare(config, runtime)
     sizes = axis_sizes(config)
 
     def build(parameter: Parameter) -> torch.Tensor:
         @functools.cache  # one checkpoint tensor can serve several pieces
         def read(source: Source) -> torch.Tensor:
-            return _initial(source, seed, config.initializer_range)
+            of_tower = source.name.startswith(VISION_PREFIX)
+            scale = (config.vision if of_tower else config).initializer_range
+            return _initial(source, seed, scale)
 
         return device_put(materialize(parameter, read, dtype, sizes, runtime), device)
 

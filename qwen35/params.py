@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from .config import Config
+from .config import Config, VisionConfig
 from .pytree import register_frozen
 from .sharding.mesh import Mesh
 
@@ -84,6 +84,78 @@ class AttentionLayer(NamedTuple):
     down: Any
 
 
+class VisionBlock(NamedTuple):
+    """A block of the vision tower. Shapes unsplit; H and I are the tower's own widths.
+
+    attention_norm [H], qkv [H, 3·H] (query | key | value, each all heads), out_proj [H, H],
+    mlp_norm [H], up [H, I], down [I, H]; every one has a bias of its width.
+    """
+
+    attention_norm: Any
+    attention_norm_bias: Any
+    qkv: Any
+    qkv_bias: Any
+    out_proj: Any
+    out_proj_bias: Any
+    mlp_norm: Any
+    mlp_norm_bias: Any
+    up: Any
+    up_bias: Any
+    down: Any
+    down_bias: Any
+
+
+class VisionMerger(NamedTuple):
+    """What joins M neighbouring patches into a token of the text model's width, `out`.
+
+    norm [H], up [M·H, M·H], down [M·H, out]; every one has a bias of its width.
+    """
+
+    norm: Any
+    norm_bias: Any
+    up: Any
+    up_bias: Any
+    down: Any
+    down_bias: Any
+
+
+@dataclass(frozen=True, eq=False)
+class VisionParams:
+    """The vision tower's parameters, a frozen pytree with static context as `Params` has.
+
+    Attributes:
+        patch_proj: [patch_dim, H]; the convolution over whole patches as a matrix.
+        patch_bias: [H].
+        positions: the learned grid, row by row, [num_position_embeddings, H].
+        blocks: one `VisionBlock` per layer.
+        merger: the `VisionMerger`.
+        config: the tower's configuration.
+        runtime: static choices, those of the `Params` that it belongs to.
+    """
+
+    patch_proj: Any
+    patch_bias: Any
+    positions: Any
+    blocks: tuple[VisionBlock, ...]
+    merger: VisionMerger
+    config: VisionConfig
+    runtime: Runtime
+
+    def with_runtime(self, **changes: Any) -> VisionParams:
+        """The same tensors with other static choices."""
+        return dataclasses.replace(self, runtime=dataclasses.replace(self.runtime, **changes))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights and of what the tower computes."""
+        return self.patch_proj.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.patch_proj.device
+
+
 @dataclass(frozen=True, eq=False)
 class Params:
     """All parameters, a frozen pytree whose static context is `config` and `runtime`.
@@ -93,7 +165,7 @@ class Params:
         layers: per layer a `DeltaNetLayer` or an `AttentionLayer`.
         norm: the final norm [H].
         head: [H, V].
-        vision: the vision tower's parameters, or None.
+        vision: the vision tower's parameters, or None when `config.vision` is.
         config: the model's configuration.
         runtime: static choices.
         tp_index: [1] int32, which share of the split tensors these are, or None when they are
@@ -104,14 +176,16 @@ class Params:
     layers: tuple[DeltaNetLayer | AttentionLayer, ...]
     norm: Any
     head: Any
-    vision: Any
+    vision: VisionParams | None
     config: Config
     runtime: Runtime
     tp_index: Any = None
 
     def with_runtime(self, **changes: Any) -> Params:
         """The same tensors with other static choices, e.g. `with_runtime(chunk=128)`."""
-        return dataclasses.replace(self, runtime=dataclasses.replace(self.runtime, **changes))
+        vision = None if self.vision is None else self.vision.with_runtime(**changes)
+        runtime = dataclasses.replace(self.runtime, **changes)
+        return dataclasses.replace(self, vision=vision, runtime=runtime)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,6 +232,29 @@ pytree.register_pytree_node(
     flatten_with_keys_fn=_flatten_with_keys,
 )
 register_frozen(Params)
+
+_VISION_CHILDREN = ("patch_proj", "patch_bias", "positions", "blocks", "merger")
+
+
+def _flatten_vision(vision: VisionParams) -> tuple[list[Any], Any]:
+    children = [getattr(vision, name) for name in _VISION_CHILDREN]
+    return children, (vision.config, vision.runtime)
+
+
+def _flatten_vision_with_keys(vision: VisionParams) -> tuple[list[Any], Any]:
+    children, context = _flatten_vision(vision)
+    keys = map(pytree.GetAttrKey, _VISION_CHILDREN)
+    return list(zip(keys, children, strict=True)), context
+
+
+pytree.register_pytree_node(
+    VisionParams,
+    _flatten_vision,
+    lambda children, context: VisionParams(*children, *context),
+    serialized_type_name="qwen35.VisionParams",
+    flatten_with_keys_fn=_flatten_vision_with_keys,
+)
+register_frozen(VisionParams)
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -20,6 +20,7 @@ from .summary import size_of
 # Documented: 96 GiB of HBM on a Trainium2 chip, 24 for each logical core (two physical ones).
 TRN2_CORE_BYTES = 24 * 2**30
 
+_KINDS = ("weights", "vision", "state", "kv cache")
 _STATE_AXES = {
     "conv": "key_heads + value_heads",
     "recurrent": "value_heads",
@@ -48,8 +49,9 @@ class Placement:
 
     Attributes:
         mesh, dtype, batch, capacity: as given to `describe`.
-        rows: every tensor; `kind` is "weights", "state" or "kv cache".
-        weight_bytes, state_bytes, kv_bytes: of one rank.
+        rows: every tensor; `kind` is "weights" (the text model's), "vision" (the tower's weights),
+            "state" or "kv cache".
+        weight_bytes, vision_bytes, state_bytes, kv_bytes: of one rank.
     """
 
     mesh: Mesh
@@ -64,8 +66,13 @@ class Placement:
 
     @property
     def weight_bytes(self) -> int:
-        """Weights on one rank."""
+        """The text model's weights on one rank."""
         return self.total("weights")
+
+    @property
+    def vision_bytes(self) -> int:
+        """The vision tower's weights on one rank."""
+        return self.total("vision")
 
     @property
     def state_bytes(self) -> int:
@@ -80,7 +87,7 @@ class Placement:
     @property
     def headroom(self) -> int:
         """What a Trainium2 logical core (24 GiB) has left for activations and the program."""
-        return TRN2_CORE_BYTES - self.weight_bytes - self.state_bytes - self.kv_bytes
+        return TRN2_CORE_BYTES - sum(self.total(kind) for kind in _KINDS)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -91,6 +98,7 @@ class Placement:
             "capacity": self.capacity,
             "dtype": self.dtype,
             "weight_bytes_per_rank": self.weight_bytes,
+            "vision_bytes_per_rank": self.vision_bytes,
             "state_bytes_per_rank": self.state_bytes,
             "kv_bytes_per_rank": self.kv_bytes,
             "headroom_bytes_trn2_core": self.headroom,
@@ -110,8 +118,9 @@ class Placement:
             full, local = (" x ".join(map(str, shape)) for shape in (row.full, row.local))
             size = size_of(row.count * row.bytes)
             lines.append(f"  {name:<30}{row.axis:<26}{full:<20}{local:<20}{size:>10}")
-        for kind in ("weights", "state", "kv cache"):
-            lines.append(f"{kind:<12}{size_of(self.total(kind)):>10}")
+        for kind in _KINDS:
+            if self.total(kind):
+                lines.append(f"{kind:<12}{size_of(self.total(kind)):>10}")
         left = self.headroom
         verdict = (
             f"{size_of(left)} left" if left >= 0 else f"{size_of(-left)} too much: does not fit"
@@ -148,7 +157,7 @@ def describe(
     """What each rank holds.
 
     Args:
-        config: the model; the vision tower is left out.
+        config: the model, with its vision tower if it has one.
         mesh: how it is split.
         dtype: of weights, convolution state and KV cache.
         batch: sequences of the whole mesh; each dp row takes its part.
@@ -167,7 +176,8 @@ def describe(
     for axis, (path, full), (_, mine) in zip(
         axes, pytree.named_leaves(whole, ""), pytree.named_leaves(tensors, ""), strict=True
     ):
-        rows[_row("weights", _name(config, path), axis, full, mine)] += 1
+        kind = "vision" if path.startswith(".vision") else "weights"
+        rows[_row(kind, _name(config, path), axis, full, mine)] += 1
     state = init_state(whole, batch, capacity)
     local_state = init_state(local, batch // mesh.dp, capacity)
     for (path, full), (_, mine) in zip(
@@ -197,6 +207,10 @@ def _axis(parameter: Parameter) -> str:
 def _name(config: Config, path: str) -> str:
     """ ".layers[3].in_proj" as "attention in_proj": layers of a kind are alike."""
     path = path.removeprefix(".")
+    if path.startswith("vision.blocks["):
+        return "vision block " + path.partition("].")[2]
+    if path.startswith("vision."):
+        return path.replace(".", " ")
     if not path.startswith("layers["):
         return path
     index, _, field = path.removeprefix("layers[").partition("].")

@@ -8,7 +8,6 @@ is complete.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -25,6 +24,15 @@ from .params import Params, Runtime, as_dtype
 from .placement import abstract_params
 
 _CHUNK = 2**24
+# Of tokenizer and processor, taken over as they are.
+_EXTRAS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32"}
 
 
@@ -44,11 +52,13 @@ def convert(
     tp: int,
     *,
     dtype: torch.dtype | str = torch.bfloat16,
+    vision: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Writes the rank files of a checkpoint. Started again, it goes on where it was stopped.
 
     Memory is one rank's share. Ranks that are there, complete and of this model are left alone.
+    `vision` is that of `qwen35.load`.
 
     Raises:
         CheckpointError, ValueError: as `qwen35.load`, or another conversion stands in `directory`.
@@ -58,15 +68,19 @@ def convert(
 
     source, directory = Path(source), Path(directory)
     config, mesh = Config.from_pretrained(source), Mesh(tp=tp)
-    config = dataclasses.replace(config, vision=None)
+    config = config if vision else config.text_only()
     directory.mkdir(parents=True, exist_ok=True)
     wanted = {rank_file(directory, tp, rank) for rank in range(tp)}
     others = sorted(set(directory.glob("rank-*-of-*.safetensors")) - wanted)
     if others:
         raise CheckpointError(f"{directory}: holds {others[0].name}, of a conversion to another tp")
-    for extra in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"):
+    for extra in _EXTRAS:
         if (source / extra).is_file():
             _replace(directory / extra, [(source / extra).read_bytes()])
+    content = (source / "config.json").read_bytes()
+    if not vision:
+        content = json.dumps(config.to_dict(), indent=2).encode() + b"\n"
+    _replace(directory / "config.json", [content])
     for rank in range(tp):
         file = rank_file(directory, tp, rank)
         facts = _facts(config, tp, rank, as_dtype(dtype))
@@ -74,20 +88,22 @@ def convert(
             report(f"{file.name}: there already")
             continue
         runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
-        params = checkpoint.load(source, dtype=dtype, runtime=runtime)
+        params = checkpoint.load(source, dtype=dtype, runtime=runtime, vision=vision)
         digest = _write(file, params, facts)
         report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {digest[:12]}")
 
 
 def load_rank(
-    directory: Path, *, dtype: torch.dtype, runtime: Runtime, check_finite: bool
+    directory: Path, *, dtype: torch.dtype, runtime: Runtime, check_finite: bool, vision: bool
 ) -> Params:
     """One rank's parameters, on the CPU, from its file in one sequential read.
+
+    Arguments are those of `qwen35.load`.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another tp, dtype or configuration.
     """
-    config = dataclasses.replace(Config.from_pretrained(directory), vision=None)
+    config = Config.from_pretrained(directory)
     tp = 1 if runtime.mesh is None else runtime.mesh.tp
     rank = 0 if runtime.mesh is None else runtime.mesh.coordinates(runtime.rank)[1]
     file = rank_file(directory, tp, rank)
@@ -102,6 +118,7 @@ def load_rank(
         raise CheckpointError(f"{file}: no such file; {reason}")
     digest = _check_facts(file, _facts(config, tp, rank, dtype))
     tensors = _read(file, digest)
+    config = config if vision else config.text_only()
     abstract = abstract_params(config, dtype=dtype, runtime=runtime)
 
     def take(path: str, expected: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .params import Params, Runtime
+from .params import Params, Runtime, VisionParams
 from .sharding import spmd
 
 
@@ -19,14 +19,14 @@ def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device:
             f"'xla', not {device!r}"
         )
     ranks = [
-        dataclasses.replace(build(dataclasses.replace(runtime, rank=rank)), runtime=runtime)
+        build(dataclasses.replace(runtime, rank=rank)).with_runtime(rank=None)
         for rank in range(runtime.mesh.size)
     ]
     return spmd.stack(ranks, runtime.mesh)
 
 
 def on_all_ranks(*returns_stacked: bool) -> Callable[[Callable], Callable]:
-    """Lets a function of one rank's `params` (and `state`) take all ranks' as well.
+    """Lets a function of one rank's `params` (and `state`), or `vision`, take all ranks' as well.
 
     Args:
         returns_stacked: per returned value, whether every rank keeps its own.
@@ -34,17 +34,17 @@ def on_all_ranks(*returns_stacked: bool) -> Callable[[Callable], Callable]:
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def of_one_rank(params: Params, *args: Any, **kwargs: Any) -> Any:
+        def of_one_rank(params: Params | VisionParams, *args: Any, **kwargs: Any) -> Any:
             return function(params.with_runtime(rank=0), *args, **kwargs)
 
         @functools.wraps(function)
-        def run(params: Params, *args: Any, **kwargs: Any) -> Any:
+        def run(params: Params | VisionParams, *args: Any, **kwargs: Any) -> Any:
             if params.runtime.rank is not None:
                 return function(params, *args, **kwargs)
             mapped = spmd.shard_map(
                 of_one_rank,
                 params.runtime.mesh,
-                stacked=("params", "state"),
+                stacked=("params", "state", "vision"),
                 returns_stacked=returns_stacked,
             )
             return mapped(params, *args, **kwargs)

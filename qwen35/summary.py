@@ -8,21 +8,23 @@ from typing import Any
 import torch
 
 from .config import FULL, Config
-from .declarations import declarations, declare
+from .declarations import VISION_PREFIX, declarations, declare
 
 
 def summarize(config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """Sizes of the text model, as plain values for printing or JSON.
+    """Sizes of the model, as plain values for printing or JSON.
 
     Returns:
-        `layers` by kind, `parameters` by kind and in total, and bytes: `weight_bytes`,
+        `layers` by kind, `parameters` by kind (the vision tower is one, of 0 where there is none)
+        and in total, and bytes: `weight_bytes`,
         `state_bytes_per_sequence` (DeltaNet layers, any length) and `kv_bytes_per_token`
         (attention layers).
     """
     declared = declare(config)
     deltanet = sum(kind != FULL for kind in config.layer_types)
     attention = config.num_hidden_layers - deltanet
-    counts = dict.fromkeys(("embedding", "deltanet", "attention", "mlp", "head", "norms"), 0)
+    kinds = ("embedding", "deltanet", "attention", "mlp", "head", "norms", "vision")
+    counts = dict.fromkeys(kinds, 0)
     weight_bytes = 0
     for parameter in declarations(declared):
         name, size = parameter.pieces[0].source.name, math.prod(parameter.shape)
@@ -52,6 +54,8 @@ def summarize(config: Config, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _kind(name: str) -> str:
+    if name.startswith(VISION_PREFIX):
+        return "vision"
     if name.startswith("lm_head"):
         return "head"
     if "embed_tokens" in name:
@@ -70,13 +74,14 @@ def render(name: str, summary: dict[str, Any]) -> str:
     """The summary as lines for a terminal."""
     layers, parameters = summary["layers"], summary["parameters"]
     total = parameters["total"]
+    kind_of_model = "vision-language" if parameters["vision"] else "text"
     lines = [
-        f"{name}: Qwen3.5 text model, {count(total)} parameters",
+        f"{name}: Qwen3.5 {kind_of_model} model, {count(total)} parameters",
         f"layers      {layers['deltanet']} gated DeltaNet + {layers['attention']} attention, "
         f"hidden size {summary['hidden_size']}, vocabulary {summary['vocabulary']:,}",
     ]
     for kind, size in parameters.items():
-        if kind == "total" or (kind == "head" and summary["tied_embeddings"]):
+        if kind == "total" or (kind in ("head", "vision") and not size):
             continue
         label = (
             "embedding = head (tied)"

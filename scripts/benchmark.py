@@ -55,7 +55,7 @@ def _random_checkpoint(preset: str, directory: Path) -> str:
     import qwen35
 
     _say(f"making random weights of {preset}")
-    qwen35.save(qwen35.init_params(qwen35.presets[preset]), directory)
+    qwen35.save(qwen35.init_params(qwen35.presets[preset].text_only()), directory)
     return str(directory)
 
 

@@ -21,11 +21,21 @@ def main() -> int:
     )
     parser.add_argument("--tp", type=int, required=True, help="ranks to split for")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument(
+        "--no-vision", dest="vision", action="store_false", help="leave a vision tower out"
+    )
     parser.add_argument("source", metavar="IN", help="checkpoint directory")
     parser.add_argument("out", metavar="OUT", help="directory to write to")
     options = parser.parse_args()
     try:
-        convert(options.source, options.out, options.tp, dtype=options.dtype, report=print)
+        convert(
+            options.source,
+            options.out,
+            options.tp,
+            dtype=options.dtype,
+            vision=options.vision,
+            report=print,
+        )
     except (ValueError, OSError) as error:
         print(f"convert: error: {error}", file=sys.stderr)
         return 2

@@ -127,6 +127,17 @@ def _with_kv(axis: str, sizes: Sizes, tp: int, index: int) -> Held:
     )
 
 
+def _padded_fault(axis: str, sizes: Sizes, tp: int) -> str:
+    return ""  # any number of ranks
+
+
+def _padded(axis: str, sizes: Sizes, tp: int, index: int) -> Held:
+    """Consecutive blocks of equal size, the last ones filled up with padding."""
+    share = -(-sizes[axis] // tp)
+    units = range(index * share, (index + 1) * share)
+    return tuple(unit if unit < sizes[axis] else None for unit in units)
+
+
 RULES: dict[str, tuple[Callable[..., str], Callable[..., Held]]] = {
     "vocab": (_evenly_fault, _evenly),
     "mlp": (_evenly_fault, _evenly),
@@ -134,4 +145,7 @@ RULES: dict[str, tuple[Callable[..., str], Callable[..., Held]]] = {
     "value_heads": (_with_keys_fault, _with_keys),
     "kv_heads": (_replicated_kv_fault, _replicated_kv),
     "query_heads": (_with_kv_fault, _with_kv),
+    "vision_heads": (_padded_fault, _padded),
+    "vision_mlp": (_padded_fault, _padded),
+    "vision_merger": (_padded_fault, _padded),
 }

@@ -524,7 +524,6 @@ def test_the_multimodal_names_are_kept(multimodal, tmp_path):
     assert qwen35.Config.from_pretrained(tmp_path) == qwen35.Config.from_pretrained(directory)
 
 
-@pytest.mark.xfail(strict=True, reason="load leaves the vision tower out, so save cannot write it")
 def test_the_multimodal_form_is_kept_whole(multimodal, tmp_path):
     model, directory = multimodal
     qwen35.save(qwen35.load(directory), tmp_path)

@@ -1,0 +1,199 @@
+"""The vision tower as pure functions: patches of images and video frames in, token vectors out.
+
+Attention stays within a frame, so every frame is computed by itself (in groups where frames are
+small), padded to one of few sizes: `frames` says which. `tower` is the function of one such group;
+its graph depends on nothing but the number of frames and their padded patches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .devices import device_put
+from .frames import Frames, groups, parse_grid
+from .jit import jit
+from .params import VisionBlock, VisionMerger, VisionParams
+from .progress import compile_progress
+from .ranks import on_all_ranks
+from .rope import apply_rope
+from .sharding.collectives import all_reduce
+
+_EPS = 1e-6
+# Attention scores that are held at once: 512 MiB in float32, see `query_block`.
+_SCORES = 2**27
+
+
+def encode_images(
+    vision: VisionParams,
+    patches: Tensor,
+    grid: Sequence[Sequence[int]],
+    *,
+    progress: bool = False,
+) -> Tensor:
+    """Encodes images and videos to vectors that stand in for token embeddings.
+
+    On XLA parameters it runs graphs that are compiled once per padded size (see
+    `frames.padded_patches`), on CPU parameters eagerly and differentiably.
+
+    Args:
+        vision: the tower, `params.vision`.
+        patches: [N, patch_dim] float, every image after the other, a frame's patches in merge
+            order: those that one token is made of stand together.
+        grid: per image or video (frames, height, width) in patches; a still image has one frame.
+        progress: say on standard error when a graph is compiled.
+
+    Returns:
+        [N / merge_factor, out_hidden_size] in the parameters' dtype, in the order of the patches.
+        On the CPU whatever the parameters' device: from there they go to their places in prompts,
+        and no graph depends on how many there are.
+
+    Raises:
+        ValueError: the shapes do not fit each other or the tower, or a patch is not finite.
+    """
+    return _run(tower, vision, patches, grid, progress)
+
+
+def image_hidden_states(
+    vision: VisionParams,
+    patches: Tensor,
+    grid: Sequence[Sequence[int]],
+    *,
+    progress: bool = False,
+) -> Tensor:
+    """What `encode_images` gives to the merger: [N, hidden_size], one vector for each patch."""
+    return _run(hidden_states, vision, patches, grid, progress)
+
+
+def _run(
+    function: Callable[[VisionParams, Frames], Tensor],
+    vision: VisionParams,
+    patches: Tensor,
+    grid: Sequence[Sequence[int]],
+    progress: bool,
+) -> Tensor:
+    config, mesh = vision.config, vision.runtime.mesh
+    patches = device_put(patches, "cpu") if patches.device.type == "xla" else patches
+    sizes = parse_grid(config, patches, grid)
+    compiled = vision.device.type == "xla"
+    step = _step(function, compiled, progress)
+    copies = mesh.dp if mesh is not None and vision.runtime.rank is None else 1
+    parts = []
+    for group in groups(config, patches.to(vision.dtype), sizes, padded=compiled):
+        count, frames = int(group.count), len(group.patches)
+        if copies > 1:  # the rows of the mesh are for batches; here all of them do the same
+            group = Frames(*(torch.cat([tensor] * copies) for tensor in group))
+        # Padding is cut off here, on the host: on the device that would be a graph per count.
+        out = step(vision, device_put(group, vision.device.type))
+        out = device_put(out, "cpu") if compiled else out
+        tokens = out.shape[1] * count // group.patches.shape[1]
+        parts.append(out[:frames, :tokens].flatten(0, 1))
+    return torch.cat(parts)
+
+
+@functools.cache
+def _step(function: Callable[..., Tensor], compiled: bool, progress: bool) -> Callable[..., Tensor]:
+    if not compiled:
+        return function
+    return jit(function, progress=compile_progress if progress else None)
+
+
+@on_all_ranks(False)
+def tower(vision: VisionParams, frames: Frames) -> Tensor:
+    """Frames of one size to their tokens [F, P / merge_factor, out_hidden_size].
+
+    What stands in `frames.patches` from `count` on has no effect, whatever it is; the tokens made
+    of it are meaningless.
+    """
+    return _merge(vision, _hidden(vision, frames))
+
+
+@on_all_ranks(False)
+def hidden_states(vision: VisionParams, frames: Frames) -> Tensor:
+    """What `tower` gives to the merger: [F, P, hidden_size]."""
+    return _hidden(vision, frames)
+
+
+def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
+    mesh = vision.runtime.mesh
+    batch, length = frames.patches.shape[:2]
+    valid = torch.arange(length, dtype=torch.int32, device=vision.device) < frames.count
+    # Zero, not only masked in attention: a weight of zero times a NaN is a NaN.
+    patches = torch.where(valid[..., None], frames.patches, 0.0)
+    x = patches.flatten(0, 1) @ vision.patch_proj + vision.patch_bias
+    x = (x.unflatten(0, (batch, length)) + _positions(vision, frames)).flatten(0, 1)
+    for block in vision.blocks:
+        normed = _layer_norm(x, block.attention_norm, block.attention_norm_bias)
+        mixed = _attention(vision, block, normed, frames, valid)
+        x = x + (all_reduce(mixed, mesh) + block.out_proj_bias)
+        normed = _layer_norm(x, block.mlp_norm, block.mlp_norm_bias)
+        inner = F.gelu(normed @ block.up + block.up_bias, approximate="tanh")
+        x = x + (all_reduce(inner @ block.down, mesh) + block.down_bias)
+    return x.unflatten(0, (batch, length))
+
+
+def _positions(vision: VisionParams, frames: Frames) -> Tensor:
+    """The learned grid at the frame's places: [1, P, H]."""
+    index, weight = frames.position_index[0], frames.position_weight[0]
+    total = None
+    for corner in range(index.shape[1]):
+        term = vision.positions.index_select(0, index[:, corner]) * weight[:, corner, None]
+        total = term if total is None else total + term
+    return total[None].to(vision.dtype)
+
+
+def _attention(
+    vision: VisionParams, block: VisionBlock, x: Tensor, frames: Frames, valid: Tensor
+) -> Tensor:
+    """A rank's partial sum [F·P, H] of attention within each frame; x is normed."""
+    batch, length = frames.patches.shape[:2]
+    size = vision.config.head_dim
+    projected = (x @ block.qkv + block.qkv_bias).unflatten(0, (batch, length))
+    query, key, value = projected.unflatten(-1, (3, -1, size)).unbind(2)  # [F, P, heads, D]
+    query = apply_rope(query, frames.cos, frames.sin) * size**-0.5
+    key = apply_rope(key, frames.cos, frames.sin)
+    query, value = (t.transpose(1, 2).flatten(0, 1) for t in (query, value))  # [F·heads, P, D]
+    key = key.permute(0, 2, 3, 1).flatten(0, 1)  # [F·heads, D, P]
+    out = [
+        _attend(part, key, value, valid)
+        for part in query.split(query_block(query.shape[0], length), 1)
+    ]
+    out = torch.cat(out, 1).unflatten(0, (batch, -1)).transpose(1, 2)
+    return out.flatten(2).flatten(0, 1) @ block.out_proj
+
+
+def query_block(rows: int, length: int) -> int:
+    """Queries of each of `rows` frames times heads that attend at once to `length` patches.
+
+    All of them where the scores are few; else as many as keep the scores of a block below
+    512 MiB in float32.
+    """
+    return min(length, max(1, _SCORES // (rows * length)))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> Tensor:
+    scores = (query @ key).float()
+    weights = torch.where(valid, scores, float("-inf")).softmax(-1)
+    return weights.to(value.dtype) @ value
+
+
+def _merge(vision: VisionParams, x: Tensor) -> Tensor:
+    merger: VisionMerger = vision.merger
+    batch = x.shape[0]
+    x = _layer_norm(x, merger.norm, merger.norm_bias)
+    x = x.flatten(0, 1).unflatten(0, (-1, vision.config.merge_factor)).flatten(1)
+    x = F.gelu(x @ merger.up + merger.up_bias)
+    x = all_reduce(x @ merger.down, vision.runtime.mesh) + merger.down_bias
+    return x.unflatten(0, (batch, -1))
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Layer norm over the last axis; arithmetic in float32, cast once at the end."""
+    y = x.float()
+    y = y - y.mean(-1, keepdim=True)
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + _EPS)
+    return (y * weight.float() + bias.float()).to(x.dtype)
