@@ -4,11 +4,12 @@ from .checkpoint import load, save
 from .config import CheckpointError, Config, VisionConfig
 from .devices import device_put
 from .family import presets
-from .generate import Completion, Piece, Timings, generate, stream
+from .generate import generate, stream
 from .jit import jit
 from .materialize import init_params
 from .model import decode, forward, logits, prefill
 from .params import Params, Runtime, VisionParams
+from .results import Completion, Piece, Timings, TokenLogprob
 from .sampling import Sampling
 from .state import AttentionState, DeltaNetState, State, init_state
 from .tokenizer import Tokenizer
@@ -26,6 +27,7 @@ __all__ = [
     "Sampling",
     "State",
     "Timings",
+    "TokenLogprob",
     "Tokenizer",
     "VisionConfig",
     "VisionParams",

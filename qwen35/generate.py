@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,9 @@ from .jit import Jitted, jit
 from .model import decode, prefill
 from .params import Params
 from .progress import compile_progress, prefill_bar
-from .sampling import Sampling, choose, gumbel
+from .ranks import on_all_ranks
+from .results import Completion, Piece, Timings, TokenLogprob, read_choice
+from .sampling import Choice, Controls, Sampling, choose, controls_for, count, counts_for
 from .state import State, init_state
 from .tokenizer import TextStream, TokenizerLike
 
@@ -25,56 +26,13 @@ _SMALLEST_CHUNK = 16
 _CAPACITY_STEP = 128
 
 
-class Piece(NamedTuple):
-    """What one step adds to a row: the token and the text that it completes (maybe "")."""
-
-    row: int
-    text: str
-    token: int
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Where the time of a call went, in seconds; the whole batch's, not one row's.
-
-    Attributes:
-        compile: tracing and compiling, part of neither of the others.
-        first_token: from the start of prefill to the first token.
-        decode: from the first token to the last.
-        tokens_per_second: tokens of all rows after their first, over `decode`; None if no row
-            has a second token.
-    """
-
-    compile: float
-    first_token: float
-    decode: float
-    tokens_per_second: float | None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A row's result.
-
-    Attributes:
-        text: the continuation, without special tokens.
-        tokens: the continuation's ids, a final end token included.
-        finish_reason: "stop" at an end token, "length" at max_new_tokens.
-        timings: of the call that produced it.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    timings: Timings
-
-
 def generate(
     params: Params,
     tokenizer: TokenizerLike,
     prompts: str | Sequence[str] | Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 128,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
     capacity: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     progress: bool = False,
@@ -89,7 +47,7 @@ def generate(
             config's `eos_token_id` end a row.
         prompts: texts, or lists of token ids.
         max_new_tokens: the most tokens to add to each.
-        sampling: how tokens are chosen.
+        sampling: how tokens are chosen; one for all rows, or one for each.
         capacity: tokens the state holds per row; None is as many as this call needs.
         prefill_chunk: the most prompt tokens that one prefill step takes.
         progress: draw progress of compilation and prefill on standard error.
@@ -121,7 +79,7 @@ def stream(
     prompts: str | Sequence[str] | Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 128,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
     capacity: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     progress: bool = False,
@@ -135,31 +93,46 @@ def stream(
     _check_count("max_new_tokens", max_new_tokens)
     _check_count("prefill_chunk", prefill_chunk)
     capacity = _capacity(params, rows, max_new_tokens, capacity)
-    batch = _Batch(params, rows, sampling, capacity, prefill_chunk, progress)
-    ends = {*params.config.eos_token_ids, *getattr(tokenizer, "end_token_ids", ())}
-    return _stream(batch, tokenizer, ends, max_new_tokens)
+    batch = _Batch(params, rows, _samplings(sampling, len(rows)), capacity, prefill_chunk, progress)
+    return _stream(batch, tokenizer, end_tokens(params, tokenizer), max_new_tokens)
+
+
+def end_tokens(params: Params, tokenizer: TokenizerLike) -> frozenset[int]:
+    """The ids that end a row of this model."""
+    return frozenset((*params.config.eos_token_ids, *getattr(tokenizer, "end_token_ids", ())))
+
+
+def _samplings(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampling]:
+    if isinstance(sampling, Sampling):
+        return [sampling.for_row(row) for row in range(rows)]
+    if len(sampling) != rows:
+        raise ValueError(f"sampling has {len(sampling)} entries for {rows} prompts")
+    return list(sampling)
 
 
 def _stream(
-    batch: _Batch, tokenizer: TokenizerLike, ends: set[int], max_new_tokens: int
+    batch: _Batch, tokenizer: TokenizerLike, ends: frozenset[int], max_new_tokens: int
 ) -> Generator[Piece, None, list[Completion]]:
-    count = len(batch.rows)
-    texts = [TextStream(tokenizer) for _ in range(count)]
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    parts: list[list[str]] = [[] for _ in range(count)]
-    reasons: list[str | None] = [None] * count
+    size = len(batch.rows)
+    texts = [TextStream(tokenizer) for _ in range(size)]
+    tokens: list[list[int]] = [[] for _ in range(size)]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in range(size)]
+    parts: list[list[str]] = [[] for _ in range(size)]
+    reasons: list[str | None] = [None] * size
     start = time.perf_counter()
     chosen = batch.prefill(decode_follows=max_new_tokens > 1)
     first = time.perf_counter() - start - batch.compile_seconds
     prefill_compile = batch.compile_seconds
     start = time.perf_counter()
     while True:
-        for row, token in enumerate(chosen):
+        for row, (token, logprob) in enumerate(chosen):
             if reasons[row] is not None:
                 continue
             tokens[row].append(token)
+            if logprob is not None:
+                logprobs[row].append(logprob)
             text = texts[row].push(token)
-            if token in ends:
+            if token in ends or token in batch.samplings[row].stop:
                 reasons[row] = "stop"
             elif len(tokens[row]) == max_new_tokens:
                 reasons[row] = "length"
@@ -176,8 +149,14 @@ def _stream(
     rate = later / decoding if later and decoding > 0 else None
     timings = Timings(batch.compile_seconds, first, decoding, rate)
     return [
-        Completion("".join(text), tuple(ids), reason, timings)
-        for text, ids, reason in zip(parts, tokens, reasons, strict=True)
+        Completion(
+            "".join(parts[row]),
+            tuple(tokens[row]),
+            reasons[row],
+            timings,
+            tuple(logprobs[row]) if batch.samplings[row].logprobs is not None else None,
+        )
+        for row in range(size)
     ]
 
 
@@ -188,29 +167,30 @@ class _Batch:
         self,
         params: Params,
         rows: list[list[int]],
-        sampling: Sampling,
+        samplings: list[Sampling],
         capacity: int,
         prefill_chunk: int,
         progress: bool,
     ) -> None:
         self.params = params
         self.rows = rows
-        self.sampling = sampling
+        self.samplings = samplings
         self.capacity = capacity
         self.progress = progress
         self.compile_seconds = 0.0
         self.chunk = min(prefill_chunk, _ladder(max(map(len, rows))))
         self.steps = _steps(params.device.type == "xla", progress)
         self.device = params.device.type
-        # Rows draw from streams of their own: a row's tokens don't depend on its neighbours.
-        self.generators = [
-            torch.Generator().manual_seed((sampling.seed + row * 0x9E3779B97F4A7C15) % 2**63)
-            for row in range(len(rows))
-        ]
+        vocabulary = params.config.vocab_size
+        self.controls = device_put(controls_for(samplings, vocabulary), self.device)
+        self.logprobs = max((s.logprobs for s in samplings if s.logprobs is not None), default=None)
+        self.counts: Tensor | None = None
+        if self.controls.penalties is not None:
+            self.counts = device_put(counts_for(rows, vocabulary), self.device)
         self.state: State
-        self.token: Tensor
+        self.choice: Choice
 
-    def prefill(self, decode_follows: bool) -> list[int]:
+    def prefill(self, decode_follows: bool) -> list[tuple[int, TokenLogprob | None]]:
         """Runs the prompts, chunk by chunk, and returns every row's first token.
 
         The decode step is compiled here if it follows: not between two tokens of a stream.
@@ -227,29 +207,36 @@ class _Batch:
                     self.steps.prefill, self.params, self.state, tokens, lengths, logits
                 )
                 bar.update(min(self.chunk, longest - start))
-        noise = self._noise()
-        self.token = self._run(self.steps.choose, logits, noise, self.sampling.temperature)
+        self.choice = self._run(
+            self.steps.choose,
+            self.params,
+            self.state,
+            logits,
+            self.controls,
+            self.counts,
+            self.logprobs,
+        )
         if decode_follows and isinstance(self.steps.decode, Jitted):
-            self._run(self.steps.decode.compile, *self._decode_arguments(noise))
-        return self.token.tolist()
+            self._run(self.steps.decode.compile, *self._decode_arguments())
+        return self._chosen()
 
-    def decode(self, active: list[bool]) -> list[int]:
+    def decode(self, active: list[bool]) -> list[tuple[int, TokenLogprob | None]]:
         """Runs one step of the active rows and returns every row's next token."""
-        arguments = self._decode_arguments(self._noise(), active)
-        self.token, self.state = self._run(self.steps.decode, *arguments)
-        return self.token.tolist()
+        arguments = self._decode_arguments(active)
+        self.choice, self.state, self.counts = self._run(self.steps.decode, *arguments)
+        return self._chosen()
 
-    def _decode_arguments(self, noise: Tensor | None, active: list[bool] | None = None) -> tuple:
+    def _chosen(self) -> list[tuple[int, TokenLogprob | None]]:
+        limits = [sampling.logprobs for sampling in self.samplings]
+        return read_choice(self.choice, limits)
+
+    def _decode_arguments(self, active: list[bool] | None = None) -> tuple:
         mask = None
         if len(self.rows) > 1:  # a single row is active while there are steps
             mask = torch.tensor(active or [True] * len(self.rows))
             mask = device_put(mask, self.device)
-        return self.params, self.state, self.token, mask, noise, self.sampling.temperature
-
-    def _noise(self) -> Tensor | None:
-        if self.sampling.temperature == 0:
-            return None
-        return device_put(gumbel(self.generators, self.params.config.vocab_size), self.device)
+        token = self.choice.token
+        return self.params, self.state, token, mask, self.controls, self.counts, self.logprobs
 
     def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:
         compiled = self.steps.compile_count()
@@ -274,12 +261,12 @@ class _Steps(NamedTuple):
 def _steps(compiled: bool, progress: bool) -> _Steps:
     """The functions of the loop, compiled for XLA; compiled graphs are shared between calls."""
     if not compiled:
-        return _Steps(_prefill_step, choose, _decode_step)
+        return _Steps(_prefill_step, _choose_step, _decode_step)
     report = compile_progress if progress else None
     return _Steps(
         jit(_prefill_step, donate=("state", "logits"), progress=report),
-        jit(choose, progress=report),
-        jit(_decode_step, donate=("state", "token"), progress=report),
+        jit(_choose_step, progress=report),
+        jit(_decode_step, donate=("state", "token", "counts"), progress=report),
     )
 
 
@@ -291,16 +278,36 @@ def _prefill_step(
     return torch.where((lengths > 0)[:, None], new, logits), state
 
 
+def _choose_step(
+    params: Params,
+    state: State,
+    logits: Tensor,
+    controls: Controls,
+    counts: Tensor | None,
+    logprobs: int | None,
+) -> Choice:
+    position = None if controls.draw is None else _positions(params, state)
+    return choose(logits, controls, position, counts, logprobs)
+
+
+@on_all_ranks(False)
+def _positions(params: Params, state: State) -> Tensor:
+    return state.position
+
+
 def _decode_step(
     params: Params,
     state: State,
     token: Tensor,
     active: Tensor | None,
-    noise: Tensor | None,
-    temperature: float,
-) -> tuple[Tensor, State]:
+    controls: Controls,
+    counts: Tensor | None,
+    logprobs: int | None,
+) -> tuple[Choice, State, Tensor | None]:
     logits, state = decode(params, state, token, active)
-    return choose(logits, noise, temperature), state
+    if counts is not None:
+        counts = count(counts, token, active)
+    return _choose_step(params, state, logits, controls, counts, logprobs), state, counts
 
 
 def _slice(rows: list[list[int]], start: int, chunk: int) -> tuple[Tensor, Tensor]:
