@@ -8,6 +8,7 @@ from .generate import generate, stream
 from .jit import jit
 from .materialize import init_params
 from .model import decode, forward, logits, prefill
+from .multimodal import Processor, Prompt, user_message
 from .params import Params, Runtime, VisionParams
 from .results import Completion, Piece, Timings, TokenLogprob
 from .sampling import Sampling
@@ -23,6 +24,8 @@ __all__ = [
     "DeltaNetState",
     "Params",
     "Piece",
+    "Processor",
+    "Prompt",
     "Runtime",
     "Sampling",
     "State",
@@ -45,6 +48,7 @@ __all__ = [
     "presets",
     "save",
     "stream",
+    "user_message",
 ]
 
 __version__ = "0.1.0"
