@@ -18,7 +18,7 @@ from .sharding.collectives import all_gather, all_reduce
 from .state import AttentionState, DeltaNetState, State
 
 
-@on_all_ranks(False, True)
+@on_all_ranks(False, True, positions=1)
 def forward(
     params: Params,
     state: State,
@@ -59,7 +59,7 @@ def forward(
     return rms_norm(x, params.norm, params.config.rms_norm_eps), state
 
 
-@on_all_ranks(False, True)
+@on_all_ranks(False, True, positions=1)
 def prefill(
     params: Params,
     state: State,

@@ -25,11 +25,12 @@ def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device:
     return spmd.stack(ranks, runtime.mesh)
 
 
-def on_all_ranks(*returns_stacked: bool) -> Callable[[Callable], Callable]:
+def on_all_ranks(*returns_stacked: bool, **row_axes: int) -> Callable[[Callable], Callable]:
     """Lets a function of one rank's `params` (and `state`), or `vision`, take all ranks' as well.
 
     Args:
         returns_stacked: per returned value, whether every rank keeps its own.
+        **row_axes: the parameters whose tensors have a batch's rows along another dimension than 0.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +47,7 @@ def on_all_ranks(*returns_stacked: bool) -> Callable[[Callable], Callable]:
                 params.runtime.mesh,
                 stacked=("params", "state", "vision"),
                 returns_stacked=returns_stacked,
+                row_axes=row_axes,
             )
             return mapped(params, *args, **kwargs)
 

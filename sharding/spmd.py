@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -68,6 +69,7 @@ def shard_map(
     *,
     stacked: Collection[str],
     returns_stacked: Sequence[bool],
+    row_axes: Mapping[str, int] = MappingProxyType({}),
 ) -> Callable[..., Any]:
     """`function`, written for one rank, as a function of all ranks' tensors.
 
@@ -75,9 +77,10 @@ def shard_map(
         function: sees tensors of a rank's shape, and returns a tuple (or one value).
         mesh: of all devices. Works inside `qwen35.jit` and lazily.
         stacked: the parameters whose tensors are stacked. The tensors of all others are whole:
-            the rows (dimension 0) are split over dp, and each tp rank gets the same.
+            the rows are split over dp, and each tp rank gets the same.
         returns_stacked: for each of the returned values, whether to stack the ranks' tensors;
             others must be equal on the tp ranks and come back whole.
+        row_axes: the parameters whose tensors have their rows along another dimension than 0.
     """
     signature = inspect.signature(function)
 
@@ -85,7 +88,8 @@ def shard_map(
     def run(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
-            enter = functools.partial(_enter, mesh=mesh, stacked=name in stacked)
+            axis = row_axes.get(name, 0)
+            enter = functools.partial(_enter, mesh=mesh, stacked=name in stacked, axis=axis)
             bound.arguments[name] = pytree.tree_map_only(Tensor, enter, value)
         result = function(*bound.args, **bound.kwargs)
         parts = result if len(returns_stacked) > 1 else (result,)
@@ -115,7 +119,7 @@ def _stack(shards: Sequence[Any], mesh: Mesh) -> Any:
     )
 
 
-def _enter(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
+def _enter(tensor: Tensor, mesh: Mesh, stacked: bool, axis: int) -> Tensor:
     """A rank's view of a tensor."""
     import torch_xla
 
@@ -123,7 +127,7 @@ def _enter(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
     if not core._get_xla_sharding_spec(tensor) or (mesh.dp > 1 and not stacked):
         # Uploaded to all devices whole: split it in the graph, not the caller's data.
         tensor = tensor.permute(tuple(range(tensor.dim())))
-        core._xla_mark_sharding(tensor, _sharding(mesh, tensor.dim(), stacked))
+        core._xla_mark_sharding(tensor, _sharding(mesh, tensor.dim(), stacked, axis))
     return core._spmd_full_to_shard_shape(tensor)
 
 
@@ -142,11 +146,11 @@ def _leave(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
 
 
 @functools.cache
-def _sharding(mesh: Mesh, dims: int, stacked: bool) -> Any:
-    """Dimension 0 over all ranks, or over dp only."""
+def _sharding(mesh: Mesh, dims: int, stacked: bool, axis: int = 0) -> Any:
+    """One dimension, 0 unless `axis` says another, over all ranks, or over dp only."""
     import numpy
     from torch_xla.distributed import spmd
 
     grid = spmd.Mesh(numpy.arange(mesh.size), (mesh.dp, mesh.tp), ("dp", "tp"))
-    first = ("dp", "tp") if stacked else "dp"
-    return grid.get_op_sharding((first, *[None] * (dims - 1)))
+    over = ("dp", "tp") if stacked else "dp"
+    return grid.get_op_sharding(tuple(over if dim == axis else None for dim in range(dims)))

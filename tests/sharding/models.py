@@ -157,3 +157,39 @@ def gradients(params: qwen35.Params, mesh) -> tuple[float, list[torch.Tensor]]:
     logits = qwen35.logits(params, hidden)[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     return loss.item(), list(torch.autograd.grad(loss / mesh.tp, leaves))
+
+
+@torch.no_grad()
+def look(
+    params: qwen35.Params,
+    *,
+    prefill=qwen35.prefill,
+    decode=qwen35.decode,
+    put=lambda tensor: tensor,
+    get=lambda tree: tree,
+) -> list[torch.Tensor]:
+    """Logits of two ragged prompts with an image each, read in pieces that cut both, and after.
+
+    Whatever is not to be looked at is NaN or absurd.
+    """
+    image, video = 5, 6
+    config = dataclasses.replace(params.config, image_token_id=image, video_token_id=video)
+    params = dataclasses.replace(params, config=config)
+    generator = torch.Generator().manual_seed(9)
+    length, lengths = 16, torch.tensor([16, 11])
+    tokens = torch.randint(10, config.vocab_size, (2, length), generator=generator)
+    tokens[0, 3:12], tokens[1, 1:9] = image, video
+    tokens[1, 11:] = 2**31 - 1
+    embeds = torch.randn(2, length, config.hidden_size, generator=generator)
+    embeds[(tokens != image) & (tokens != video)] = float("nan")
+    positions = torch.randint(40, (3, 2, length), generator=generator)
+    said, state = [], qwen35.init_state(params, 2, length + 4)
+    for first, last in ((0, 4), (4, 8), (8, 12), (12, 16)):
+        part = (lengths - first).clamp(0, last - first)
+        pieces = (tokens[:, first:last], part, embeds[:, first:last], positions[..., first:last])
+        logits, state = prefill(params, state, *(put(piece.contiguous()) for piece in pieces))
+        said.append(get(logits))
+    for token in ([11, 12], [13, 14]):
+        logits, state = decode(params, state, put(torch.tensor(token)), None)
+        said.append(get(logits))
+    return said

@@ -56,6 +56,25 @@ def virtual_devices(mesh: Mesh, rank: int, path: str, steps: int = models.STEPS)
     }
 
 
+def look(mesh: Mesh, rank: int, path: str) -> list[torch.Tensor]:
+    """Prompts with images, in one process per rank."""
+    process.start(mesh)
+    return models.look(qwen35.load(path, runtime=qwen35.Runtime(mesh=mesh, rank=rank)))
+
+
+def look_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> list[torch.Tensor]:
+    """Prompts with images, compiled, on the virtual devices of one process."""
+    spmd.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    return models.look(
+        qwen35.load(path, device="xla", runtime=runtime),
+        prefill=jit(qwen35.prefill, donate=("state",)),
+        decode=jit(qwen35.decode, donate=("state",)),
+        put=lambda tensor: qwen35.device_put(tensor, "xla"),
+        get=lambda tree: qwen35.device_put(tree, "cpu"),
+    )
+
+
 def mutants(mesh: Mesh, rank: int, path: str) -> dict[str, torch.Tensor]:
     """Logits of a prompt, right and with one thing wrong at a time."""
     process.start(mesh)
