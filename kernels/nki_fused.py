@@ -1,32 +1,15 @@
 """Any number of chunks of the gated delta rule as one NKI kernel: the prefill.
 
-The state stays on chip from the first chunk to the last. The stages of one chunk (see nki_delta)
-form a chain that would leave every engine idle most of the time, so two are in flight: while one
-chunk's inverse is merged, level by level, the state passes through the chunk before it.
+The state stays on chip from the first chunk to the last. The stages of one chunk (nki_delta,
+nki_inverse, nki_state) form a chain that would leave every engine idle most of the time, so several
+are in flight: while one chunk's inverse is merged, level by level, the state passes through an
+earlier one.
 """
 
 import nki
-import nki.isa as nisa
 import nki.language as nl
 
-from .nki_delta import (
-    attend,
-    carry,
-    copy_state,
-    correct,
-    decay_state,
-    load,
-    load_state,
-    make_decays,
-    make_gates,
-    make_plan,
-    make_systems,
-    read_state,
-    recall,
-    store,
-    turn,
-    weigh,
-)
+from .nki_delta import load, make_decays, make_gates, make_systems, recall, turn, weigh
 from .nki_inverse import (
     LANES,
     apply_factor,
@@ -35,7 +18,18 @@ from .nki_inverse import (
     make_factors,
     make_inverse,
 )
-from .nki_tiles import cut, state_offset, state_pattern
+from .nki_state import (
+    attend,
+    carry,
+    copy_state,
+    correct,
+    decay_state,
+    load_state,
+    read_state,
+    store,
+    store_state,
+)
+from .nki_tiles import cut, make_plan
 
 CHUNK = 128
 SLOTS = 7  # of the pipeline, at least one per merge
@@ -195,10 +189,7 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
                 if slot == 5 + second:
                     gates.append(make_gates(layout, plan, constants, tiles[step]))
     for block in range(count):
-        target = new_state.ap(
-            pattern=state_pattern(layout), offset=state_offset(layout, first + block)
-        )
-        nisa.dma_copy(dst=target, src=states[block])
+        store_state(layout, first + block, states[block], new_state)
 
 
 def steps_of(group, steps):

@@ -8,24 +8,25 @@ Per lane (row and value head), with a = exp(log_decay) and the state S [Dk, Dv]:
 
 which is the rule with the new state substituted into the output, so that S is read from on-chip
 memory once. The products with S take S itself as the stationary operand and two columns (k and q)
-as the moving one: 64 TensorE passes instead of 128 per lane. The state's way through memory
-(2 x 64 KiB per lane for 128 x 128) takes longer than the float32 arithmetic by the documented
-costs, so there is no low-precision variant.
+as the moving one: 64 TensorE passes instead of 128 per lane. With 16-bit operands the products read
+a bfloat16 copy of S, and the correction is rounded to bfloat16. The state's way through memory
+(2 x 64 KiB per lane for 128 x 128) soon takes longer than the arithmetic, so this saves less than
+in a prefill.
 """
 
 import nki
 import nki.isa as nisa
 import nki.language as nl
 
+from .nki_state import copy_state, load_state, store_state
 from .nki_tiles import (
     BANK,
     cut,
+    make_plan,
     part,
     psum_bank,
     sbuf,
     select,
-    state_offset,
-    state_pattern,
     token_offset,
     token_pattern,
 )
@@ -34,7 +35,7 @@ LANES = 32  # of a block: its state takes 16 KiB per partition
 
 
 @nki.jit
-def gated_delta_step(query, key, value, log_decay, beta, state):
+def gated_delta_step(query, key, value, log_decay, beta, state, exact=True):
     """One step for every row and head.
 
     Args:
@@ -42,6 +43,7 @@ def gated_delta_step(query, key, value, log_decay, beta, state):
         value: [B, Hv, Dv], float32 or bfloat16; value head h reads key head h // (Hv / Hk).
         log_decay, beta: [B, Hv] float32; log_decay at most 0. Both 0 keep the state bit for bit.
         state: [B, Hv, Dk, Dv] float32.
+        exact: static, as in `nki_fused.gated_delta_prefill`.
 
     Returns:
         Output [B, Hv, Dv] of the value's dtype, and the new state, float32.
@@ -50,23 +52,37 @@ def gated_delta_step(query, key, value, log_decay, beta, state):
     value_heads = value.shape[1]
     value_size = value.shape[2]
     layout = cut((rows, 1, key_heads, key_size), (rows, 1, value_heads, value_size), LANES, False)
+    plan = make_plan(1, exact)
     out = nl.ndarray(value.shape, dtype=value.dtype, buffer=nl.shared_hbm)
     new_state = nl.ndarray(state.shape, dtype=nl.float32, buffer=nl.shared_hbm)
-    constants = make_constants(layout)
+    constants = make_constants(layout, plan)
     blocks = layout["row_blocks"] * layout["head_blocks"]
     ready = []
+    operands = []
     for block in range(blocks + 1):
         # A block is loaded and prepared while the state passes through the one before it.
         if block < blocks:
-            inputs = load(layout, block, query, key, value, log_decay, beta, state)
-            ready.append(prepare(layout, constants, inputs))
+            inputs = load(layout, plan, block, query, key, value, log_decay, beta, state)
+            ready.append(prepare(layout, plan, constants, inputs))
         if block > 0:
-            step(layout, block - 1, constants, ready[block - 1], out, new_state)
+            step(
+                layout,
+                plan,
+                block - 1,
+                constants,
+                ready[block - 1],
+                operands[block - 1],
+                out,
+                new_state,
+            )
+        if block < blocks:
+            # Here, so that ScalarE does not wait for this block's state before that one's update.
+            operands.append(copy_state(layout, plan, ready[block]["state"]))
     return out, new_state
 
 
-def make_constants(layout):
-    """The identity, the same with empty columns between, and which lanes are a pair's."""
+def make_constants(layout, plan):
+    """The identity, and which lanes are a pair's."""
     lanes = layout["lanes"]
     pairs = layout["pairs"]
     group = layout["group"]
@@ -74,22 +90,15 @@ def make_constants(layout):
     nisa.memset(dst=ones, value=1.0, engine=nisa.engine.gpsimd)
     identity = sbuf(128, 128, nl.float32)
     select(identity, ones, [[-1, 128]], 0, 1, nl.equal, 0.0)
-    owner = sbuf(pairs, lanes, nl.float32)  # 1 where the lane is one of the pair's
+    owner = sbuf(pairs, lanes, plan["bounded"])  # 1 where the lane is one of the pair's
     inside = [[-1, lanes]]
     select(owner, ones[0:pairs, 0:lanes], inside, group - 1, group, nl.greater_equal, 0.0)
     inside = [[1, lanes]]
     select(owner, owner, inside, 0, -group, nl.greater_equal, 0.0)
-    inject = sbuf(lanes, 2 * lanes, nl.float32)
-    nisa.memset(dst=inject, value=0.0, engine=nisa.engine.vector)
-    nisa.tensor_copy(
-        dst=inject.ap(pattern=[[2 * lanes, lanes], [2, lanes]]),
-        src=identity[0:lanes, 0:lanes],
-        engine=nisa.engine.vector,
-    )
-    return {"identity": identity, "owner": owner, "inject": inject}
+    return {"identity": identity, "owner": owner}
 
 
-def load(layout, block, query, key, value, log_decay, beta, state):
+def load(layout, plan, block, query, key, value, log_decay, beta, state):
     """The block's inputs, a lane (of keys and queries: a pair) per partition; the state apart."""
     lanes = layout["lanes"]
     pairs = layout["pairs"]
@@ -98,13 +107,15 @@ def load(layout, block, query, key, value, log_decay, beta, state):
     key_heads = layout["key_heads"]
     value_heads = layout["value_heads"]
 
-    both = sbuf(pairs, 2 * key_size, nl.float32)
+    both = sbuf(pairs, 2 * key_size, plan["bounded"])
     pattern = token_pattern(layout, key_heads, key_size, key_size, 1)
     offset = token_offset(layout, block, 0, key_heads, key_size, 0)
-    nisa.dma_copy(dst=both[:, 0:key_size], src=key.ap(pattern=pattern, offset=offset))
-    nisa.dma_copy(
-        dst=both[:, key_size : 2 * key_size], src=query.ap(pattern=pattern, offset=offset)
-    )
+    for side, source in ((0, key), (1, query)):
+        nisa.dma_copy(
+            dst=part(both, side, key_size),
+            src=source.ap(pattern=pattern, offset=offset),
+            dge_mode=nisa.dge_mode.none,
+        )
 
     values = sbuf(lanes, columns, nl.float32)
     pattern = token_pattern(layout, value_heads, layout["value_size"], columns, 1)
@@ -121,14 +132,16 @@ def load(layout, block, query, key, value, log_decay, beta, state):
     nisa.dma_copy(dst=gates[:, 1:2], src=beta.ap(pattern=pattern, offset=offset))
     pattern = [[0, key_size], pattern[1], pattern[2]]
     nisa.dma_copy(dst=spread, src=log_decay.ap(pattern=pattern, offset=offset))
+    return {
+        "both": both,
+        "values": values,
+        "gates": gates,
+        "spread": spread,
+        "state": load_state(layout, block, state),
+    }
 
-    matrix = sbuf(key_size, lanes * columns, nl.float32)
-    source = state.ap(pattern=state_pattern(layout), offset=state_offset(layout, block))
-    nisa.dma_copy(dst=matrix, src=source)
-    return {"both": both, "values": values, "gates": gates, "spread": spread, "state": matrix}
 
-
-def prepare(layout, constants, inputs):
+def prepare(layout, plan, constants, inputs):
     """What does not need the state: columns for the products, selectors for the update."""
     lanes = layout["lanes"]
     key_size = layout["key_size"]
@@ -154,7 +167,7 @@ def prepare(layout, constants, inputs):
     # beta k of one lane, zero in the others' partitions: selects that lane's correction.
     weighted = sbuf(lanes, key_size, nl.float32)
     nisa.activation(dst=weighted, op=nl.copy, data=keys, scale=beta)
-    selector = sbuf(lanes, lanes * key_size, nl.float32)
+    selector = sbuf(lanes, lanes * key_size, plan["bounded"])
     nisa.tensor_tensor(
         dst=selector.ap(pattern=[[lanes * key_size, lanes], [key_size, lanes], [1, key_size]]),
         data1=weighted.ap(pattern=[[key_size, lanes], [0, lanes], [1, key_size]]),
@@ -163,25 +176,15 @@ def prepare(layout, constants, inputs):
         engine=nisa.engine.gpsimd,
     )
 
-    # Columns -a k and a q of every lane: [-a k | a q], lanes side by side in each half.
-    scaled = sbuf(lanes, 2 * key_size, nl.float32)
-    nisa.tensor_scalar(
-        dst=scaled[:, 0:key_size],
-        data=keys,
-        op0=nl.multiply,
-        operand0=decay,
-        op1=nl.multiply,
-        operand1=-1.0,
-    )
-    nisa.activation(dst=scaled[:, key_size : 2 * key_size], op=nl.copy, data=queries, scale=decay)
+    # Columns k and q of every lane: [k | q], lanes side by side in each half.
     bank = psum_bank()
     for side in range(2):
         nisa.nc_transpose(
             dst=bank[0:key_size, side * lanes : (side + 1) * lanes],
-            data=part(scaled, side, key_size),
+            data=part(both, side, key_size),
             engine=nisa.engine.tensor,
         )
-    turned = sbuf(key_size, 2 * lanes, nl.float32)
+    turned = sbuf(key_size, 2 * lanes, plan["bounded"])
     nisa.tensor_copy(dst=turned, src=bank[0:key_size, 0 : 2 * lanes], engine=nisa.engine.vector)
 
     # beta (q . k)
@@ -197,6 +200,7 @@ def prepare(layout, constants, inputs):
     return {
         "state": inputs["state"],
         "values": inputs["values"],
+        "decay": decay,
         "decay_spread": decay_spread,
         "selector": selector,
         "turned": turned,
@@ -204,27 +208,24 @@ def prepare(layout, constants, inputs):
     }
 
 
-def step(layout, block, constants, ready, out, new_state):
-    """Corrections, outputs and the new state of one block, to HBM."""
+def step(layout, plan, block, constants, ready, operand, out, new_state):
+    """Corrections, outputs and the new state of one block, to HBM.
+
+    `operand` is the state as matmuls read it.
+    """
     lanes = layout["lanes"]
     key_size = layout["key_size"]
     columns = layout["columns"]
     state = ready["state"]
 
-    # d and a q^T S as columns, a lane's two side by side: the values, plus S^T [-a k | a q].
+    # S^T [k q] of every lane: columns, a lane's two side by side.
     bank = psum_bank()
-    nisa.nc_matmul(
-        dst=bank[0:columns, 0 : 2 * lanes],
-        stationary=ready["values"],
-        moving=constants["inject"],
-        accumulate=False,
-    )
     for lane in range(lanes):
         nisa.nc_matmul(
             dst=bank[0:columns, 2 * lane : 2 * lane + 2],
-            stationary=part(state, lane, columns),
+            stationary=part(operand, lane, columns),
             moving=ready["turned"].ap(pattern=[[2 * lanes, key_size], [lanes, 2]], offset=lane),
-            accumulate=True,
+            accumulate=False,
         )
     answers = sbuf(columns, 2 * lanes, nl.float32)  # the two apart again
     nisa.tensor_copy(
@@ -239,10 +240,27 @@ def step(layout, block, constants, ready, out, new_state):
             data=part(answers, side, lanes),
             engine=nisa.engine.tensor,
         )
-    correction = sbuf(lanes, columns, nl.float32)
-    nisa.tensor_copy(dst=correction, src=bank[0:lanes, 0:columns], engine=nisa.engine.vector)
+
+    # d = v - a k^T S. The decay comes after the products: a k could underflow in 16 bits.
+    correction = sbuf(lanes, columns, plan["unbounded"])
+    nisa.scalar_tensor_tensor(
+        dst=correction,
+        data=bank[0:lanes, 0:columns],
+        op0=nl.multiply,
+        operand0=ready["decay"],
+        op1=nl.subtract,
+        operand1=ready["values"],
+        reverse1=True,
+    )
 
     # o = a q^T S + beta (q . k) d
+    recalled = sbuf(lanes, columns, nl.float32)
+    nisa.activation(
+        dst=recalled,
+        op=nl.copy,
+        data=bank[0:lanes, columns : 2 * columns],
+        scale=ready["decay"],
+    )
     result = sbuf(lanes, columns, out.dtype)
     nisa.scalar_tensor_tensor(
         dst=result,
@@ -250,7 +268,7 @@ def step(layout, block, constants, ready, out, new_state):
         op0=nl.multiply,
         operand0=ready["overlap"],
         op1=nl.add,
-        operand1=bank[0:lanes, columns : 2 * columns],
+        operand1=recalled,
     )
     heads = layout["value_heads"]
     size = layout["value_size"]
@@ -286,5 +304,4 @@ def step(layout, block, constants, ready, out, new_state):
             op=nl.add,
             engine=nisa.engine.vector,
         )
-    target = new_state.ap(pattern=state_pattern(layout), offset=state_offset(layout, block))
-    nisa.dma_copy(dst=target, src=state)
+    store_state(layout, block, state, new_state)

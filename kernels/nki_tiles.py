@@ -88,6 +88,22 @@ def cut(key_shape, value_shape, most, twins):
     }
 
 
+def make_plan(chunk, exact):
+    """Static choices. Operands bounded by 1 (keys, queries, all of the inverse) keep three bits
+    more in float16 than in bfloat16; values and the state have no bound."""
+    levels = 0
+    for level in range(7):
+        if 2**level < chunk:
+            levels = level + 1
+    return {
+        "chunk": chunk,
+        "levels": levels,
+        "exact": exact,
+        "bounded": nl.float32 if exact else nl.float16,
+        "unbounded": nl.float32 if exact else nl.bfloat16,
+    }
+
+
 def sbuf(partitions, width, dtype):
     """A new SBUF tile."""
     return nl.ndarray((partitions, width), dtype=dtype, buffer=nl.sbuf)

@@ -107,7 +107,7 @@ def arguments(argv=None):
 def main(argv=None):
     options = arguments(argv)
     kernel = emulator.load(*KERNELS[options.kernel])
-    static = {} if options.kernel == "step" else {"exact": not options.fast}
+    static = {"exact": not options.fast}
     report = emulator.simulate(
         kernel, *inputs(options), lnc=options.lnc, version=options.version, **static
     ).report

@@ -27,14 +27,32 @@ import harness
 from qwen35.kernels import emulator
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("nki_tiles", "nki_recurrent", "nki_inverse", "nki_delta", "nki_fused", "nki_chunk")
+FILES = (
+    "nki_tiles",
+    "nki_recurrent",
+    "nki_inverse",
+    "nki_delta",
+    "nki_state",
+    "nki_fused",
+    "nki_chunk",
+)
 KERNELS = (
     ("nki_recurrent", "gated_delta_step"),
     ("nki_chunk", "gated_delta_chunk"),
     ("nki_fused", "gated_delta_prefill"),
 )
 # Calls that are statements of their own and do something on the machine.
-STAGES = {"select", "transpose", "find_factor", "apply_factor", "carry", "store", "weigh", "step"}
+STAGES = {
+    "select",
+    "transpose",
+    "find_factor",
+    "apply_factor",
+    "carry",
+    "store",
+    "store_state",
+    "weigh",
+    "step",
+}
 OPERATORS = {
     "multiply": "add",
     "add": "subtract",
@@ -191,7 +209,7 @@ def caught(directory, name):
             emulator.load(directory / f"{module}.py", kernel) for module, kernel in KERNELS
         )
         harness.STEP = step  # the harness feeds the step kernel without a token axis
-        if name in ("nki_recurrent", "nki_tiles"):
+        if name in ("nki_recurrent", "nki_state", "nki_tiles"):
             checks.check_step(step)
         if name != "nki_recurrent":
             checks.check_chunk(chunk)

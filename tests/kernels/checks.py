@@ -10,6 +10,7 @@ EXACT = 1e-5  # as in test_nki_chunk
 FAST = 1e-2
 STEP = 1e-6
 MEDIUM = {"cosine": 0.8, "key_size": 32, "value_size": 16}
+MEDIUM_KEYS = {"cosine": 0.8, "key_size": 64, "value_size": 32}
 
 
 def check(step, chunk, prefill):
@@ -32,6 +33,24 @@ def check_step(kernel):
     assert max(harness.errors(kernel, many)) < STEP
     moved = harness.simulate(kernel, many).report.dma_bytes
     assert moved < 2 * many.state.nbytes * 1.3, "the state passes memory once each way"
+
+    assert max(harness.errors(kernel, inputs, half=True, exact=False)) < FAST
+    # As below: 2.3e-3 and 7e-4; 2e-4, where nothing is rounded but the float16 operands; 2.7e-3
+    # of the state, where nothing but the correction and its column are.
+    fine = oracle.inputs(
+        seed=3, batch=3, tokens=1, key_heads=2, group=3, beta=(0.1, 1.0), **MEDIUM_KEYS
+    )
+    out, state = harness.errors(kernel, fine, exact=False)
+    assert out < 2.6e-3 and state < 9e-4
+    still = fine._replace(beta=np.zeros_like(fine.beta), state=oracle.bfloat16(fine.state))
+    assert max(harness.errors(kernel, still, exact=False)) < 3e-4
+    empty = fine._replace(state=np.zeros_like(fine.state))
+    assert harness.errors(kernel, empty, exact=False)[1] < 2.9e-3
+    for huge in (
+        fine._replace(value=fine.value * np.float32(1e8)),
+        fine._replace(state=fine.state * np.float32(1e8)),
+    ):
+        assert max(harness.errors(kernel, huge, exact=False)) < FAST
 
 
 def check_chunk(kernel):

@@ -23,14 +23,16 @@ def simulate(module, name, arrays, lnc=1, **static):
     return nki.simulate(kernel[lnc] if lnc > 1 else kernel)(*arrays, **static)
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("lnc", [1, 2])
-def test_step(lnc):
+def test_step(lnc, exact):
     inputs = oracle.inputs(batch=2, tokens=1, key_heads=2, group=3, decay="mixed")
     arrays = [x[:, 0] for x in inputs[:5]] + [inputs.state]
-    out, state = simulate("nki_recurrent", "gated_delta_step", arrays, lnc)
+    out, state = simulate("nki_recurrent", "gated_delta_step", arrays, lnc, exact=exact)
     expected, expected_state = oracle.delta_rule(*inputs)
-    assert oracle.relative_error(out[:, None], expected) < 1e-6
-    assert oracle.relative_error(state, expected_state) < 1e-6
+    bound = 1e-6 if exact else 1e-2
+    assert oracle.relative_error(out[:, None], expected) < bound
+    assert oracle.relative_error(state, expected_state) < bound
 
 
 @pytest.mark.parametrize("exact", [True, False])
