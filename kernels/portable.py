@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def gated_delta_step(
@@ -105,19 +106,22 @@ def gated_delta_prefill(
     transposed = key.transpose(-1, -2)
     inverse = invert_unit_lower(beta * decay * (key @ transposed) * strict)
     attention = decay * (query @ transposed)
-    target = beta * value
-    # Side by side, what reads the state before a chunk, and what the chunk's corrections enter.
-    readers = torch.cat([key * (beta * from_start), query * from_start], dim=-2)
+    # A chunk's R is `wanted` less what `recall` finds in the state before it.
+    key_size = key.shape[-1]
+    solved = inverse @ torch.cat([beta * from_start * key, beta * value], dim=-1)
+    recall, wanted = solved.split([key_size, value_size], dim=-1)
+    # Side by side, what reads the state before a chunk, and what R enters.
+    readers = torch.cat([recall, query * from_start], dim=-2)
     writers = torch.cat([attention, transposed * to_end.transpose(-1, -2)], dim=-2)
 
     state = state.unflatten(1, (key_heads, repeats))
     outputs = []
-    for n in range(count):
-        recalled, answered = (readers[:, n] @ state).split(length, dim=-2)
-        correction = inverse[:, n] @ (target[:, n] - recalled)
-        written = writers[:, n] @ correction
-        outputs.append(answered + written[..., :length, :])
-        state = across[:, n] * state + written[..., length:, :]
+    chunks = (x.unbind(1) for x in (readers, wanted, writers, across))
+    for reads, wants, writes, decays in zip(*chunks, strict=True):
+        recalled, answered = (reads @ state).chunk(2, dim=-2)
+        within, written = (writes @ (wants - recalled)).split([length, key_size], dim=-2)
+        outputs.append(answered + within)
+        state = decays * state + written
     out = torch.stack(outputs, dim=1)  # [B, N, Hk, R, C, Dv]
     out = out.flatten(2, 3).transpose(2, 3).reshape(batch, count * length, value_heads, value_size)
     return out[:, :tokens].to(value_dtype), state.flatten(1, 2)
@@ -126,11 +130,26 @@ def gated_delta_prefill(
 def invert_unit_lower(strictly_lower: Tensor) -> Tensor:
     """(I + A)^-1 for a strictly lower triangular A [..., C, C], any C, by merging blocks.
 
-    Two inverted diagonal blocks of size b and the block A21 below them give the inverse of size
-    2b: its lower left is -T22 A21 T11. All pairs of a level merge in two matrix products. Unlike
-    the Neumann product (I - A)(I + A^2)(I + A^4)..., no power of A is formed: those grow beyond
-    fp32 before they vanish when keys are correlated.
+    Two inverted diagonal blocks and the block A21 below them give the inverse of the block that
+    holds them all: its lower left is -T22 A21 T11. Unlike the Neumann product
+    (I - A)(I + A^2)(I + A^4)..., no power of A is formed: those grow beyond fp32 before they
+    vanish when keys are correlated.
     """
+    size = strictly_lower.shape[-1]
+    if size <= 32:
+        return _invert_by_masks(strictly_lower)
+    if size % 2:
+        return invert_unit_lower(pad(strictly_lower, (0, 1, 0, 1)))[..., :size, :size]
+    upper, lower = strictly_lower.chunk(2, dim=-2)
+    first, lowest = upper.chunk(2, dim=-1)[0], lower.chunk(2, dim=-1)[1]
+    first, last = invert_unit_lower(torch.stack([first, lowest])).unbind()
+    below = -(last @ lower[..., : size // 2] @ first)
+    return torch.cat([pad(first, (0, size // 2)), torch.cat([below, last], dim=-1)], dim=-2)
+
+
+def _invert_by_masks(strictly_lower: Tensor) -> Tensor:
+    """The same for a small matrix: all pairs of blocks of a size merge in two products of whole
+    matrices, which is more arithmetic in fewer operations."""
     size = strictly_lower.shape[-1]
     device = strictly_lower.device
     index = torch.arange(size, device=device)
@@ -152,7 +171,7 @@ def _chunked(x: Tensor, count: int, length: int) -> Tensor:
     """[B, T, heads, D] to float32 [B, N, heads, C, D], zeros after the last token."""
     padding = count * length - x.shape[1]
     if padding:
-        x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, padding))
+        x = pad(x, (0, 0, 0, 0, 0, padding))
     return x.float().unflatten(1, (count, length)).transpose(2, 3)
 
 
