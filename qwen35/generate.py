@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from .devices import device_put
+from .inputs import Prompts, RowPictures, encode_pictures, encode_prompts, piece
 from .jit import Jitted, jit
 from .model import decode, prefill
+from .multimodal import Prompt
 from .params import Params
 from .progress import compile_progress, prefill_bar
 from .ranks import on_all_ranks
@@ -20,8 +22,9 @@ from .results import Completion, Piece, Timings, TokenLogprob, read_choice
 from .sampling import Choice, Controls, Sampling, choose, controls_for, count, counts_for
 from .state import State, init_state
 from .tokenizer import TextStream, TokenizerLike
+from .vision import compile_count
 
-PREFILL_CHUNK = 256
+PREFILL_CHUNK = 512
 _SMALLEST_CHUNK = 16
 _CAPACITY_STEP = 128
 
@@ -29,7 +32,7 @@ _CAPACITY_STEP = 128
 def generate(
     params: Params,
     tokenizer: TokenizerLike,
-    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     max_new_tokens: int = 128,
     sampling: Sampling | Sequence[Sampling] = Sampling(),
@@ -39,13 +42,16 @@ def generate(
 ) -> list[Completion]:
     """Continues a batch of prompts, of any lengths, and returns one `Completion` for each.
 
-    On XLA parameters the steps run compiled: one prefill graph, one decode graph.
+    On XLA parameters the steps run compiled: one prefill graph, one decode graph; where any of the
+    prompts has an image or a video, one prefill graph that takes embeddings too, and those of
+    the vision tower (see `encode_images`).
 
     Args:
         params: the parameters, on the device to run on.
-        tokenizer: `Tokenizer`, or one of transformers'. Its `end_token_ids`, if any, and the
-            config's `eos_token_id` end a row.
-        prompts: texts, or lists of token ids.
+        tokenizer: `Tokenizer`, `Processor`, or one of transformers' tokenizers. Its
+            `end_token_ids`, if any, and the config's `eos_token_id` end a row.
+        prompts: one or several; each a text, a list of token ids, what a `Processor` made, or
+            messages, for the `Processor` that must then be given.
         max_new_tokens: the most tokens to add to each.
         sampling: how tokens are chosen; one for all rows, or one for each.
         capacity: tokens the state holds per row; None is as many as this call needs.
@@ -54,7 +60,8 @@ def generate(
 
     Raises:
         ValueError: an empty prompt, or one that does not fit the capacity or the model's
-            `max_position_embeddings`; the numbers are in the text.
+            `max_position_embeddings`, the numbers are in the text; messages without a processor,
+            or pictures without vision parameters.
     """
     pieces = stream(
         params,
@@ -76,7 +83,7 @@ def generate(
 def stream(
     params: Params,
     tokenizer: TokenizerLike,
-    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     max_new_tokens: int = 128,
     sampling: Sampling | Sequence[Sampling] = Sampling(),
@@ -89,11 +96,12 @@ def stream(
     Arguments are checked at the call, before the first piece is asked for. The generator's return
     value (`StopIteration.value`) is the list of completions.
     """
-    rows = _encode(tokenizer, prompts)
     _check_count("max_new_tokens", max_new_tokens)
     _check_count("prefill_chunk", prefill_chunk)
+    rows, seen = encode_prompts(params, tokenizer, prompts)
     capacity = _capacity(params, rows, max_new_tokens, capacity)
-    batch = _Batch(params, rows, _samplings(sampling, len(rows)), capacity, prefill_chunk, progress)
+    samplings = _samplings(sampling, len(rows))
+    batch = _Batch(params, rows, seen, samplings, capacity, prefill_chunk, progress)
     return _stream(batch, tokenizer, end_tokens(params, tokenizer), max_new_tokens)
 
 
@@ -167,6 +175,7 @@ class _Batch:
         self,
         params: Params,
         rows: list[list[int]],
+        seen: list[Prompt | None],
         samplings: list[Sampling],
         capacity: int,
         prefill_chunk: int,
@@ -174,6 +183,7 @@ class _Batch:
     ) -> None:
         self.params = params
         self.rows = rows
+        self.seen = seen
         self.samplings = samplings
         self.capacity = capacity
         self.progress = progress
@@ -197,14 +207,16 @@ class _Batch:
         """
         longest = max(map(len, self.rows))
         self.state = init_state(self.params, len(self.rows), self.capacity)
+        pictures = self._encode_pictures()
         shape = (len(self.rows), self.params.config.vocab_size)
         logits = torch.zeros(shape, device=self.params.device)
         with prefill_bar(longest, self.progress and longest > self.chunk) as bar:
             for start in range(0, longest, self.chunk):
-                tokens, lengths = _slice(self.rows, start, self.chunk)
-                tokens, lengths = device_put((tokens, lengths), self.device)
+                inputs = _slice(self.rows, start, self.chunk)
+                inputs += (None, None) if pictures is None else piece(pictures, start, self.chunk)
+                inputs = device_put(inputs, self.device)
                 logits, self.state = self._run(
-                    self.steps.prefill, self.params, self.state, tokens, lengths, logits
+                    self.steps.prefill, self.params, self.state, logits, *inputs
                 )
                 bar.update(min(self.chunk, longest - start))
         self.choice = self._run(
@@ -219,6 +231,19 @@ class _Batch:
         if decode_follows and isinstance(self.steps.decode, Jitted):
             self._run(self.steps.decode.compile, *self._decode_arguments())
         return self._chosen()
+
+    def _encode_pictures(self) -> list[RowPictures | None] | None:
+        """Per row its pictures, or None; None for all where no row has any."""
+        if not any(prompt is not None and prompt.images.grid for prompt in self.seen):
+            return None
+        start, compiled = time.perf_counter(), compile_count(self.params.vision, self.progress)
+        pictures = [
+            prompt and encode_pictures(self.params, prompt, progress=self.progress)
+            for prompt in self.seen
+        ]
+        if compile_count(self.params.vision, self.progress) > compiled:
+            self.compile_seconds += time.perf_counter() - start
+        return pictures
 
     def decode(self, active: list[bool]) -> list[tuple[int, TokenLogprob | None]]:
         """Runs one step of the active rows and returns every row's next token."""
@@ -271,10 +296,16 @@ def _steps(compiled: bool, progress: bool) -> _Steps:
 
 
 def _prefill_step(
-    params: Params, state: State, tokens: Tensor, lengths: Tensor, logits: Tensor
+    params: Params,
+    state: State,
+    logits: Tensor,
+    tokens: Tensor,
+    lengths: Tensor,
+    embeds: Tensor | None,
+    positions: Tensor | None,
 ) -> tuple[Tensor, State]:
     """One chunk; a row whose prompt has ended keeps the logits of its last token."""
-    new, state = prefill(params, state, tokens, lengths)
+    new, state = prefill(params, state, tokens, lengths, embeds, positions)
     return torch.where((lengths > 0)[:, None], new, logits), state
 
 
@@ -319,21 +350,6 @@ def _slice(rows: list[list[int]], start: int, chunk: int) -> tuple[Tensor, Tenso
 def _ladder(length: int) -> int:
     """The power of two that holds `length` tokens: short prompts must not pay for long ones."""
     return max(_SMALLEST_CHUNK, 1 << (length - 1).bit_length())
-
-
-def _encode(tokenizer: TokenizerLike, prompts: Any) -> list[list[int]]:
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
-        prompts = [prompts]
-    rows = [
-        list(tokenizer.encode(prompt)) if isinstance(prompt, str) else [int(t) for t in prompt]
-        for prompt in prompts
-    ]
-    if not rows:
-        raise ValueError("prompts is empty: at least one prompt is needed")
-    for number, row in enumerate(rows):
-        if not row:
-            raise ValueError(f"prompt {number} is empty: at least one token is needed")
-    return rows
 
 
 def _capacity(

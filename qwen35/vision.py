@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .devices import device_put
 from .frames import Frames, groups, parse_grid
-from .jit import jit
+from .jit import Jitted, jit
 from .params import VisionBlock, VisionMerger, VisionParams
 from .progress import compile_progress
 from .ranks import on_all_ranks
@@ -67,6 +67,12 @@ def image_hidden_states(
 ) -> Tensor:
     """What `encode_images` gives to the merger: [N, hidden_size], one vector for each patch."""
     return _run(hidden_states, vision, patches, grid, progress)
+
+
+def compile_count(vision: VisionParams, progress: bool = False) -> int:
+    """Graphs that `encode_images` has compiled so far, with this `progress`; on the CPU none."""
+    step = _step(tower, vision.device.type == "xla", progress)
+    return step.compile_count if isinstance(step, Jitted) else 0
 
 
 def _run(
