@@ -10,6 +10,7 @@ speed wanders treats them alike. Prints a table on standard error and JSON on st
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -69,6 +70,8 @@ def _alternate(directory: str, threads: int, rounds: int) -> dict[str, list[dict
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
     for number in range(rounds):
         for name in WORKERS:
+            if number and name in ONCE:
+                continue
             _say(f"round {number + 1} of {rounds}: {name}")
             command = [sys.executable, __file__, "--worker", name, "--model", directory]
             output = subprocess.run(
@@ -94,26 +97,16 @@ def _ours(directory: str) -> dict[str, Any]:
     import torch
 
     import qwen35
-    from qwen35.generate import PREFILL_CHUNK
     from qwen35.pytree import map_tensors
 
     result: dict[str, Any] = {}
     qwen35.device_put(torch.zeros(1), "xla").cpu()  # starts the device
-    result["memory_start"] = _anonymous_memory()
     start = time.perf_counter()
     params = qwen35.load(directory, device="xla", check_finite=False)
     result["load"] = time.perf_counter() - start
     prefill = qwen35.jit(qwen35.prefill, donate=("state",))
     decode = qwen35.jit(qwen35.decode, donate=("state",))
-
-    def fill(state, tokens):
-        for start in range(0, tokens.shape[1], PREFILL_CHUNK):
-            chunk = tokens[:, start : start + PREFILL_CHUNK]
-            chunk = qwen35.device_put(chunk.contiguous(), "xla")
-            logits, state = prefill(params, state, chunk)
-        logits.cpu()
-        return state
-
+    fill = functools.partial(_fill, prefill, params)
     tokens = torch.randint(0, params.config.vocab_size, (1, max(PROMPTS)))
     token = qwen35.device_put(tokens[:, 0].contiguous(), "xla")
     for length in PROMPTS:
@@ -147,18 +140,79 @@ def _ours(directory: str) -> dict[str, Any]:
             times.append(time.perf_counter() - start)
         result[f"decode_{length}"] = statistics.median(times)
         result[f"host_{length}"] = statistics.median(host)
-        result["memory_decode"] = _anonymous_memory()
     for length in PROMPTS:
         first = result.pop(f"first_prefill_{length}")
         result[f"compile_prefill_{length}"] = first - result[f"prefill_{length}"]
         first = result.pop(f"first_decode_{length}")
         result[f"compile_decode_{length}"] = first - result.get(f"decode_{length}", 0)
     result["recompilations"] = prefill.compile_count + decode.compile_count - compiled
-    result["weight_bytes"] = sum(leaf.nbytes for leaf in _leaves(params))
-    result["state_bytes"] = sum(leaf.nbytes for leaf in _leaves(state))
     # Decode reads every weight once but the embedding's rows that no token of the step names.
     head = params.head.nbytes if params.embed is None else params.embed.nbytes
-    result["read_bytes"] = result["weight_bytes"] - (0 if params.embed is None else head)
+    weights = sum(leaf.nbytes for leaf in _leaves(params))
+    result["read_bytes"] = weights - (0 if params.embed is None else head)
+    return result
+
+
+def _memory(directory: str) -> dict[str, Any]:
+    """What a process adds that loads, prefills the longest prompt and decodes."""
+    import torch
+
+    import qwen35
+
+    qwen35.device_put(torch.zeros(1), "xla").cpu()
+    start = _anonymous_memory()
+    params = qwen35.load(directory, device="xla", check_finite=False)
+    prefill = qwen35.jit(qwen35.prefill, donate=("state",))
+    decode = qwen35.jit(qwen35.decode, donate=("state",))
+    state = qwen35.init_state(params, 1, max(PROMPTS) + DECODE_STEPS)
+    tokens = torch.randint(0, params.config.vocab_size, (1, max(PROMPTS)))
+    state = _fill(prefill, params, state, tokens)
+    token = qwen35.device_put(tokens[:, 0].contiguous(), "xla")
+    most = 0
+    for _ in range(DECODE_STEPS):
+        logits, state = decode(params, state, token)
+        most = max(most, _anonymous_memory())  # while the step runs
+        logits.cpu()
+        most = max(most, _anonymous_memory())
+    needed = sum(leaf.nbytes for tree in (params, state) for leaf in _leaves(tree))
+    return {"memory_start": start, "memory_decode": most, "weights_and_state": needed}
+
+
+def _fill(prefill, params, state, tokens):
+    """Prefills in the steps that `generate` takes, and waits for the end."""
+    import qwen35
+    from qwen35.generate import PREFILL_CHUNK
+
+    for start in range(0, tokens.shape[1], PREFILL_CHUNK):
+        chunk = tokens[:, start : start + PREFILL_CHUNK].contiguous()
+        logits, state = prefill(params, state, qwen35.device_put(chunk, "xla"))
+    logits.cpu()
+    return state
+
+
+def _compile(_: str) -> dict[str, Any]:
+    """Seconds to compile prefill and decode of many layers; narrow ones, which take as long."""
+    import dataclasses
+
+    import torch
+
+    import qwen35
+    from qwen35.generate import PREFILL_CHUNK
+
+    result = {}
+    for count in (24, 64):
+        kinds = tuple("full_attention" if i % 4 == 3 else "linear_attention" for i in range(count))
+        sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "vision": None}
+        config = dataclasses.replace(
+            qwen35.presets["0.8b"], num_hidden_layers=count, layer_types=kinds, **sizes
+        )
+        params = qwen35.init_params(config, device="xla")
+        state = qwen35.init_state(params, 1, max(PROMPTS))
+        tokens = qwen35.device_put(torch.zeros(1, PREFILL_CHUNK, dtype=torch.int64), "xla")
+        for step, token in ((qwen35.prefill, tokens), (qwen35.decode, tokens[:, 0])):
+            start = time.perf_counter()
+            qwen35.jit(step, donate=("state",)).compile(params, state, token)
+            result[f"compile_{step.__name__}_{count}_layers"] = time.perf_counter() - start
     return result
 
 
@@ -196,7 +250,11 @@ WORKERS = {
     "bandwidth": lambda _: _bandwidth(),
     "qwen35": _ours,
     "transformers": _transformers,
+    "memory": _memory,
+    "compile": _compile,
 }
+# What one run settles: no ratio of times.
+ONCE = ("memory", "compile")
 
 
 def _report(results: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> dict:
@@ -204,7 +262,7 @@ def _report(results: dict[str, list[dict[str, Any]]], options: argparse.Namespac
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for name, runs in results.items()
     }
-    ours, theirs = medians["qwen35"], medians["transformers"]
+    ours, theirs, memory = (medians[name] for name in ("qwen35", "transformers", "memory"))
     ratios = {
         key: statistics.median(
             b[key] / a[key] for a, b in zip(results["qwen35"], results["transformers"], strict=True)
@@ -219,8 +277,8 @@ def _report(results: dict[str, list[dict[str, Any]]], options: argparse.Namespac
         "rounds": options.rounds,
         "ratios": ratios,
         "decode_share_of_bandwidth": speed / medians["bandwidth"]["read_gbps"],
-        "memory_over_weights_and_state": (ours["memory_decode"] - ours["memory_start"])
-        / (ours["weight_bytes"] + ours["state_bytes"]),
+        "memory_over_weights_and_state": (memory["memory_decode"] - memory["memory_start"])
+        / memory["weights_and_state"],
         "medians": medians,
         "runs": results,
     }
@@ -244,13 +302,23 @@ def _table(report: dict) -> str:
     for length in CONTEXTS:
         row(f"decode at {length}", f"decode_{length}", 1e3, "ms")
         row("  of that the host's", f"host_{length}", 1e3, "ms")
-    row("memory at decode", "memory_decode", 1e-9, "GB")
+    memory, compilation = report["medians"]["memory"], report["medians"]["compile"]
+    lines.append(
+        f"{'memory at decode':<24}{memory['memory_decode'] / 1e9:>9.1f} GB "
+        f"{theirs['memory_decode'] / 1e9:>10.1f} GB"
+    )
     read = report["medians"]["bandwidth"]["read_gbps"]
     lines += [
         f"read bandwidth {read:.1f} GB/s; decode at 128 uses "
         f"{report['decode_share_of_bandwidth']:.0%} of it",
-        f"memory at decode, without the {ours['memory_start'] / 1e9:.2f} GB of the process before "
+        f"memory at decode, less the {memory['memory_start'] / 1e9:.2f} GB of the process before "
         f"loading, / (weights + state): {report['memory_over_weights_and_state']:.2f}",
+        *(
+            f"compile prefill + decode of {count} narrow layers: "
+            f"{compilation[f'compile_prefill_{count}_layers']:.1f} + "
+            f"{compilation[f'compile_decode_{count}_layers']:.1f} s"
+            for count in (24, 64)
+        ),
         f"compilations after warm-up: {ours['recompilations']:.0f}",
     ]
     return "\n".join(lines)
