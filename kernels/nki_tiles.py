@@ -15,7 +15,7 @@ BANK = 512  # float32 of a PSUM bank, per partition
 def largest_divisor(count, limit):
     """The largest divisor of `count` that is at most `limit`."""
     best = 1
-    for candidate in range(1, count + 1):
+    for candidate in range(2, count + 1):
         if candidate <= limit:
             if count % candidate == 0:
                 best = candidate

@@ -1,53 +1,32 @@
 #!/usr/bin/env python
 """Worst relative errors of the three DeltaNet kernels, beside the Neumann form's.
 
-    python scripts/kernel_errors.py            # about five minutes on one core
-    python scripts/kernel_errors.py --quick    # a twelfth of the cases
+    python scripts/kernel_errors.py            # the 49 cases of the tests, under a minute
+    python scripts/kernel_errors.py --full     # every combination, about half an hour on one core
 
-Every kernel runs in the emulator over lengths, key cosines, beta and decay; rows, value heads per
-key head and the size of the initial state take turns. The reference is the token-by-token loop in
-float64 (tests/kernels/oracle.py). An error is the largest difference over the largest expected
-entry; each cell gives output, state. The Neumann form is the same chunked algorithm in NumPy
-float32, chunks of 128, with the inverse as the doubling product (I - N)(I + N^2)(I + N^4)...
-instead of block merges.
+Every kernel runs in the emulator over the grid of tests/kernels/grid.py: rows, value heads per key
+head, tokens, key cosines, beta, decay, the size of the initial state, in float32 and in 16 bits.
+The reference is the token-by-token loop in float64 (tests/kernels/oracle.py). An error is the
+largest difference over the largest expected entry; each cell gives output, state. The Neumann form
+is the same chunked algorithm in NumPy float32, chunks of 128, with the inverse as the doubling
+product (I - N)(I + N^2)(I + N^4)... instead of block merges.
 """
 
 import argparse
 import itertools
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kernels"))
+import grid
 import harness
 import oracle
 
-COSINES = (0.0, 0.5, 0.8, 0.95)
-KERNELS = {
-    # name: kernel, numbers of tokens
-    "step": (harness.STEP, (1,)),
-    "chunk": (harness.CHUNK, (1, 2, 31, 128)),
-    "fused": (harness.PREFILL, (129, 256, 1000)),
-}
-SHAPES = ({"batch": 1, "group": 1}, {"batch": 2, "group": 2}, {"batch": 3, "group": 3})
-STATES = (0.0, 1.0, 1e3)
-
-
-def cases(tokens, cosine):
-    """Inputs over beta and decay; shapes and states take turns."""
-    for number, (beta, decay) in enumerate(itertools.product((0.0, 0.5, 1.0), oracle.DECAYS)):
-        yield oracle.inputs(
-            seed=number,
-            tokens=tokens,
-            cosine=cosine,
-            beta=beta,
-            decay=decay,
-            key_size=64 if tokens > 128 else 128,
-            value_size=64,
-            state_scale=STATES[(number + 1) % 3],
-            **SHAPES[(number + number // 3) % 3],
-        )
+KEY_SIZE, VALUE_SIZE = 64, 32
+NEUMANN = "Neumann form in float32"
 
 
 def neumann(inputs, chunk=128):
@@ -86,45 +65,43 @@ def error(results, expected):
     ]
 
 
-def worst(kernel, lengths, cosine, quick):
-    """Worst errors [float32 exact | bfloat16 inputs, fast operands | Neumann, output | state]."""
-    found = np.zeros((3, 2))
-    for tokens in lengths:
-        for number, inputs in enumerate(cases(tokens, cosine)):
-            if quick and number < 6:  # keep those with beta = 1
-                continue
-            padded = harness.padded(inputs, 128) if kernel is harness.PREFILL else inputs
-            expected = oracle.delta_rule(*inputs)
-            rounded = oracle.delta_rule(*harness.round_inputs(inputs))
-            for column, (reference, options) in enumerate(
-                ((expected, {}), (rounded, {"half": True, "exact": False}))
-            ):
-                if kernel is harness.STEP:
-                    options.pop("exact", None)
-                out, state = harness.run(kernel, padded, **options)
-                result = error((out[:, :tokens], state), reference)
-                found[column] = np.maximum(found[column], result)
-            with np.errstate(all="ignore"):
-                found[2] = np.maximum(found[2], error(neumann(inputs), expected))
-    return found
+def worst(cases):
+    """{(kernel, form, cosine): worst errors of output and state}, and the number of runs."""
+    found, runs = defaultdict(lambda: np.zeros(2)), 0
+    for case in cases:
+        inputs = grid.inputs(case, key_size=KEY_SIZE, value_size=VALUE_SIZE)
+        expected = {
+            "float32": oracle.delta_rule(*inputs),
+            "bfloat16": oracle.delta_rule(*harness.round_inputs(inputs)),
+        }
+        for name in grid.kernels(case["tokens"]):
+            for dtype, options in grid.DTYPES.items():
+                cell = (name, dtype, case["cosine"])
+                result = error(grid.run(name, inputs, **options), expected[dtype])
+                found[cell] = np.maximum(found[cell], result)
+                runs += 1
+            if name != "step":  # one token has nothing to invert
+                cell = (name, NEUMANN, case["cosine"])
+                with np.errstate(all="ignore"):
+                    result = error(neumann(inputs), expected["float32"])
+                found[cell] = np.maximum(found[cell], result)
+    return found, runs
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a third of the cases, short lengths")
+    parser.add_argument("--full", action="store_true", help="every combination of the grid")
     options = parser.parse_args()
-    print("| kernel | operands | " + " | ".join(f"cosine {c}" for c in COSINES) + " |")
-    print("|---|---|" + "---|" * len(COSINES))
-    for name, (kernel, lengths) in KERNELS.items():
-        if options.quick:
-            lengths = [tokens for tokens in lengths if tokens <= 256][-1:]
-        columns = [worst(kernel, lengths, cosine, options.quick) for cosine in COSINES]
-        rows = ("float32", "bfloat16", "Neumann form in float32")
-        for row, what in enumerate(rows):
-            if name == "step" and row == 2:
-                continue  # one token has nothing to invert
-            cells = " | ".join("{:.0e}, {:.0e}".format(*column[row]) for column in columns)
-            print(f"| {name} | {what} | {cells} |", flush=True)
+    found, runs = worst(grid.product() if options.full else grid.pairs())
+    cosines = grid.AXES["cosine"]
+    print("| kernel | operands | " + " | ".join(f"cosine {c}" for c in cosines) + " |")
+    print("|---|---|" + "---|" * len(cosines))
+    for name, what in itertools.product(("step", "chunk", "fused"), (*grid.DTYPES, NEUMANN)):
+        cells = [found[name, what, c] for c in cosines if (name, what, c) in found]
+        if cells:
+            text = " | ".join("{:.0e}, {:.0e}".format(*cell) for cell in cells)
+            print(f"| {name} | {what} | {text} |")
+    print(f"{runs} runs of the kernels")
 
 
 if __name__ == "__main__":
