@@ -69,9 +69,7 @@ def graph_count(config: VisionConfig, patches: int) -> int:
     return sum(1 + (frames_in_group(length) > 1) for length in ladder(config, patches))
 
 
-def groups(
-    config: VisionConfig, patches: Tensor, sizes: Sequence[Size], *, padded: bool
-) -> Iterator[Frames]:
+def groups(config: VisionConfig, patches: Tensor, sizes: Sequence[Size]) -> Iterator[Frames]:
     """Cuts [N, patch_dim] into the groups that are computed together, in order.
 
     Frames go in full groups, and one by one where they are too few for that: a group of every
@@ -80,7 +78,7 @@ def groups(
     start = 0
     for count, height, width in sizes:
         area = height * width
-        length = padded_patches(config, area) if padded else area
+        length = padded_patches(config, area)
         table = _table(config, height, width, length)
         own = patches[start : start + count * area].unflatten(0, (count, area))
         own = torch.nn.functional.pad(own, (0, 0, 0, length - area))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .devices import device_put
+from .devices import device_put, indices, loop_map
 from .frames import Frames, groups, parse_grid
 from .jit import Jitted, jit
 from .params import VisionBlock, VisionMerger, VisionParams
@@ -24,8 +24,8 @@ from .rope import apply_rope
 from .sharding.collectives import all_reduce
 
 _EPS = 1e-6
-# Attention scores that are held at once: 512 MiB in float32, see `query_block`.
-_SCORES = 2**27
+# Attention scores that are held at once, see `score_block`: 8 MiB in float32 stay in a CPU's cache.
+_SCORES = 2**21
 
 
 def encode_images(
@@ -89,7 +89,7 @@ def _run(
     step = _step(function, compiled, progress)
     copies = mesh.dp if mesh is not None and vision.runtime.rank is None else 1
     parts = []
-    for group in groups(config, patches.to(vision.dtype), sizes, padded=compiled):
+    for group in groups(config, patches.to(vision.dtype), sizes):
         count, frames = int(group.count), len(group.patches)
         if copies > 1:  # the rows of the mesh are for batches; here all of them do the same
             group = Frames(*(torch.cat([tensor] * copies) for tensor in group))
@@ -127,14 +127,15 @@ def hidden_states(vision: VisionParams, frames: Frames) -> Tensor:
 def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
     mesh = vision.runtime.mesh
     batch, length = frames.patches.shape[:2]
-    valid = torch.arange(length, dtype=torch.int32, device=vision.device) < frames.count
+    valid = indices(length, vision.device) < frames.count
     # Zero, not only masked in attention: a weight of zero times a NaN is a NaN.
     patches = torch.where(valid[..., None], frames.patches, 0.0)
     x = patches.flatten(0, 1) @ vision.patch_proj + vision.patch_bias
     x = (x.unflatten(0, (batch, length)) + _positions(vision, frames)).flatten(0, 1)
+    mask = torch.where(valid, 0.0, float("-inf"))  # [1, P], added to scores
     for block in vision.blocks:
         normed = _layer_norm(x, block.attention_norm, block.attention_norm_bias)
-        mixed = _attention(vision, block, normed, frames, valid)
+        mixed = _attention(vision, block, normed, frames, mask)
         x = x + (all_reduce(mixed, mesh) + block.out_proj_bias)
         normed = _layer_norm(x, block.mlp_norm, block.mlp_norm_bias)
         inner = F.gelu(normed @ block.up + block.up_bias, approximate="tanh")
@@ -153,7 +154,7 @@ def _positions(vision: VisionParams, frames: Frames) -> Tensor:
 
 
 def _attention(
-    vision: VisionParams, block: VisionBlock, x: Tensor, frames: Frames, valid: Tensor
+    vision: VisionParams, block: VisionBlock, x: Tensor, frames: Frames, mask: Tensor
 ) -> Tensor:
     """A rank's partial sum [F·P, H] of attention within each frame; x is normed."""
     batch, length = frames.patches.shape[:2]
@@ -162,29 +163,42 @@ def _attention(
     query, key, value = projected.unflatten(-1, (3, -1, size)).unbind(2)  # [F, P, heads, D]
     query = apply_rope(query, frames.cos, frames.sin) * size**-0.5
     key = apply_rope(key, frames.cos, frames.sin)
-    query, value = (t.transpose(1, 2).flatten(0, 1) for t in (query, value))  # [F·heads, P, D]
-    key = key.permute(0, 2, 3, 1).flatten(0, 1)  # [F·heads, D, P]
-    out = [
-        _attend(part, key, value, valid)
-        for part in query.split(query_block(query.shape[0], length), 1)
-    ]
-    out = torch.cat(out, 1).unflatten(0, (batch, -1)).transpose(1, 2)
+    value = F.pad(value, (0, 1), value=1.0)  # a column that adds up the weights
+    rows, queries = score_block(batch * query.shape[2], length)
+    heads = (query.transpose(1, 2), key.permute(0, 2, 3, 1), value.transpose(1, 2))
+    heads = tuple(t.flatten(0, 1).unflatten(0, (-1, rows)) for t in heads)
+
+    def of_rows(mask: Tensor, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        query, key, value = rows  # [rows, P, D], [rows, D, P], [rows, P, D + 1]
+        blocks = query.unflatten(1, (-1, queries)).transpose(0, 1)
+        return loop_map(_attend, (key, value, mask), blocks).transpose(0, 1).flatten(1, 2)
+
+    out = loop_map(of_rows, mask, heads).flatten(0, 1)  # [F·heads, P, D]
+    out = out.unflatten(0, (batch, -1)).transpose(1, 2)
     return out.flatten(2).flatten(0, 1) @ block.out_proj
 
 
-def query_block(rows: int, length: int) -> int:
-    """Queries of each of `rows` frames times heads that attend at once to `length` patches.
+def score_block(rows: int, length: int) -> tuple[int, int]:
+    """How many of the `rows` (a head of a frame each), and of their queries, attend at once.
 
-    All of them where the scores are few; else as many as keep the scores of a block below
-    512 MiB in float32.
+    Whole rows where they are small, a divisor of all rows; else queries of one row, halved until
+    their scores with `length` keys fit.
     """
-    return min(length, max(1, _SCORES // (rows * length)))
+    fitting = _SCORES // length**2
+    group = next((n for n in range(min(rows, fitting), 1, -1) if rows % n == 0), 1)
+    queries = length
+    while group * queries * length > _SCORES and queries % 2 == 0:
+        queries //= 2
+    return group, queries
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> Tensor:
-    scores = (query @ key).float()
-    weights = torch.where(valid, scores, float("-inf")).softmax(-1)
-    return weights.to(value.dtype) @ value
+def _attend(shared: tuple[Tensor, Tensor, Tensor], query: Tensor) -> Tensor:
+    """Softmax attention, normalised last: that is cheaper, and exact."""
+    key, value, mask = shared
+    scores = (query @ key).float() + mask
+    weights = (scores - scores.amax(-1, keepdim=True)).exp().to(value.dtype)
+    out = (weights @ value).float()
+    return (out[..., :-1] / out[..., -1:]).to(value.dtype)
 
 
 def _merge(vision: VisionParams, x: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ def test_padding_changes_nothing(tower, compiled, poison):
     case = tower()
     grid = [(3, 6, 6)]  # 9 tokens, padded to 10
     patches = case.patches(grid)
-    [*_, group] = frames.groups(case.config, patches, grid, padded=True)
+    [*_, group] = frames.groups(case.config, patches, grid)
     assert group.patches.shape == (1, 40, case.config.patch_dim) and group.count.item() == 36
     poisoned = group.patches.clone()
     poisoned[:, 36:] = poison
@@ -221,17 +221,45 @@ def test_padding_changes_nothing(tower, compiled, poison):
     assert_close(out[0, :9], merged[18:])
 
 
-@pytest.mark.parametrize("scores", [1, 4 * 60 * 7, 4 * 60 * 59])
-def test_blocks_of_queries_are_exact(tower, monkeypatch, scores):
-    """One query at a time, 7 at a time, and all but one of the 60."""
+@pytest.mark.parametrize(
+    ("scores", "block"),
+    [(1, (1, 5)), (400, (1, 10)), (40**2, (1, 40)), (3 * 40**2, (2, 40)), (4 * 40**2, (4, 40))],
+)
+def test_blocks_of_scores_are_exact(tower, compiled, monkeypatch, scores, block):
+    """Of the 4 heads' 40 queries: 5, 10, a head's, two heads' and all at a time."""
     case = tower()
-    grid = case.grid("odd")
+    grid = [(1, 6, 6)]
     patches = case.patches(grid)
-    whole = qwen35.encode_images(case.params, patches, grid)
     monkeypatch.setattr(vision, "_SCORES", scores)
-    assert vision.query_block(4, 60) == max(1, scores // 240)
-    split = qwen35.encode_images(case.params, patches, grid)
-    torch.testing.assert_close(split, whole, rtol=0, atol=1e-5)
+    assert vision.score_block(4, 40) == block
+    [group] = frames.groups(case.config, patches, grid)
+    _, merged = case.expected(patches, grid)
+    assert_close(vision.tower(case.params, group)[0, :9], merged)
+    group = qwen35.device_put(group, "xla")
+    step = qwen35.jit(lambda params, group: vision.tower(params, group))
+    assert_close(step(compiled, group)[0, :9].cpu(), merged)
+
+
+def test_compiled_gradients_are_those_of_transformers(tower, compiled):
+    """Differentiated inside the compiled function, where the loops are unrolled."""
+    case = tower()
+    grid = [(1, 6, 6)]
+    patches = case.patches(grid)
+    leaf = case.patches(grid).requires_grad_()
+    [theirs] = torch.autograd.grad(
+        case.model(leaf, torch.tensor(grid)).pooler_output.square().sum(), leaf
+    )
+
+    @qwen35.jit
+    def gradient(params, group):
+        patches = group.patches.clone().requires_grad_()
+        out = vision.tower(params, group._replace(patches=patches))[:, :9]
+        return torch.autograd.grad(out.square().sum(), patches)[0]
+
+    [group] = frames.groups(case.config, patches, grid)
+    mine = gradient(compiled, qwen35.device_put(group, "xla")).cpu()
+    assert not mine[:, 36:].any()
+    assert (mine[0, :36] - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
 def test_ladder():
