@@ -3,6 +3,7 @@
 from .checkpoint import load, save
 from .config import CheckpointError, Config, VisionConfig
 from .devices import device_put
+from .engine import Engine, QueueFull
 from .family import presets
 from .generate import generate, stream
 from .jit import jit
@@ -22,10 +23,12 @@ __all__ = [
     "Completion",
     "Config",
     "DeltaNetState",
+    "Engine",
     "Params",
     "Piece",
     "Processor",
     "Prompt",
+    "QueueFull",
     "Runtime",
     "Sampling",
     "State",
