@@ -309,11 +309,12 @@ def _picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
 def _shardings(leaves: list[torch.Tensor], frozen: list[tuple[int, pytree.FlatTree]]) -> list[str]:
     """Return what tells how the leaves are split over the devices; frozen trees are asked once."""
     core = xla()._XLAC
-    trees = [flat for _, flat in frozen]
-    for flat in trees:
+    for _, flat in frozen:
         if flat.sharding is None:
             flat.sharding = " ".join(core._get_xla_sharding_specs(flat.leaves))
-    loose = [
-        leaf for leaf in leaves if leaf.is_xla and not any(id(leaf) in flat.ids for flat in trees)
-    ]
-    return [*(flat.sharding for flat in trees), *core._get_xla_sharding_specs(loose)]
+    loose, end = [], 0
+    for start, flat in frozen:
+        loose += leaves[end:start]
+        end = start + len(flat.leaves)
+    loose = [leaf for leaf in loose + leaves[end:] if leaf.is_xla]
+    return [*(flat.sharding for _, flat in frozen), *core._get_xla_sharding_specs(loose)]
