@@ -13,6 +13,8 @@ from .multimodal import Processor, Prompt, user_message
 from .params import Params, Runtime, VisionParams
 from .results import Completion, Piece, Timings, TokenLogprob
 from .sampling import Sampling
+from .saved_state import SavedState, load_state, save_state
+from .slots import grow
 from .state import AttentionState, DeltaNetState, State, init_state
 from .tokenizer import Tokenizer
 from .vision import encode_images
@@ -31,6 +33,7 @@ __all__ = [
     "QueueFull",
     "Runtime",
     "Sampling",
+    "SavedState",
     "State",
     "Timings",
     "TokenLogprob",
@@ -42,14 +45,17 @@ __all__ = [
     "encode_images",
     "forward",
     "generate",
+    "grow",
     "init_params",
     "init_state",
     "jit",
     "load",
+    "load_state",
     "logits",
     "prefill",
     "presets",
     "save",
+    "save_state",
     "stream",
     "user_message",
 ]

@@ -103,8 +103,12 @@ class Batch:
         steps, params, row = self._steps, self.params, self.blank()
         slot, vector, mask = self._ids([0]), self._ids([0] * self.slots), [True] * self.slots
         mask = self._put(torch.tensor(mask))
-        chunk = self._put(torch.zeros(1, self.chunk, dtype=torch.int64))
-        steps.prefill.compile(params, row.state, chunk, slot)
+        chunk = torch.zeros(1, self.chunk, dtype=torch.int64)
+        steps.prefill.compile(params, row.state, self._put(chunk), slot, None, None)
+        if params.vision is not None:
+            embeds = torch.zeros(*chunk.shape, params.config.hidden_size, dtype=params.dtype)
+            inputs = self._put((chunk, embeds, chunk.expand(3, 1, -1).contiguous()))
+            steps.prefill.compile(params, row.state, inputs[0], slot, *inputs[1:])
         steps.decode.compile(params, self.rows.state, vector, mask)
         steps.likeliest.compile(self.rows.logits)
         steps.sample.compile(*self.rows, *self._settings, vector, mask, self._top_logprobs)
@@ -117,12 +121,17 @@ class Batch:
 
     # -- one row ------------------------------------------------------------------------------
 
-    def prefill(self, row: Rows, tokens: Sequence[int]) -> Rows:
-        """Reads 1 to `chunk` tokens; consumes the row."""
+    def prefill(
+        self, row: Rows, tokens: Sequence[int], pictures: tuple[Tensor, Tensor] | None = None
+    ) -> Rows:
+        """Reads 1 to `chunk` tokens; consumes the row.
+
+        Args:
+            pictures: embeds [1, chunk, H] and positions [3, 1, chunk], in a prompt with pictures.
+        """
         padded = torch.tensor([[*tokens, *[0] * (self.chunk - len(tokens))]])
-        logits, state = self._steps.prefill(
-            self.params, row.state, self._put(padded), self._ids([len(tokens)])
-        )
+        inputs = (padded, torch.tensor([len(tokens)]), *(pictures or (None, None)))
+        logits, state = self._steps.prefill(self.params, row.state, *self._put(inputs))
         return Rows(state, logits)
 
     def put(self, slot: int, row: Rows, sampling: Sampling, prompt: Sequence[int]) -> None:

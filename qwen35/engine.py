@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 from .batch import Batch, Rows
 from .generate import end_tokens
+from .inputs import Messages, RowPictures, encode_pictures, encode_prompts, piece
+from .multimodal import Prompt
 from .params import Params
 from .prefix_cache import CacheStats, PrefixCache
-from .request import Request, ThinkingBudget
+from .request import Request, ThinkingBudget, cache_keys
 from .results import Piece
 from .sampling import Sampling
 from .tokenizer import TextStream, TokenizerLike
@@ -35,13 +37,14 @@ class _Filling(NamedTuple):
     """A request whose prompt is being read.
 
     row: what has been read, `done` tokens. stops: the lengths still to come at which the prompt is
-    cut and the state kept; the last is the prompt's.
+    cut and the state kept; the last is the prompt's. pictures: the prompt's, or None.
     """
 
     request: Request
     row: Rows
     done: int
     stops: tuple[int, ...]
+    pictures: RowPictures | None
 
 
 class Engine:
@@ -132,7 +135,7 @@ class Engine:
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Prompt | Messages | Sequence[int],
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = Sampling(),
@@ -143,7 +146,7 @@ class Engine:
         """Queues a request; requests start in the order of their submission.
 
         Args:
-            prompt: a text or token ids.
+            prompt: as one of `generate`'s.
             max_new_tokens: the most tokens to add.
             sampling: how its tokens are chosen.
             timeout: seconds from now after which it ends, whatever it has.
@@ -155,8 +158,10 @@ class Engine:
             QueueFull: as many requests wait as may.
             ValueError: the prompt is empty or does not fit, or settings are out of range.
         """
-        tokens = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        tokens = tuple(map(int, tokens))
+        if not isinstance(prompt, str | Prompt) and not len(prompt):
+            raise ValueError("the prompt is empty: at least one token is needed")
+        [row], [seen] = encode_prompts(self.batch.params, self._tokenizer, [prompt])
+        tokens, pictures = tuple(row), seen if seen is not None and seen.images.grid else None
         self._check(tokens, max_new_tokens, sampling, thinking)
         if len(self.waiting) >= self._queue:
             raise QueueFull(f"{len(self.waiting)} requests wait already, as many as may")
@@ -172,6 +177,8 @@ class Engine:
             ends=self._ends.union(sampling.stop),
             stream=TextStream(self._tokenizer),
             submitted=now,
+            keys=cache_keys(tokens, pictures),
+            pictures=pictures,
         )
         self._next_id += 1
         self.waiting.append(request)
@@ -225,6 +232,12 @@ class Engine:
         """Compiles all that any request of the present capacity needs: no later step compiles."""
         self.batch.warm_up()
 
+    def keep(self, keys: Sequence[int], row: Rows) -> None:
+        """Puts a row that has read a prompt of these keys into the prefix cache."""
+        if self.cache is not None:
+            kv = self.batch.keys_and_values(row, self.cache.known(keys), len(keys))
+            self.cache.insert(keys, kv, self.batch.snapshot(row))
+
     @property
     def compile_count(self) -> int:
         """Graphs compiled so far; engines share them."""
@@ -257,28 +270,28 @@ class Engine:
     def _start(self, request: Request) -> _Filling:
         """A row to read the prompt into, from the cache's best start."""
         size = len(request.tokens)
-        needed = size + request.max_new_tokens
-        if needed > self.batch.capacity:
-            self.batch.grow(min(1 << (needed - 1).bit_length(), self.max_capacity))
+        self._make_room(size + request.max_new_tokens)
+        pictures = request.pictures and encode_pictures(self.batch.params, request.pictures)
         if self.cache is None:
-            return _Filling(request, self.batch.blank(), 0, (size,))
-        match = self.cache.lookup(request.tokens)
+            return _Filling(request, self.batch.blank(), 0, (size,), pictures)
+        match = self.cache.lookup(request.keys)
         request.cached_tokens = match.length
         # Where this prompt leaves another one, a third may leave it too.
         stops = {size, match.shared, *request.boundaries, *range(0, size, self._snapshot_every)}
         ahead = tuple(sorted(stop for stop in stops if match.length < stop <= size))
         row = self.batch.restore(match) if match.snapshot is not None else self.batch.blank()
-        return _Filling(request, row, match.length, ahead)
+        return _Filling(request, row, match.length, ahead, pictures)
 
     def _read(self, filling: _Filling) -> _Filling:
         """One chunk of the prompt."""
-        request, row, done, stops = filling
+        request, row, done, stops, pictures = filling
         end = min(done + self.batch.chunk, stops[0])
-        row = self.batch.prefill(row, request.tokens[done:end])
+        here = None if pictures is None else piece([pictures], done, self.batch.chunk)
+        row = self.batch.prefill(row, request.tokens[done:end], here)
         if end == stops[0]:
             stops = stops[1:]
-            self._remember(request.tokens[:end], row)
-        return _Filling(request, row, end, stops)
+            self.keep(request.keys[:end], row)
+        return filling._replace(row=row, done=end, stops=stops)
 
     def _join(self, filling: _Filling) -> None:
         """Gives the request a slot."""
@@ -312,13 +325,11 @@ class Engine:
         """Frees a slot, and keeps its state for a prompt that goes on from there."""
         request, self.running[slot] = self.running[slot], None
         if self.cache is not None:
-            self._remember((*request.tokens, *decoded), self.batch.take(slot))
+            self.keep((*request.keys, *decoded), self.batch.take(slot))
 
-    def _remember(self, tokens: tuple[int, ...], row: Rows) -> None:
-        """Puts the state after these tokens into the cache."""
-        if self.cache is not None:
-            kv = self.batch.keys_and_values(row, self.cache.known(tokens), len(tokens))
-            self.cache.insert(tokens, kv, self.batch.snapshot(row))
+    def _make_room(self, needed: int) -> None:
+        if needed > self.batch.capacity:
+            self.batch.grow(min(1 << (needed - 1).bit_length(), self.max_capacity))
 
     def _expire(self) -> None:
         now = self._clock()
@@ -369,8 +380,6 @@ class Engine:
         thinking: ThinkingBudget | None,
     ) -> None:
         vocabulary = self.batch.params.config.vocab_size
-        if not tokens:
-            raise ValueError("the prompt is empty: at least one token is needed")
         wrong = next((token for token in tokens if not 0 <= token < vocabulary), None)
         if wrong is not None:
             raise ValueError(

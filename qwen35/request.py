@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .multimodal import Prompt
 from .results import Completion, Piece, Timings, TokenLogprob
 from .sampling import Sampling
 from .tokenizer import TextStream
@@ -30,6 +33,8 @@ class Request:
     Attributes:
         id: the `row` of its pieces.
         tokens: the prompt's ids.
+        keys: the same for the prefix cache, see `cache_keys`.
+        pictures: what a processor made of the prompt, if it has pictures.
         max_new_tokens, sampling, thinking: as asked for.
         deadline: when it ends as "timeout", on the engine's clock; None never.
         boundaries: prompt lengths at which the prefix cache keeps the state.
@@ -49,6 +54,8 @@ class Request:
     ends: frozenset[int]
     stream: TextStream
     submitted: float
+    keys: tuple[int, ...]
+    pictures: Prompt | None = None
     cached_tokens: int = 0
     new_tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -111,3 +118,22 @@ class Request:
             Timings(0.0, first, decoding, rate),
             tuple(self.logprobs) if self.sampling.logprobs is not None else None,
         )
+
+
+def cache_keys(tokens: Sequence[int], pictures: Prompt | None) -> tuple[int, ...]:
+    """What tells prompts apart: token ids, and numbers below 0 where a picture stands.
+
+    All pictures have the same placeholder; what the model reads there comes from their pixels.
+    """
+    if pictures is None:
+        return tuple(tokens)
+    keys, images = list(tokens), pictures.images
+    places, patches = iter(images.index.tolist()), images.patches
+    per_token = len(patches) // len(images.index)
+    for t, h, w in images.grid:
+        picture, patches = patches[: t * h * w], patches[t * h * w :]
+        content = repr((t, h, w)).encode() + picture.contiguous().numpy().tobytes()
+        digest = int.from_bytes(hashlib.sha256(content).digest()[:7])
+        for number in range(t * h * w // per_token):
+            keys[next(places)] = -1 - digest - number
+    return tuple(keys)

@@ -275,10 +275,10 @@ def test_an_error_ends_its_request_alone(params, alone, monkeypatch):
     engine = engine_for(params, Letters([broken]), slots=2)
     prefill = engine.batch.prefill
 
-    def failing(row, piece):
+    def failing(row, piece, pictures):
         if 66 in piece:
             raise MemoryError("no room for this prompt")
-        return prefill(row, piece)
+        return prefill(row, piece, pictures)
 
     monkeypatch.setattr(engine.batch, "prefill", failing)
     well = engine.submit([1, 2, 3], max_new_tokens=10, sampling=free)
