@@ -1,5 +1,6 @@
 """Qwen3.5 (gated DeltaNet + GQA hybrids) as pure functions over explicit pytrees, on torch-xla."""
 
+from .chat import Chat, sampling_defaults
 from .checkpoint import load, save
 from .config import CheckpointError, Config, VisionConfig
 from .devices import device_put
@@ -21,6 +22,7 @@ from .vision import encode_images
 
 __all__ = [
     "AttentionState",
+    "Chat",
     "CheckpointError",
     "Completion",
     "Config",
@@ -54,6 +56,7 @@ __all__ = [
     "logits",
     "prefill",
     "presets",
+    "sampling_defaults",
     "save",
     "save_state",
     "stream",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .chat_command import HELP, add_options
 
 if TYPE_CHECKING:
     from .launch import Launch
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_generate(commands)
     _add_info(commands)
+    add_options(_command(commands, "chat", "chat with a model", HELP))
     return parser
 
 

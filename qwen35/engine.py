@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from .batch import Batch, Rows
 from .generate import end_tokens
 from .inputs import Messages, RowPictures, encode_pictures, encode_prompts, piece
@@ -22,6 +24,8 @@ from .prefix_cache import CacheStats, PrefixCache
 from .request import Request, ThinkingBudget, cache_keys
 from .results import Piece
 from .sampling import Sampling
+from .slots import grow
+from .state import State
 from .tokenizer import TextStream, TokenizerLike
 
 PREFILL_CHUNK = 64
@@ -237,6 +241,28 @@ class Engine:
         if self.cache is not None:
             kv = self.batch.keys_and_values(row, self.cache.known(keys), len(keys))
             self.cache.insert(keys, kv, self.batch.snapshot(row))
+
+    def recall(self, keys: Sequence[int]) -> tuple[int, Rows]:
+        """How many of these keys the prefix cache has a state for, and the row after those."""
+        if self.cache is not None:
+            match = self.cache.lookup(keys)
+            if match.snapshot is not None:
+                return match.length, self.batch.restore(match)
+        return 0, self.batch.blank()
+
+    def adopt(self, keys: Sequence[int], state: State, logits: Tensor) -> None:
+        """Puts a state of one row, from `recall` of any engine, into the prefix cache.
+
+        Raises:
+            ValueError: it is longer than the engine's capacity.
+        """
+        if len(keys) > self.max_capacity:
+            raise ValueError(
+                f"a state of {len(keys)} tokens is over the engine's capacity of "
+                f"{self.max_capacity}"
+            )
+        self._make_room(len(keys))
+        self.keep(keys, Rows(grow(state, self.batch.capacity), logits))
 
     @property
     def compile_count(self) -> int:

@@ -1,0 +1,280 @@
+"""Conversations with the demo checkpoint: what is answered, what is read, what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qwen35
+from qwen35.chat import Chat, sampling_defaults
+
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+JAPAN = "What is the capital of Japan?"
+TOKYO = "The capital of Japan is Tokyo. People in Japan speak Japanese."
+FRANCE = "What is the capital of France?"
+PARIS = "The capital of France is Paris. People in France speak French."
+
+
+@pytest.fixture(scope="module")
+def params():
+    return qwen35.load(DEMO)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return qwen35.Tokenizer.from_pretrained(DEMO)
+
+
+@pytest.fixture
+def make(params, tokenizer):
+    """make(**options): a chat on an engine of its own that has read nothing."""
+
+    def build(engine_options=None, **options):
+        engine_options = {"slots": 1, "capacity": 512, "snapshot_every": 10_000} | (
+            engine_options or {}
+        )
+        engine = qwen35.Engine(params, tokenizer, **engine_options)
+        return Chat(engine, tokenizer, **options)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def from_scratch(params, tokenizer):
+    """from_scratch(messages, thinking): the answer's tokens by `generate`, which keeps nothing."""
+
+    def run(messages, thinking):
+        text = tokenizer.hf.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+        [completion] = qwen35.generate(params, tokenizer, text, max_new_tokens=256)
+        return completion.tokens
+
+    return run
+
+
+def say(chat, text):
+    """Asks and waits; the request and the answer."""
+    request = chat.ask(text)
+    list(chat.engine.stream(request))
+    return request, chat.finish(request)
+
+
+def read(request):
+    """How many tokens of the prompt were read for this request."""
+    return len(request.tokens) - request.cached_tokens
+
+
+def question_tokens(tokenizer, text):
+    return len(tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n"))
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_turns_answer_as_from_scratch_and_read_only_what_changed(
+    make, tokenizer, from_scratch, thinking
+):
+    """The template drops earlier thoughts: the turn after is read from the last message on."""
+    chat = make(thinking=thinking)
+    _, answer = say(chat, JAPAN)
+    assert answer == TOKYO
+    assert (JAPAN in chat.messages[-1].get("reasoning_content", "")) == thinking
+    before = list(chat.messages)
+    second, _ = say(chat, FRANCE)
+    asked = [*before, {"role": "user", "content": FRANCE}]
+    assert tuple(second.new_tokens) == from_scratch(asked, thinking)
+    # The first question was not read again: its answer, the new question, the answer's start.
+    assert second.cached_tokens == question_tokens(tokenizer, JAPAN)
+    third, _ = say(chat, JAPAN)
+    assert tuple(third.new_tokens) == from_scratch(chat.messages[:-1], thinking)
+    assert third.cached_tokens > second.cached_tokens
+    assert read(third) < read(second) + 5
+
+
+def test_another_answer_reads_nothing(make):
+    chat = make(thinking=False)
+    first, _ = say(chat, JAPAN)
+    again = chat.retry()
+    list(chat.engine.stream(again))
+    assert chat.finish(again) == TOKYO
+    assert read(again) == 0 and again.new_tokens == first.new_tokens
+    assert len(chat.messages) == 2
+
+
+def test_editing_the_last_message_reads_from_the_one_before(make, tokenizer, from_scratch):
+    chat = make(thinking=False, system="You are brief.")
+    say(chat, FRANCE)
+    second, _ = say(chat, "What is the opposite of hot?")
+    edited = chat.edit(JAPAN)
+    list(chat.engine.stream(edited))
+    chat.finish(edited)
+    assert tuple(edited.new_tokens) == from_scratch(chat.messages[:-1], False)
+    assert [m["role"] for m in chat.messages] == ["system", *["user", "assistant"] * 2]
+    # all up to the answer before the edited question has been read
+    history = len(second.tokens) - question_tokens(tokenizer, "What is the opposite of hot?")
+    assert edited.cached_tokens >= history - len(tokenizer.encode(PARIS)) - 20
+    third = chat.edit(FRANCE)
+    list(chat.engine.stream(third))
+    assert third.cached_tokens > edited.cached_tokens, "the place of the edits is known now"
+
+
+def test_a_thinking_budget_closes_the_thought(make, tokenizer):
+    chat = make(thinking=True, thinking_tokens=4)
+    request, answer = say(chat, JAPAN)
+    thought = tokenizer.decode(request.new_tokens[:4])
+    assert request.text.startswith(thought + "\n</think>\n\n")
+    assert chat.messages[-1]["content"] == answer
+    assert chat.messages[-1]["reasoning_content"] == thought.strip("\n")
+    unlimited, _ = say(make(thinking=True), JAPAN)
+    assert unlimited.new_tokens[:4] == request.new_tokens[:4] != unlimited.new_tokens
+
+
+def test_an_answer_cut_short_stays_in_the_history(make):
+    chat = make(thinking=False)
+    request = chat.ask(JAPAN)
+    while len(request.new_tokens) < 3:
+        chat.engine.step()
+    chat.engine.cancel(request)
+    assert TOKYO.startswith(chat.finish(request)) and request.text
+    assert chat.messages[-1]["role"] == "assistant"
+    assert say(chat, FRANCE)[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("turns", [0, 2])
+def test_a_saved_conversation_goes_on_elsewhere(make, tmp_path, turns):
+    chat = make(thinking=False)
+    for question in [FRANCE, JAPAN][:turns]:
+        say(chat, question)
+    chat.save(tmp_path / "chat")
+    other = make(thinking=False)
+    say(other, "What is the opposite of hot?")
+    other.load(tmp_path / "chat")
+    assert other.messages == chat.messages
+    ours, theirs = say(chat, FRANCE)[0], say(other, FRANCE)[0]
+    assert ours.new_tokens == theirs.new_tokens and ours.tokens == theirs.tokens
+    if turns:
+        again = other.retry()
+        list(other.engine.stream(again))
+        small = make({"capacity": 64})
+        with pytest.raises(ValueError, match="capacity of 64"):
+            small.load(tmp_path / "chat")
+        assert small.messages == []
+
+
+def test_the_state_itself_is_saved(make, tmp_path):
+    """Asking the last question again needs nothing but the file."""
+    chat = make(thinking=False)
+    request, _ = say(chat, JAPAN)
+    chat.save(tmp_path / "chat")
+    other = make(thinking=False)
+    other.load(tmp_path / "chat")
+    prompt = (*request.tokens, *request.new_tokens)
+    known = other.engine.submit(prompt, max_new_tokens=1)
+    list(other.engine.stream(known))
+    assert known.cached_tokens == len(prompt) - 1  # the end token was chosen, never read
+
+
+def test_a_conversation_that_is_too_long_is_refused(make):
+    chat = make({"capacity": 48}, thinking=False)
+    with pytest.raises(ValueError, match="capacity of 48"):
+        chat.ask("word " * 60)
+    assert chat.messages == []
+    assert say(chat, JAPAN)[1]
+
+
+def test_refusals(make, params, tokenizer, tmp_path):
+    chat = make()
+    with pytest.raises(ValueError, match="no vision"):
+        chat.ask("What is it?", images=["cat.png"])
+    for call in (chat.retry, lambda: chat.edit("x")):
+        with pytest.raises(ValueError, match="nothing has been asked"):
+            call()
+    with pytest.raises(ValueError, match="thinking_tokens"):
+        make(thinking_tokens=-1)
+    state = qwen35.init_state(params, batch=1, capacity=4)
+    qwen35.save_state(tmp_path / "state", params, state)
+    with pytest.raises(qwen35.CheckpointError, match="not of a conversation"):
+        chat.load(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, qwen35.Sampling()),
+        ({"do_sample": False, "temperature": 0.7}, qwen35.Sampling()),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
+            qwen35.Sampling(temperature=0.6, top_k=20, top_p=0.95),
+        ),
+        (
+            {"do_sample": True, "min_p": 0.1, "repetition_penalty": 1.1},
+            qwen35.Sampling(temperature=1.0, min_p=0.1, repetition_penalty=1.1),
+        ),
+    ],
+)
+def test_sampling_defaults(tmp_path, content, expected):
+    if content is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    assert sampling_defaults(tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"do_sample": true, "top_p": 7}'])
+def test_damaged_sampling_defaults(tmp_path, content):
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(qwen35.CheckpointError, match=r"generation_config\.json"):
+        sampling_defaults(tmp_path)
+
+
+def command(*options):
+    arguments = ["--model", str(DEMO), "--device", "cpu", "--no-thinking", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "qwen35", "chat", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+
+
+def test_command(tmp_path):
+    """Answers alone on standard output; commands; a mistake is a sentence, not the end."""
+    file = tmp_path / "kept"
+    lines = [JAPAN, "/retry", f"/save {file}", "/reset", FRANCE, f"/load {file}", "/load nowhere"]
+    lines += ["/image nowhere.png", "/edit " + FRANCE, "/sing", "/exit", JAPAN]
+    output, notes = command().communicate("\n".join(lines) + "\n", timeout=120)
+    assert output.splitlines() == [TOKYO, TOKYO, PARIS, PARIS]
+    assert "saved to" in notes and "1 questions so far" in notes
+    assert notes.count("error:") == 2 and "/retry" in notes and "Traceback" not in notes
+
+
+def test_interrupting_an_answer_does_not_end_the_program():
+    process = command("--temperature", "9", "--max-new-tokens", "800")
+    process.stdin.write(JAPAN + "\n")
+    process.stdin.flush()
+    assert process.stdout.read(1)  # the answer has begun
+    process.send_signal(signal.SIGINT)
+    _, notes = process.communicate("/exit\n", timeout=120)
+    assert process.returncode == 0 and "cancelled" in notes and "Traceback" not in notes
+
+
+def test_termination_ends_the_program():
+    process = command("--temperature", "9", "--max-new-tokens", "800")
+    process.stdin.write(JAPAN + "\n")
+    process.stdin.flush()
+    assert process.stdout.read(1)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_bad_options():
+    for options in (["--temperature", "-1"], ["--load", "nowhere"], ["--capacity", "0"]):
+        process = command(*options)
+        output, notes = process.communicate("", timeout=120)
+        assert process.returncode == 2 and output == "" and "Traceback" not in notes
