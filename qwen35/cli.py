@@ -26,6 +26,11 @@ Continue a prompt. Text streams to standard output as it is made.
   qwen35 generate --model demo --prompt "The capital of France is"
   echo "Once upon a time" | qwen35 generate --model DIR --prompt - --temperature 0.8 --seed 1
   qwen35 generate --model DIR --prompt "..." --json > result.json
+
+With pictures, the prompt is a message to which the model answers, in the checkpoint's chat format:
+
+  qwen35 generate --model DIR --image a.png --image b.jpg --prompt "What differs?"
+  qwen35 generate --model DIR --video clip.mp4 --prompt "What happens?"
 """
 
 _INFO_HELP = """\
@@ -86,6 +91,14 @@ def _add_generate(commands) -> None:
     parser.add_argument(
         "--prompt", required=True, metavar="TEXT", help="the prompt; - reads standard input"
     )
+    for kind, needs in (("image", ""), ("video", "; needs pip install 'qwen35[video]'")):
+        parser.add_argument(
+            "--" + kind,
+            action="append",
+            default=[],
+            metavar="FILE",
+            help=f"show the model this {kind}, before the prompt; may be repeated{needs}",
+        )
     parser.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s"
     )
@@ -135,18 +148,22 @@ def _add_generate(commands) -> None:
 def _generate(options: argparse.Namespace) -> int:
     from .launch import launch
 
-    prompt = _read_prompt(options.prompt)
+    prompt = _read_prompt(options.prompt, alone=not (options.image or options.video))
     with launch(options.tp, options.device, options.timeout) as where:
         return _generate_on(where, options, prompt)
 
 
 def _generate_on(where: Launch, options: argparse.Namespace, prompt: str) -> int:
-    from . import Config, Sampling, Tokenizer, load, stream
+    from . import Config, Processor, Sampling, Tokenizer, load, stream, user_message
     from .sharding import process
 
     sampling = Sampling(temperature=options.temperature, seed=options.seed)
     together = process.together if where.processes > 1 else _call
-    tokenizer = together(Tokenizer.from_pretrained, options.model)
+    pictures = bool(options.image or options.video)
+    tokenizer = together((Processor if pictures else Tokenizer).from_pretrained, options.model)
+    seen = prompt
+    if pictures:  # before the weights are read: a bad picture is found at once
+        seen = together(tokenizer, [user_message(prompt, options.image, options.video)])
     if where.processes > 1:
         config = together(Config.from_pretrained, options.model)
         process.agree(config=config, prompt=prompt, options=_shared(options))
@@ -158,11 +175,12 @@ def _generate_on(where: Launch, options: argparse.Namespace, prompt: str) -> int
         runtime=where.runtime,
         check_finite=not options.no_check_finite,
         progress=where.speaks,
+        vision=pictures,
     )
     pieces = stream(
         params,
         tokenizer,
-        prompt,
+        seen,
         max_new_tokens=options.max_new_tokens,
         sampling=sampling,
         progress=where.speaks,
@@ -211,13 +229,13 @@ def _shared(options: argparse.Namespace) -> dict:
     return {name: value for name, value in vars(options).items() if name not in own}
 
 
-def _read_prompt(prompt: str) -> str:
+def _read_prompt(prompt: str, alone: bool) -> str:
     if prompt == "-":
         try:
             prompt = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input is not UTF-8 text ({error})") from None
-    if not prompt:
+    if not prompt and alone:
         raise ValueError("the prompt is empty: at least one token is needed")
     return prompt
 

@@ -313,12 +313,13 @@ class Processor:
 def user_message(
     text: str, images: Iterable[Any] = (), videos: Iterable[Any] = ()
 ) -> dict[str, Any]:
-    """A turn of the user: pictures first, then the text."""
+    """A turn of the user: images first, then videos, then the text, if any."""
     parts = [{"type": "image", "image": image} for image in images]
     parts += [{"type": "video", "video": video} for video in videos]
     if not parts:
         return {"role": "user", "content": text}
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+    parts += [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": parts}
 
 
 def _frames(pictures: list[_Picture]) -> Iterator[tuple[_Picture | None, tuple[int, int, int]]]:

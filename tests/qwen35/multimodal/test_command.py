@@ -1,0 +1,109 @@
+"""`qwen35 generate --image … --video …` as a process, on one device and on four."""
+
+import json
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qwen35 import cli
+
+PROMPT = "What is in them?"
+STEPS = 32
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "qwen35", "generate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two images of sizes that are not resized, and a video."""
+    av = pytest.importorskip("av")
+    directory = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, shape in (("a.png", (64, 96, 3)), ("b.png", (96, 64, 3))):
+        Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8)).save(directory / name)
+    with av.open(directory / "clip.mkv", "w") as container:
+        stream = container.add_stream("ffv1", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "bgr0"
+        for _ in range(9):
+            frame = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def expected(oracle, files):
+    """What transformers says to the two images: token ids."""
+    images = [Image.open(files / name) for name in ("a.png", "b.png")]
+    parts = [{"type": "image", "image": image} for image in images]
+    inputs = oracle.processor.apply_chat_template(
+        [[{"role": "user", "content": [*parts, {"type": "text", "text": PROMPT}]}]],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        out = oracle.model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+    said = out[0, inputs["input_ids"].shape[1] :].tolist()
+    assert len(said) == STEPS
+    return said
+
+
+def look(oracle, files, *more):
+    result = run(
+        *("--model", oracle.directory, "--image", files / "a.png", "--image", files / "b.png"),
+        *("--prompt", PROMPT, "--max-new-tokens", STEPS, "--json", *more),
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)["tokens"]
+
+
+def test_two_images(oracle, files, expected):
+    assert look(oracle, files, "--device", "cpu") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tp", [1, 4])
+def test_compiled_and_on_four_devices(oracle, files, expected, tp):
+    assert look(oracle, files, "--tp", tp) == expected
+
+
+def test_a_video_alone(oracle, files):
+    result = run(
+        *("--model", oracle.directory, "--video", files / "clip.mkv", "--prompt", ""),
+        *("--max-new-tokens", 3, "--device", "cpu", "--json"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)["tokens"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "no.png"], "message 0, part 0 (image): no.png: no such image file"),
+        (["--image", __file__], "not a picture that Pillow can read"),
+        (["--video", __file__], "not a video that can be read"),
+    ],
+)
+def test_a_bad_picture_is_one_line(oracle, capfd, arguments, message):
+    """And no weights are read for it."""
+    common = ["generate", "--model", str(oracle.directory), "--prompt", "?", "--device", "cpu"]
+    with mock.patch("qwen35.load", side_effect=AssertionError):
+        assert cli.main([*common, *arguments]) == 2
+    out, error = capfd.readouterr()
+    [line] = error.strip().splitlines()
+    assert out == ""
+    assert line.startswith("qwen35: error: ") and message in line
