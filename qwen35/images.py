@@ -161,18 +161,25 @@ def patchify(
     Returns:
         patches [t * h * w, patch_dim] float32, and the grid (t, h, w) in patches.
     """
-    pixels = [
-        np.asarray(frame.resize((width, height), Image.Resampling.BICUBIC)) for frame in frames
-    ]
+    planes = torch.from_numpy(np.stack([_planes(frame, height, width) for frame in frames]))
+    mean, std = (255 * torch.tensor(v)[:, None, None] for v in (settings.mean, settings.std))
+    pixels = planes.float().sub_(mean).div_(std)  # [T, 3, height, width]
     size, merge, span = settings.patch_size, settings.merge_size, settings.temporal_patch_size
-    pixels += [pixels[-1]] * (-len(pixels) % span)
+    missing = -len(pixels) % span
+    if missing:
+        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
     grid = len(pixels) // span, height // size, width // size
-    blocks = torch.from_numpy(np.stack(pixels)).reshape(
-        grid[0], span, grid[1] // merge, merge, size, grid[2] // merge, merge, size, 3
+    blocks = pixels.view(
+        grid[0], span, 3, grid[1] // merge, merge, size, grid[2] // merge, merge, size
     )
-    blocks = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(math.prod(grid), 3, -1)
-    mean, std = (255 * torch.tensor(values)[:, None] for values in (settings.mean, settings.std))
-    return ((blocks.float() - mean) / std).flatten(1), grid
+    return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(math.prod(grid), -1), grid
+
+
+def _planes(frame: Image.Image, height: int, width: int) -> np.ndarray:
+    """[3, height, width] uint8."""
+    if frame.size != (width, height):
+        frame = frame.resize((width, height), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(frame).transpose(2, 0, 1))
 
 
 def _open(file: Any, name: str, max_source_pixels: int) -> Image.Image:
