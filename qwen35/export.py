@@ -21,7 +21,7 @@ from .placement import abstract_params
 from .sharding.mesh import Mesh
 from .state import init_state
 
-PHASES = ("prefill", "decode")
+PHASES = ("prefill", "prefill_images", "decode")
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def trace(
     batch: int = 1,
     dtype: torch.dtype | str = torch.bfloat16,
 ) -> Graph:
-    """Traces `prefill` or `decode` for one rank, as `qwen35.jit` would, on tensors without data.
+    """Traces a step of the text model for one rank, as `qwen35.jit` would, on tensors without data.
 
     With tp > 1 it is the graph of one process per rank. Nothing is computed or compiled. The
     state is donated.
 
     Args:
         config: the model; the vision tower, which no step of the text model takes, is left out.
-        phase: "prefill" or "decode".
+        phase: "prefill", "prefill_images" (with `embeds` and `positions`) or "decode".
         mesh, rank: which rank's graph; the ranks' graphs are equal, rank is data.
         tokens: of each row in one prefill step.
         capacity: tokens that the KV cache holds.
@@ -106,14 +106,15 @@ def trace(
         raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
     runtime = Runtime(mesh=mesh, rank=rank)
     params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime)
-    shape = (batch, tokens) if phase == "prefill" else (batch,)
-    step = prefill if phase == "prefill" else decode
-    lowered = lower(
-        step,
-        params,
-        init_state(params, batch, capacity),
-        torch.empty(shape, dtype=torch.int32, device="meta"),
-    )
+    shape = (batch,) if phase == "decode" else (batch, tokens)
+    ids = torch.empty(shape, dtype=torch.int32, device="meta")
+    more = {}
+    if phase == "prefill_images":
+        size = (batch, tokens, config.hidden_size)
+        more["embeds"] = torch.empty(size, dtype=params.dtype, device="meta")
+        more["positions"] = ids.expand(3, batch, tokens)
+    step = decode if phase == "decode" else prefill
+    lowered = lower(step, params, init_state(params, batch, capacity), ids, **more)
     return Graph(
         **vars(lowered),
         phase=phase,
@@ -127,26 +128,28 @@ def trace(
     )
 
 
-def lower(step: Callable[..., tuple[Any, Any]], params: Any, state: Any, tokens: Any) -> Lowered:
-    """Traces `step(params, state, tokens) -> (logits, state)` on trees of meta tensors.
+def lower(
+    step: Callable[..., tuple[Any, Any]], params: Any, state: Any, tokens: Any, **more: Any
+) -> Lowered:
+    """Traces `step(params, state, tokens, **more) -> (logits, state)` on trees of meta tensors.
 
     The state is donated: each of its tensors gives its memory to the one that replaces it.
     """
-    arguments = {"params": params, "state": state, "tokens": tokens}
-    arguments = pytree.map_tensors(_placeholder, arguments)
+    first = {"params": params, "state": state, "tokens": tokens}
+    first, more = pytree.map_tensors(_placeholder, (first, more))
     core = xla()._XLAC
     scalars = core._get_xla_all_numbers_special_scalars()
     core._set_xla_all_numbers_special_scalars(True)  # Python numbers become HLO constants
     try:
         with torch.no_grad():
-            logits, state = step(*arguments.values())
+            logits, state = step(*first.values(), **more)
             # A value that passes through unchanged is an output of its own in the graph.
             state = pytree.map_tensors(lambda t: t.permute(tuple(range(t.dim()))), state)
     finally:
         core._set_xla_all_numbers_special_scalars(scalars)
     outputs = [("logits", logits), *_named_tensors(state, "state")]
     tensors = [tensor for _, tensor in outputs]
-    leaves = [pair for name, tree in arguments.items() for pair in _named_tensors(tree, name)]
+    leaves = [pair for name, tree in (first | more).items() for pair in _named_tensors(tree, name)]
     handles = core._get_tensors_handle([leaf for _, leaf in leaves])
     path_of = {handle: path for handle, (path, _) in zip(handles, leaves, strict=True)}
     _, inputs = core._get_tensors_xla_device_data_node(tensors)

@@ -45,6 +45,13 @@ def test_every_preset_keeps_every_rule(preset, phase, tp):
     assert trace(qwen35.presets[preset], phase, mesh=Mesh(tp=tp)).lint() == []
 
 
+@pytest.mark.parametrize("tp", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_prefill_with_images_keeps_every_rule(tp):
+    graph = trace(qwen35.presets["0.8b"], "prefill_images", mesh=Mesh(tp=tp))
+    assert graph.lint() == []
+    assert {"embeds", "positions"} < set(graph.arguments)
+
+
 def test_a_cache_of_a_quarter_million_tokens_embeds_nothing_large():
     graph = trace(qwen35.presets["0.8b"], "decode", capacity=262144)
     assert graph.lint() == []
