@@ -36,7 +36,7 @@ def encode_prompts(
 
     Raises:
         ValueError: a prompt is empty, or messages come without a `Processor`, or a prompt has
-            pictures that these parameters can't see.
+            pictures that these parameters can't see, or a text places without pictures.
     """
     if isinstance(prompts, str | Prompt):
         prompts = [prompts]
@@ -53,14 +53,18 @@ def encode_prompts(
                     f"{type(tokenizer).__name__}"
                 )
             prompt = tokenizer(prompt)
-        seen.append(prompt if isinstance(prompt, Prompt) else None)
         if isinstance(prompt, Prompt):
             _check_pictures(params, prompt, f"prompt {number}")
-            prompt = prompt.tokens[0].tolist()
+            seen.append(prompt)
+            rows.append(prompt.tokens[0].tolist())
+            continue
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        seen.append(None)
         rows.append([int(token) for token in ids])
         if not rows[-1]:
             raise ValueError(f"prompt {number} is empty: at least one token is needed")
+        if params.vision is not None or isinstance(tokenizer, Processor):
+            _check_no_places(params, rows[-1], f"prompt {number}")
     return rows, seen
 
 
@@ -75,14 +79,14 @@ def encode_pictures(params: Params, prompt: Prompt, *, progress: bool = False) -
 
 
 def piece(rows: Sequence[RowPictures | None], start: int, length: int) -> tuple[Tensor, Tensor]:
-    """`embeds` [B, length, H] and `positions` [3, B, length] of tokens `start` on.
+    """`embeds` [B, length, H] and `positions` [3, B, length] int32 of tokens `start` on.
 
     A row is None if it is of words only: its positions count on. Zeros stand where a row has no
     picture, or has ended.
     """
     some = next(row for row in rows if row is not None)
     embeds = some.vectors.new_zeros(len(rows), length, some.vectors.shape[1])
-    positions = torch.zeros(3, len(rows), length, dtype=torch.int64)
+    positions = torch.zeros(3, len(rows), length, dtype=torch.int32)
     for number, row in enumerate(rows):
         if row is None:
             positions[:, number] = torch.arange(start, start + length)
@@ -109,4 +113,15 @@ def _check_pictures(params: Params, prompt: Prompt, name: str) -> None:
         raise ValueError(
             f"{name} was made for another model: its placeholders are the tokens "
             f"{tokens.unique().tolist()}, this model's {list(ids)}"
+        )
+
+
+def _check_no_places(params: Params, tokens: list[int], name: str) -> None:
+    """Words alone must not have a place for a picture: no vector would stand at it."""
+    ids = {params.config.image_token_id, params.config.video_token_id}
+    places = [token for token in tokens if token in ids]
+    if places:
+        raise ValueError(
+            f"{name} has {len(places)} places for images or videos (token {places[0]}), but none "
+            "of those: give messages, or what a Processor made of them"
         )

@@ -144,6 +144,24 @@ def test_prefill_logits(params, processor, expected, name):
     torch.testing.assert_close(logits[0], expected[name].logits, rtol=0, atol=TOLERANCE)
 
 
+def test_bfloat16(oracle, processor, expected):
+    """The tower and the model in bfloat16: as near to fp32 as two decimal digits allow."""
+    params = qwen35.load(oracle.directory, dtype="bfloat16")
+    prompt = processor(CHATS["turns"])
+    vision = qwen35.encode_images(params.vision, prompt.images.patches, prompt.images.grid)
+    assert vision.dtype == torch.bfloat16
+    state = qwen35.init_state(params, batch=1, capacity=prompt.tokens.shape[1])
+    embeds = prompt.embeds(vision)
+    for given in (embeds, embeds.float()):  # any floating dtype is taken
+        logits, _ = qwen35.prefill(
+            params, state, prompt.tokens, embeds=given, positions=prompt.positions
+        )
+        likeness = torch.cosine_similarity(logits[0], expected["turns"].logits, dim=0)
+        assert likeness > 0.999
+    [completion] = qwen35.generate(params, processor, prompt, max_new_tokens=2)
+    assert completion.tokens[0] == logits.argmax()
+
+
 def assert_says(completions, expected, names=CHATS):
     for name, completion in zip(names, completions, strict=True):
         assert completion.tokens == expected[name].tokens, name
@@ -216,6 +234,9 @@ def test_refusals(oracle, params, processor):
     config = dataclasses.replace(params.config, image_token_id=1)
     other = dataclasses.replace(params, config=config)
     refused("prompt 0 was made for another model", other, processor, processor(chat))
+    refused(r"prompt 0 has 1 places .* but none of those", params, processor, "a<|image_pad|>")
+    places = processor(chat).tokens[0].tolist()
+    refused(r"prompt 1 has 20 places", params, processor.tokenizer, ["hello", places])
     refused("prompts is empty", params, processor, [])
     refused("prompt 1 is empty", params, processor, ["hello", []])
     refused("over the capacity of 40", params, processor, chat, capacity=40)
