@@ -218,6 +218,17 @@ def test_words_without_a_picture_are_as_before(endless, processor):
     assert said[0].text == said[2].text
 
 
+def test_a_text_beside_an_image(endless, processor, expected):
+    """The plain text is longer than a piece; it says what it says alone."""
+    text = "Name the days of the week, the months of the year and the four seasons, in order: "
+    [alone] = greedy(endless, processor, text)
+    assert len(processor.encode(text)) > 16
+    chats = [text, CHATS["image_after"], processor.encode(text)]
+    said = greedy(endless, processor, chats, prefill_chunk=16)
+    assert said[0].tokens == said[2].tokens == alone.tokens
+    assert said[1].tokens == expected["image_after"].tokens
+
+
 def test_refusals(oracle, params, processor):
     chat = CHATS["back_to_back"]
 

@@ -295,6 +295,17 @@ def test_files_of_transformers_5(oracle, processor, tmp_path):
     assert torch.equal(again(chat).images.patches, processor(chat).images.patches)
 
 
+def test_older_names_of_the_limits(oracle):
+    """`min_pixels` and `max_pixels` come before `size`, as in transformers."""
+    content = json.loads((oracle.directory / "preprocessor_config.json").read_text())
+    content |= {"min_pixels": 3 * 64 * 64, "max_pixels": 9 * 64 * 64}
+    settings = preprocessor.PatchSettings.from_dict(content)
+    hf = Qwen2VLImageProcessorPil(**content)
+    for size in ((40, 30), (150, 160), (500, 400)):
+        _, grid = images.image_patches(picture(*size), settings)
+        assert [list(grid)] == hf(picture(*size))["image_grid_thw"].tolist()
+
+
 def test_embeds_stand_at_their_places(processor):
     prompt = processor(CHATS["several_turns"])
     count = len(prompt.images.index)
