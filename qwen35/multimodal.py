@@ -93,8 +93,8 @@ class Processor:
         videos: settings of videos, or None: the checkpoint takes none.
         max_source_pixels: the most pixels that a picture or a frame may have before resizing.
         wrap_videos: whether a video's frames, each between its own vision_start and vision_end,
-            stand together between the pair that the chat template writes. transformers has kept
-            that pair since 5.12; before, the frames' replaced it.
+            stand together between the pair that the chat template writes. transformers 5.23 keeps
+            that pair; in earlier versions the frames' own replaced it, which is False.
     """
 
     tokenizer: Tokenizer

@@ -146,6 +146,16 @@ def test_resized_patches(oracle, processor, width, height, levels):
     assert (ours.images.patches - pillow["pixel_values"]).abs().max() <= ROUNDING
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "CMYK", "1"])
+def test_colours(processor, oracle, mode):
+    """transformers lays transparency on white too."""
+    image = picture(64, 96).convert(mode)
+    if "A" in mode:
+        image.putalpha(picture(64, 96, 1, "L"))
+    chat = [user({"type": "image", "image": image})]
+    assert torch.equal(processor(chat).images.patches, theirs(oracle, chat)["pixel_values"])
+
+
 def test_smart_resize():
     """On 1,000 random sizes, among them tiny, huge and long ones, at several factors."""
     draw = random.Random(0)
