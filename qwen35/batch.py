@@ -182,8 +182,6 @@ class Batch:
     def snapshot(self, row: Rows) -> Snapshot:
         """What a row leaves besides keys and values."""
         parts = (*self._steps.recurrent(row.state), row.logits)
-        if self._device == "cpu":  # where nothing is copied on the way
-            parts = pytree.tree_map(torch.clone, parts)
         return Snapshot(*device_put(parts, "cpu"))
 
     def keys_and_values(self, row: Rows, start: int, end: int) -> KV:
@@ -215,8 +213,6 @@ class Batch:
         )
         position = torch.tensor([match.length], dtype=torch.int32)
         state = grow(State(position, snapshot.rope_offset, layers), self.capacity)
-        if self._device == "cpu":  # the cache's own tensors must not be stepped on
-            return pytree.tree_map(torch.clone, Rows(state, snapshot.logits))
         return Rows(*self._put((state, snapshot.logits)))
 
     # -- helpers ------------------------------------------------------------------------------

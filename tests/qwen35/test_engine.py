@@ -303,6 +303,7 @@ def test_the_engine_survives_a_failed_step_of_all_slots(params, alone, monkeypat
 
     def failing(tokens):
         monkeypatch.setattr(engine.batch, "decode", decode)
+        engine.batch.rows = None  # as when the state has been donated
         raise RuntimeError("the device is gone")
 
     monkeypatch.setattr(engine.batch, "decode", failing)
@@ -366,6 +367,20 @@ def test_log_probabilities(params):
         assert ours.token == theirs.token
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
         assert [token for token, _ in ours.top] == [token for token, _ in theirs.top]
+
+
+def test_penalties_know_the_prompt(params, alone):
+    """Also where the prompt comes out of the cache, and after another request in the slot."""
+    likely = alone([1, 2, 3], 8, Sampling(banned=_ends(params))).tokens
+    prompt = [*likely, 1, 2, 3]
+    sampling = Sampling(repetition_penalty=50.0)
+    expected = alone(prompt, 8, sampling).tokens
+    assert expected != alone(prompt, 8).tokens and not set(expected) & set(prompt)
+    engine = engine_for(params, slots=1)
+    for settings in (sampling, Sampling(), sampling):
+        request = engine.submit(prompt, max_new_tokens=8, sampling=settings)
+        list(engine.stream(request))
+        assert request.completion().tokens == alone(prompt, 8, settings).tokens
 
 
 def test_a_thought_that_gets_too_long_is_closed(params, alone):

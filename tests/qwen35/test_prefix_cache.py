@@ -36,10 +36,10 @@ TOKEN_BYTES = 2 * 6 * 4
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.booleans(), st.lists(st.integers(0, 2), min_size=1, max_size=9)),
+        st.tuples(st.booleans(), st.lists(st.integers(0, 1), min_size=1, max_size=5)),
         max_size=40,
     ),
-    st.integers(0, 12),
+    st.integers(0, 6),
 )
 def test_tree_equals_a_list_of_prefixes(operations, room):
     """Any order of look-ups and insertions, at any size: what is found, held and dropped."""
@@ -174,6 +174,24 @@ def test_a_continued_answer_is_not_read_again(params):
     prompt = tokens(20, 4)
     answer = first_logits(engine, prompt)[1].new_tokens
     check(params, engine, [*prompt, *answer, 5, 6, 7], 20 + len(answer) - 1)
+
+
+def test_a_prompt_that_fills_the_slot(params):
+    """Keys and values up to the last of the capacity are kept and come back."""
+    engine = engine_for(params, slots=1, capacity=75)
+    prompt = tokens(74, 14)
+    expected, _ = whole(params, prompt)
+    for saved in (0, 74):
+        request = engine.submit(prompt, max_new_tokens=1)
+        collections.deque(engine.run(), maxlen=0)
+        assert request.error is None and request.cached_tokens == saved
+        assert request.new_tokens == [expected.argmax().item()]
+    match = engine.cache.lookup(prompt)
+    _, state = whole(params, prompt)
+    layers = [layer for layer in state.layers if isinstance(layer, AttentionState)]
+    for ours, theirs in zip(match.kv, layers, strict=True):
+        torch.testing.assert_close(ours.key, theirs.key[..., :74], rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours.value, theirs.value[:, :, :74], rtol=0, atol=1e-4)
 
 
 def test_an_edited_turn_goes_on_from_its_boundary(params):

@@ -209,12 +209,13 @@ def test_a_row_draws_from_its_seed_and_position_alone():
         alone = token(logits[row : row + 1], [samplings[row]], [positions[row]], counts[:1]).token
         assert alone.item() == batch[row].item()
     assert batch[1] == logits[1].argmax()
-    drawn = {
-        token(logits[:1], [Sampling(1.0, seed=seed)], position).token.item()
+    positions = torch.arange(20)
+    draws = [
+        tuple(token(logits[:1].expand(20, -1), [Sampling(1.0, seed=seed)] * 20, positions).token)
         for seed in (3, 3 + 2**32, 4)
-        for position in range(20)
-    }
-    assert len(drawn) > 20, "seeds (their high halves too) and positions make a difference"
+    ]
+    assert len({tuple(map(int, row)) for row in draws}) == 3, "both halves of a seed count"
+    assert all(len(set(map(int, row))) > 5 for row in draws), "and so do positions"
 
 
 def test_penalties_equal_those_of_transformers_and_openais_formula():
