@@ -1,15 +1,16 @@
 #!/usr/bin/env python
 """Worst relative errors of the three DeltaNet kernels, beside the Neumann form's.
 
-    python scripts/kernel_errors.py            # the 49 cases of the tests, under a minute
-    python scripts/kernel_errors.py --full     # every combination, about half an hour on one core
+    python scripts/kernel_errors.py            # the 49 cases of the tests, ten seconds
+    python scripts/kernel_errors.py --full     # every combination, twenty minutes on one core
 
 Every kernel runs in the emulator over the grid of tests/kernels/grid.py: rows, value heads per key
 head, tokens, key cosines, beta, decay, the size of the initial state, in float32 and in 16 bits.
 The reference is the token-by-token loop in float64 (tests/kernels/oracle.py). An error is the
-largest difference over the largest expected entry; each cell gives output, state. The Neumann form
-is the same chunked algorithm in NumPy float32, chunks of 128, with the inverse as the doubling
-product (I - N)(I + N^2)(I + N^4)... instead of block merges.
+largest difference over the largest expected entry; each cell gives output, state. Beside them stand
+the same loop in float32, and the Neumann form: the same chunked algorithm in NumPy float32, chunks
+of 128, with the inverse as the doubling product (I - N)(I + N^2)(I + N^4)... instead of block
+merges.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import oracle
 
 KEY_SIZE, VALUE_SIZE = 64, 32
 NEUMANN = "Neumann form in float32"
+LOOP = "token loop in float32"
 
 
 def neumann(inputs, chunk=128):
@@ -57,6 +59,14 @@ def neumann(inputs, chunk=128):
     return out, state
 
 
+def loop(inputs):
+    """Output and state of the definition in float32."""
+    return oracle.delta_rule(*inputs, dtype=np.float32)
+
+
+FORMS = {LOOP: loop, NEUMANN: neumann}
+
+
 def error(results, expected):
     """Relative errors of output and state; inf where not finite."""
     return [
@@ -80,10 +90,12 @@ def worst(cases):
                 result = error(grid.run(name, inputs, **options), expected[dtype])
                 found[cell] = np.maximum(found[cell], result)
                 runs += 1
-            if name != "step":  # one token has nothing to invert
-                cell = (name, NEUMANN, case["cosine"])
+            for form, function in FORMS.items():
+                if (name, form) == ("step", NEUMANN):
+                    continue  # one token has nothing to invert
                 with np.errstate(all="ignore"):
-                    result = error(neumann(inputs), expected["float32"])
+                    result = error(function(inputs), expected["float32"])
+                cell = (name, form, case["cosine"])
                 found[cell] = np.maximum(found[cell], result)
     return found, runs
 
@@ -96,7 +108,7 @@ def main():
     cosines = grid.AXES["cosine"]
     print("| kernel | operands | " + " | ".join(f"cosine {c}" for c in cosines) + " |")
     print("|---|---|" + "---|" * len(cosines))
-    for name, what in itertools.product(("step", "chunk", "fused"), (*grid.DTYPES, NEUMANN)):
+    for name, what in itertools.product(("step", "chunk", "fused"), (*grid.DTYPES, *FORMS)):
         cells = [found[name, what, c] for c in cosines if (name, what, c) in found]
         if cells:
             text = " | ".join("{:.0e}, {:.0e}".format(*cell) for cell in cells)

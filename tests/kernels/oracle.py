@@ -21,18 +21,18 @@ class Inputs(NamedTuple):
     state: np.ndarray  # [B, Hv, Dk, Dv]
 
 
-def delta_rule(query, key, value, log_decay, beta, state):
-    """Outputs [B, T, Hv, Dv] and the final state [B, Hv, Dk, Dv], float64.
+def delta_rule(query, key, value, log_decay, beta, state, dtype=np.float64):
+    """Outputs [B, T, Hv, Dv] and the final state [B, Hv, Dk, Dv], of `dtype`.
 
     Shapes as in `Inputs`; value head h reads key head h // (Hv / Hk).
     """
     query, key, value, log_decay, beta, state = (
-        np.asarray(x, np.float64) for x in (query, key, value, log_decay, beta, state)
+        np.asarray(x, dtype) for x in (query, key, value, log_decay, beta, state)
     )
     repeats = value.shape[2] // key.shape[2]
     query, key = np.repeat(query, repeats, axis=2), np.repeat(key, repeats, axis=2)
     state = state.copy()
-    out = np.empty(value.shape)
+    out = np.empty(value.shape, dtype)
     for t in range(key.shape[1]):
         state *= np.exp(log_decay[:, t])[..., None, None]
         recalled = np.einsum("bhk,bhkv->bhv", key[:, t], state)

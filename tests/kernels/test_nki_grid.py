@@ -1,7 +1,4 @@
-"""The three kernels over every pair of values of the grid; scripts/kernel_errors.py runs it all.
-
-Bounds as in test_nki_chunk and test_nki_recurrent: the step's is looser where its output cancels.
-"""
+"""The three kernels over every pair of values of the grid; scripts/kernel_errors.py runs it all."""
 
 import itertools
 
@@ -10,14 +7,6 @@ import harness
 import oracle
 import pytest
 
-BOUNDS = {
-    ("step", "float32"): 5e-6,
-    ("chunk", "float32"): 1e-5,
-    ("fused", "float32"): 1e-5,
-    ("step", "bfloat16"): 1e-2,
-    ("chunk", "bfloat16"): 1e-2,
-    ("fused", "bfloat16"): 1e-2,
-}
 CASES = list(grid.pairs())
 
 
@@ -28,11 +17,11 @@ def test_the_cases_have_every_pair():
 
 
 @pytest.mark.parametrize("dtype", grid.DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
+@pytest.mark.parametrize("case", CASES, ids=grid.label)
 def test_matches_the_definition(case, dtype):
     inputs = grid.inputs(case, key_size=64, value_size=32)
     options = grid.DTYPES[dtype]
     expected = oracle.delta_rule(*(harness.round_inputs(inputs) if options["half"] else inputs))
     for name in grid.kernels(case["tokens"]):
         for mine, truth in zip(grid.run(name, inputs, **options), expected, strict=True):
-            assert oracle.relative_error(mine, truth) < BOUNDS[name, dtype], name
+            assert oracle.relative_error(mine, truth) < grid.bound(name, dtype), name

@@ -6,50 +6,56 @@ The same files, the same inputs and the same bounds as on our emulator.
 import importlib
 import os
 
+import grid
 import harness
+import numpy as np
 import oracle
 import pytest
-from qwen35.kernels import emulator
+from qwen35.kernels import binding, emulator
 
 MISSING = emulator.nki_unavailable()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+KERNELS = {"step": binding.STEP, "chunk": binding.CHUNK, "fused": binding.PREFILL}
 
 
-def simulate(module, name, arrays, lnc=1, **static):
+def errors(name, inputs, dtype, lnc=1):
+    """Relative errors of output and state."""
     os.environ["NEURON_PLATFORM_TARGET_OVERRIDE"] = "trn2"
     import nki
 
-    kernel = getattr(importlib.import_module(f"qwen35.kernels.{module}"), name)
-    return nki.simulate(kernel[lnc] if lnc > 1 else kernel)(*arrays, **static)
+    kernel = KERNELS[name]
+    function = getattr(importlib.import_module(f"qwen35.kernels.{kernel.module}"), kernel.function)
+    options = grid.DTYPES[dtype]
+    tokens = inputs.key.shape[1]
+    arrays = list(harness.padded(inputs, 128) if name == "fused" else inputs)
+    if name == "step":
+        arrays[:5] = [x[:, 0] for x in arrays[:5]]
+    if options["half"]:
+        import ml_dtypes  # nki depends on it
+
+        arrays[:3] = [x.astype(ml_dtypes.bfloat16) for x in arrays[:3]]
+        inputs = harness.round_inputs(inputs)
+    simulated = nki.simulate(function[lnc] if lnc > 1 else function)
+    out, state = simulated(*arrays, exact=options["exact"])
+    out = np.asarray(out, np.float32)
+    out = out[:, None] if name == "step" else out[:, :tokens]
+    return [
+        oracle.relative_error(mine, truth)
+        for mine, truth in zip((out, state), oracle.delta_rule(*inputs), strict=True)
+    ]
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("dtype", grid.DTYPES)
+@pytest.mark.parametrize("case", list(grid.pairs()), ids=grid.label)
+def test_matches_the_definition(case, dtype):
+    inputs = grid.inputs(case, key_size=64, value_size=32)
+    for name in grid.kernels(case["tokens"]):
+        assert max(errors(name, inputs, dtype)) < grid.bound(name, dtype), name
+
+
 @pytest.mark.parametrize("lnc", [1, 2])
-def test_step(lnc, exact):
-    inputs = oracle.inputs(batch=2, tokens=1, key_heads=2, group=3, decay="mixed")
-    arrays = [x[:, 0] for x in inputs[:5]] + [inputs.state]
-    out, state = simulate("nki_recurrent", "gated_delta_step", arrays, lnc, exact=exact)
-    expected, expected_state = oracle.delta_rule(*inputs)
-    bound = 1e-6 if exact else 1e-2
-    assert oracle.relative_error(out[:, None], expected) < bound
-    assert oracle.relative_error(state, expected_state) < bound
-
-
-@pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize(
-    ("module", "name", "tokens"),
-    [
-        ("nki_chunk", "gated_delta_chunk", 31),
-        ("nki_chunk", "gated_delta_chunk", 128),
-        ("nki_fused", "gated_delta_prefill", 384),
-    ],
-)
-def test_chunks(module, name, tokens, exact):
-    inputs = harness.round_inputs(
-        oracle.inputs(tokens=tokens, key_heads=2, group=3, cosine=0.8, decay="mixed")
-    )
-    out, state = simulate(module, name, list(inputs), exact=exact)
-    expected, expected_state = oracle.delta_rule(*inputs)
-    bound = 1e-5 if exact else 1e-2
-    assert oracle.relative_error(out, expected) < bound
-    assert oracle.relative_error(state, expected_state) < bound
+@pytest.mark.parametrize("dtype", grid.DTYPES)
+@pytest.mark.parametrize(("name", "tokens"), [("step", 1), ("chunk", 31), ("fused", 384)])
+def test_a_rank_of_the_27b_layer(name, tokens, dtype, lnc):
+    inputs = oracle.inputs(batch=2, tokens=tokens, key_heads=2, group=3, cosine=0.8, decay="mixed")
+    assert max(errors(name, inputs, dtype, lnc)) < grid.bound(name, dtype)
