@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Break the NKI kernels in every small way, one at a time, and see whether the tests notice.
 
-    python scripts/mutate_kernels.py            # every mutant, about ten minutes on one core
+    python scripts/mutate_kernels.py            # every mutant, about five minutes on one core
     python scripts/mutate_kernels.py --list     # only name them
 
 Mutants: an instruction or a stage deleted (memsets, masks and copies among them), the operands of

@@ -27,7 +27,7 @@ def test_matches_the_definition(cosine, decay):
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("cosine", [0.0, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("group", [1, 2, 3])
-def test_the_whole_grid(cosine, beta, group):
+def test_every_cosine_beta_decay_and_state(cosine, beta, group):
     for decay in oracle.DECAYS:
         for scale in (0.0, 1.0, 1e4):
             inputs = oracle.inputs(
