@@ -61,8 +61,8 @@ def test_info_as_json():
     result = command("info", "27b", "--json")
     assert result.returncode == 0, result.stderr.decode()
     summary = json.loads(result.stdout)
-    # 26.9 B parameters beside the vision tower, in bfloat16; 48 layers x 48 heads x 64 KiB and their convolutions' windows;
-    # 16 layers x 4 heads x 256 x 2 x 2 bytes.
+    # 26.9 B parameters beside the vision tower, in bfloat16; 48 layers x 48 heads x 64 KiB and
+    # their convolutions' windows; 16 layers x 4 heads x 256 x 2 x 2 bytes.
     total, vision = (summary["parameters"][part] for part in ("total", "vision"))
     assert total - vision == pytest.approx(26.9e9, rel=1e-3)
     assert summary["weight_bytes"] == pytest.approx(2 * total, rel=1e-3)
