@@ -31,36 +31,44 @@ def status(field):
 
 
 patches = torch.rand(side * side, tower.patch_dim)
-start = status("VmRSS")
-with open("/proc/self/clear_refs", "w") as clear:
-    clear.write("5")  # the peak starts anew
-out = qwen35.encode_images(vision, patches, [(1, side, side)])
-assert out.shape == (side * side // 4, tower.out_hidden_size) and out.isfinite().all()
-print(status("VmHWM") - start)
+for _ in range(2):  # the first time compiles
+    start = status("VmRSS")
+    with open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")  # the peak starts anew
+    out = qwen35.encode_images(vision, patches, [(1, side, side)])
+    assert out.shape == (side * side // 4, tower.out_hidden_size) and out.isfinite().all()
+    del out
+    print(status("VmHWM") - start)
 """
 
 
-def added(content: dict, side: int) -> int:
-    """Bytes that an image of side x side patches takes at most, beside weights and patches."""
+def added(content: dict, side: int) -> tuple[int, int]:
+    """Bytes that an image of side x side patches takes at most, beside weights and patches: with
+    and without compiling."""
     command = [sys.executable, "-c", CHILD, json.dumps(content), str(side)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    first, second = map(int, done.stdout.split())
+    return first, second
 
 
 @pytest.mark.slow
 def test_the_largest_images_fit_at_the_27b_towers_width():
     """2048 x 2048 pixels, 16,384 patches, one layer: less than 4 GB. Its scores alone, held at
     once, would be 17 GB."""
-    peak = added({"depth": 1, "out_hidden_size": 5120}, side=128)
+    peak, _ = added({"depth": 1, "out_hidden_size": 5120}, side=128)
     print(f"{peak / 1e9:.2f} GB beside weights and patches")
     assert peak < 4e9
 
 
 @pytest.mark.slow
-def test_more_layers_take_no_more_memory():
-    """A layer's activations give way to the next one's: so one layer speaks for all."""
+def test_a_further_layer_takes_little_more_than_its_output():
+    """XLA keeps about one [patches, hidden] tensor a layer. At the 27B tower's width and 16,384
+    patches that is 75 MB: with one layer's 1 GB, all 27 stay under 4 GB at 1.5 times that."""
     tower = {"hidden_size": 384, "num_heads": 6, "intermediate_size": 1536, "out_hidden_size": 256}
-    one, five = (added(tower | {"depth": depth}, side=64) for depth in (1, 5))
-    print(f"one layer {one / 1e6:.0f} MB, five {five / 1e6:.0f} MB")
-    assert five < 1.25 * one
+    one, nine = (added(tower | {"depth": depth}, side=64)[1] for depth in (1, 9))
+    output = 64 * 64 * 384 * 4
+    print(
+        f"one layer {one / 1e6:.0f} MB, nine {nine / 1e6:.0f} MB, an output {output / 1e6:.1f} MB"
+    )
+    assert nine - one < 8 * 1.5 * output
