@@ -63,12 +63,12 @@ def test_the_largest_images_fit_at_the_27b_towers_width():
 
 @pytest.mark.slow
 def test_a_further_layer_takes_little_more_than_its_output():
-    """XLA keeps about one [patches, hidden] tensor a layer. At the 27B tower's width and 16,384
-    patches that is 75 MB: with one layer's 1 GB, all 27 stay under 4 GB at 1.5 times that."""
+    """XLA keeps about 1.2 tensors [patches, hidden] a layer: 90 MB at the 27B tower's width and
+    16,384 patches, so that all 27 layers take 3.3 GB with one layer's 1 GB. A layer's other
+    activations are seven times as much and give way to the next one's. Twice an output leaves
+    room for what the allocator does from run to run (20 MB here)."""
     tower = {"hidden_size": 384, "num_heads": 6, "intermediate_size": 1536, "out_hidden_size": 256}
-    one, nine = (added(tower | {"depth": depth}, side=64)[1] for depth in (1, 9))
+    one, many = (added(tower | {"depth": depth}, side=64)[1] for depth in (1, 17))
     output = 64 * 64 * 384 * 4
-    print(
-        f"one layer {one / 1e6:.0f} MB, nine {nine / 1e6:.0f} MB, an output {output / 1e6:.1f} MB"
-    )
-    assert nine - one < 8 * 1.5 * output
+    print(f"one layer {one / 1e6:.0f} MB, 17 {many / 1e6:.0f} MB, output {output / 1e6:.1f} MB")
+    assert many - one < 16 * 2 * output
