@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .chat_command import HELP, add_options
+from .eval_command import HELP as EVAL_HELP
+from .eval_command import add_commands
 
 if TYPE_CHECKING:
     from .launch import Launch
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_info(commands)
     add_options(_command(commands, "chat", "chat with a model", HELP))
+    add_commands(_command(commands, "eval", "measure a model", EVAL_HELP))
     return parser
 
 
