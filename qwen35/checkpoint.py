@@ -121,7 +121,13 @@ def load(
         return moved
 
     with bar:
-        return with_tp_index(map_declarations(build, declared), device)
+        params = with_tp_index(map_declarations(build, declared), device)
+    if files.problems:
+        raise CheckpointError(
+            f"{directory}: {'; '.join(files.problems)} (check_finite=False or --no-check-finite "
+            "loads it all the same)"
+        )
+    return params
 
 
 class _Files:
@@ -247,16 +253,13 @@ class _Files:
             )
 
     def check_finite(self, parameter: Parameter, parts: Sequence[torch.Tensor]) -> None:
-        """Raises CheckpointError naming the checkpoint's tensor that holds a NaN or an Inf."""
+        """Adds a problem for each of the checkpoint's tensors that hold a NaN or an Inf."""
         for piece, part in zip(parameter.pieces, parts, strict=True):
             # isfinite's temporaries are larger than its input: blocks keep them to a few MB.
             rows = max(1, _BLOCK // max(1, part[0].numel()))
             if not all(block.isfinite().all() for block in part.split(rows)):
                 file, name = self.tensors[piece.source.name]
-                raise CheckpointError(
-                    f"{file}: {name} holds NaN or infinite values "
-                    "(check_finite=False or --no-check-finite loads it all the same)"
-                )
+                self.problems.append(f"{file.name}: {name} holds NaN or infinite values")
 
 
 def save(params: Params, directory: str | Path) -> None:

@@ -121,6 +121,8 @@ def load_rank(
     config = config if vision else config.text_only()
     abstract = abstract_params(config, dtype=dtype, runtime=runtime)
 
+    infinite = []
+
     def take(path: str, expected: Tensor) -> Tensor:
         tensor = tensors.get(path)
         if tensor is None or tensor.shape != expected.shape or tensor.dtype != expected.dtype:
@@ -132,13 +134,15 @@ def load_rank(
         if check_finite and not all(
             block.isfinite().all() for block in tensor.view(-1).split(2**20)
         ):
-            raise CheckpointError(
-                f"{file}: {path} holds NaN or infinite values "
-                "(check_finite=False or --no-check-finite loads it all the same)"
-            )
+            infinite.append(path)
         return tensor
 
     taken = iter([take(path, leaf) for path, leaf in _named(abstract)])
+    if infinite:
+        raise CheckpointError(
+            f"{file}: NaN or infinite values in {', '.join(infinite)} "
+            "(check_finite=False or --no-check-finite loads it all the same)"
+        )
     return pytree.map_tensors(lambda _: next(taken), abstract)
 
 

@@ -458,6 +458,20 @@ def test_values_that_are_not_finite_are_named(checkpoint, name, dtype, value):
     assert sum((~torch.isfinite(leaf)).sum() for leaf in pytree.tree_leaves(params)) == 1
 
 
+def test_all_tensors_that_are_not_finite_are_named_at_once(checkpoint):
+    names = ["lm_head.weight", "model.layers.1.linear_attn.A_log", "model.norm.weight"]
+    directory = checkpoint()
+
+    def damage(tensors):
+        for name in names:
+            tensors[name].view(-1)[0] = float("nan")
+
+    edit(directory, damage)
+    text = refusal(directory)
+    assert all(f"{name} holds NaN" in text for name in names)
+    assert text.count("holds NaN") == len(names)
+
+
 @pytest.mark.parametrize("at", [0, 700_000, -1])
 def test_the_scan_reaches_every_value_of_a_large_tensor(text_config, tmp_path, at):
     """2.6 million values: more than the scan takes at a time."""
