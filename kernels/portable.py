@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .loop import scan
+
 
 def gated_delta_step(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
@@ -79,52 +81,52 @@ def gated_delta_prefill(
     Returns:
         Output [B, T, Hv, Dv] in the value's dtype and the new state, float32.
     """
-    batch, tokens, key_heads, _ = key.shape
-    value_heads, value_size = value.shape[2:]
-    repeats = value_heads // key_heads
+    tokens, key_heads = key.shape[1:3]
+    repeats = value.shape[2] // key_heads
     length = min(chunk, tokens)
     count = -(-tokens // length)
 
-    query = _chunked(query, count, length).unsqueeze(3)  # [B, N, Hk, 1, C, Dk]
-    key = _chunked(key, count, length).unsqueeze(3)
-    value_dtype = value.dtype
-    value = _chunked(value, count, length).unflatten(2, (key_heads, repeats))
-    log_decay = _chunked(log_decay.unsqueeze(-1), count, length)
-    log_decay = log_decay.unflatten(2, (key_heads, repeats))  # [B, N, Hk, R, C, 1]
-    beta = _chunked(beta.unsqueeze(-1), count, length).unflatten(2, (key_heads, repeats))
+    def chunked(x: Tensor) -> Tensor:
+        """[B, T, heads, D] to float32 [N, B, Hk, heads / Hk, C, D], zeros after the last token."""
+        x = pad(x, (0, 0, 0, 0, 0, count * length - tokens)).float()
+        return x.unflatten(1, (count, length)).permute(1, 0, 3, 2, 4).unflatten(2, (key_heads, -1))
 
+    xs = tuple(map(chunked, (query, key, value, log_decay.unsqueeze(-1), beta.unsqueeze(-1))))
+    state, out = scan(_chunk_step, state.unflatten(1, (key_heads, repeats)), xs)
+    out = out.flatten(2, 3).permute(1, 0, 3, 2, 4).flatten(1, 2)  # [B, N · C, Hv, Dv]
+    return out[:, :tokens].to(value.dtype), state.flatten(1, 2)
+
+
+def _chunk_step(state: Tensor, chunk: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """One chunk: the state [B, Hk, R, Dk, Dv] after it, and its outputs [B, Hk, R, C, Dv].
+
+    `chunk` is query and key [B, Hk, 1, C, Dk], value [B, Hk, R, C, Dv], log decay and beta
+    [B, Hk, R, C, 1].
+    """
+    query, key, value, log_decay, beta = chunk
+    length, key_size = key.shape[-2:]
     lower = _lower(length, key.device)
     strict = lower - torch.eye(length, device=key.device)
     # Sums over the tokens j+1..i, not differences of one cumulative sum: after a strong decay
     # those would lose the weak decays that follow to cancellation.
     between = lower @ (log_decay * strict)
     decay = between.exp() * lower
-    from_start = (lower @ log_decay).exp()  # [B, N, Hk, R, C, 1]
+    from_start = (lower @ log_decay).exp()
     to_end = decay[..., -1, :].unsqueeze(-1)
     across = from_start[..., -1:, :]
 
     transposed = key.transpose(-1, -2)
     inverse = invert_unit_lower(beta * decay * (key @ transposed) * strict)
     attention = decay * (query @ transposed)
-    # A chunk's R is `wanted` less what `recall` finds in the state before it.
-    key_size = key.shape[-1]
+    # R is `wanted` less what `recall` finds in the state before the chunk.
     solved = inverse @ torch.cat([beta * from_start * key, beta * value], dim=-1)
-    recall, wanted = solved.split([key_size, value_size], dim=-1)
-    # Side by side, what reads the state before a chunk, and what R enters.
+    recall, wanted = solved.split([key_size, value.shape[-1]], dim=-1)
+    # Side by side, what reads the state before the chunk, and what R enters.
     readers = torch.cat([recall, query * from_start], dim=-2)
     writers = torch.cat([attention, transposed * to_end.transpose(-1, -2)], dim=-2)
-
-    state = state.unflatten(1, (key_heads, repeats))
-    outputs = []
-    chunks = (x.unbind(1) for x in (readers, wanted, writers, across))
-    for reads, wants, writes, decays in zip(*chunks, strict=True):
-        recalled, answered = (reads @ state).chunk(2, dim=-2)
-        within, written = (writes @ (wants - recalled)).split([length, key_size], dim=-2)
-        outputs.append(answered + within)
-        state = decays * state + written
-    out = torch.stack(outputs, dim=1)  # [B, N, Hk, R, C, Dv]
-    out = out.flatten(2, 3).transpose(2, 3).reshape(batch, count * length, value_heads, value_size)
-    return out[:, :tokens].to(value_dtype), state.flatten(1, 2)
+    recalled, answered = (readers @ state).chunk(2, dim=-2)
+    within, written = (writers @ (wanted - recalled)).split([length, key_size], dim=-2)
+    return across * state + written, answered + within
 
 
 def invert_unit_lower(strictly_lower: Tensor) -> Tensor:
@@ -165,14 +167,6 @@ def _invert_by_masks(strictly_lower: Tensor) -> Tensor:
         inverse = inverse - below
         block *= 2
     return inverse
-
-
-def _chunked(x: Tensor, count: int, length: int) -> Tensor:
-    """[B, T, heads, D] to float32 [B, N, heads, C, D], zeros after the last token."""
-    padding = count * length - x.shape[1]
-    if padding:
-        x = pad(x, (0, 0, 0, 0, 0, padding))
-    return x.float().unflatten(1, (count, length)).transpose(2, 3)
 
 
 def _lower(size: int, device: torch.device) -> Tensor:

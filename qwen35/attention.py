@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from .devices import indices
+from .kernels.loop import loop_map
 from .norms import rms_norm
 from .params import AttentionLayer, Params
 from .rope import apply_rope
 from .state import AttentionState
+
+_SCORES = 5 * 2**20  # of all heads that exist at a time: 20 MiB
 
 
 def attention(
@@ -37,7 +40,6 @@ def attention(
     """
     config = params.config
     size = config.head_dim
-    tokens = x.shape[1]
     kv_heads = state.key.shape[1]
     heads = layer.out_proj.shape[0] // size
 
@@ -47,19 +49,42 @@ def attention(
     key = apply_rope(rms_norm(key, layer.k_norm, config.rms_norm_eps), *rope)
     state = _append(state, key, value, position, lengths)
 
-    # Queries of one KV head side by side: [B, Hkv, group * T, D], tokens innermost.
-    group = heads // kv_heads
-    query = (query * size**-0.5).unflatten(2, (kv_heads, group))
-    query = query.permute(0, 2, 3, 1, 4).reshape(-1, kv_heads, group * tokens, size)
-    scores = (query @ state.key).float().unflatten(2, (group, tokens))
-    slot = indices(state.key.shape[-1], x.device)
-    last = position[:, None] + indices(tokens, x.device)
-    visible = slot <= last[:, :, None]  # [B, T, capacity]
-    weights = torch.where(visible[:, None, None], scores, float("-inf")).softmax(-1).to(x.dtype)
-    out = weights.flatten(2, 3) @ state.value
-    out = out.unflatten(2, (group, tokens)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    out = _attend(query * size**-0.5, state, position)
     out = out * gate.float().sigmoid().to(x.dtype)
     return out.flatten(2) @ layer.out_proj, state
+
+
+def _attend(query: Tensor, state: AttentionState, position: Tensor) -> Tensor:
+    """Softmax attention of queries [B, T, Hq, D] over the cache, causal from `position` on.
+
+    Scores exist for a block of queries at a time: they stay in a processor's cache, and a long
+    context takes the memory of one block.
+    """
+    tokens, heads, size = query.shape[1:]
+    kv_heads, capacity = state.value.shape[1:3]
+    scores, count = query.shape[0] * tokens * heads * capacity, 1
+    while scores // count > _SCORES and tokens % (2 * count) == 0:
+        count *= 2
+
+    def of_block(cache: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor]) -> Tensor:
+        key, value = cache
+        query, last = block  # [B, Hkv, group, T, D], [B, T]
+        visible = indices(capacity, key.device) <= last[:, None, None, :, None]
+        # Queries of one KV head side by side: a product for each KV head.
+        scores = (query.flatten(2, 3) @ key).float().unflatten(2, query.shape[2:4])
+        scores = torch.where(visible, scores, float("-inf"))
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        out = weights.to(value.dtype).flatten(2, 3) @ value
+        # Normalised last: D divisions a query, not one for each slot.
+        out = out.float().unflatten(2, query.shape[2:4]) / weights.sum(-1, keepdim=True)
+        return out.to(value.dtype)
+
+    last = position[:, None] + indices(tokens, query.device)
+    blocks = query.unflatten(2, (kv_heads, -1)).unflatten(1, (count, -1))
+    blocks = blocks.permute(1, 0, 3, 4, 2, 5)  # [blocks, B, Hkv, group, T / blocks, D]
+    last = last.unflatten(1, (count, -1)).transpose(0, 1)
+    out = loop_map(of_block, (state.key, state.value), (blocks, last))
+    return out.permute(1, 0, 4, 2, 3, 5).reshape(-1, tokens, heads, size)
 
 
 def _append(

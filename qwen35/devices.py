@@ -7,7 +7,7 @@ import ctypes
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -118,29 +118,6 @@ def indices(length: int, device: torch.device) -> torch.Tensor:
         return low
     high = torch.arange(-(-length // block), dtype=torch.int32, device=device) * block
     return (high[:, None] + low).flatten()[:length]
-
-
-def loop_map(function: Callable[[Any, Any], torch.Tensor], shared: Any, xs: Any) -> torch.Tensor:
-    """`function(shared, x)` for every x along dimension 0 of the tensors in `xs`, stacked.
-
-    `shared` and `xs` are a tensor or a tuple of tensors, floating point or int32. On XLA it is one
-    loop of constant length, whose body is compiled once and whose temporaries are those of one
-    round; XLA:CPU runs it about twice as fast as the same rounds one after the other in the graph.
-    Where gradients are asked for, on XLA too, it is a loop in Python.
-    """
-    tensors = pytree.tensors(xs)
-    length = len(tensors[0])
-    tracked = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in pytree.tensors((shared, xs))
-    )
-    if length == 1 or tracked or tensors[0].device.type != "xla":
-        rounds = (pytree.map_tensors(lambda t, i=i: t[i], xs) for i in range(length))
-        return torch.stack([function(shared, x) for x in rounds])
-    xla()
-    # The public `scan` would keep what a backward pass needs, all scores of all rounds.
-    from torch_xla.experimental.scan import _scan_impl_pytree
-
-    return _scan_impl_pytree(lambda carry, x: (carry, function(carry, x)), shared, xs)[1]
 
 
 def materialize(tensors: Sequence[torch.Tensor]) -> None:

@@ -17,12 +17,14 @@ _INSTRUCTION = re.compile(
 )
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 _ARRAY = re.compile(r"(\w+)\[([^\]]*)\]")
+_CALLED = re.compile(r"\b(body|condition|to_apply|calls)=%?([\w.\-]+)")
 COLLECTIVES = frozenset(
     ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 )
-# Bookkeeping without work of its own: it neither moves data nor takes memory when compiled.
-_BOOKKEEPING = ("parameter", "constant", "iota", "broadcast", "tuple", "get-tuple-element")
-_FREE = frozenset((*_BOOKKEEPING, "reshape", "bitcast"))
+# Bookkeeping without work of its own: it neither moves data nor takes memory when compiled. A
+# loop works in place; what its rounds take is counted apart.
+_PASSING = ("reshape", "bitcast", "tuple", "get-tuple-element", "while", "call")
+_FREE = frozenset((*_PASSING, "parameter", "constant", "iota", "broadcast"))
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,29 @@ class Module:
         return [i for computation in self.computations.values() for i in computation.values()]
 
     @cached_property
+    def runs(self) -> dict[str, int]:
+        """How often a run of the graph runs each computation: a loop its body once a round."""
+        counts = dict.fromkeys(self.computations, 0)
+
+        def run(name: str, times: int) -> None:
+            counts[name] += times
+            for instruction in self.computations[name].values():
+                rounds = self.rounds(instruction)
+                for role, called in _CALLED.findall(instruction.attributes):
+                    run(called, times * (rounds if role == "body" else 1))
+
+        run(next(name for name, found in self.computations.items() if found is self.entry), 1)
+        return counts
+
+    def rounds(self, instruction: Instruction) -> int:
+        """Of a loop that counts from 0 to a constant; 1 for anything else."""
+        if instruction.opcode != "while":
+            return 1
+        condition = self.computations[dict(_CALLED.findall(instruction.attributes))["condition"]]
+        compared = [condition[name] for i in condition.values() if i.root for name in i.operands]
+        return next((int(i.arguments) for i in compared if i.opcode == "constant"), 1)
+
+    @cached_property
     def parameters(self) -> list[Instruction]:
         """The entry's arguments, in order."""
         found = [i for i in self.entry.values() if i.opcode == "parameter"]
@@ -115,6 +140,22 @@ class Module:
     def root(self) -> Instruction:
         """The entry's result."""
         return next(i for i in self.entry.values() if i.root)
+
+    def next_round(self, result: Instruction, place: int) -> list[Instruction] | None:
+        """Where a loop reads in its next round what `result`, its body's root, has at a place.
+
+        None if `result` is not the root of a loop's body.
+        """
+        bodies = {
+            dict(_CALLED.findall(i.attributes))["body"]
+            for i in self.instructions
+            if i.opcode == "while"
+        }
+        for body in map(self.computations.get, bodies):
+            if body.get(result.name) is result:
+                [state] = [i for i in body.values() if i.opcode == "parameter"]
+                return [i for i in state.users if re.search(rf"\bindex={place}\b", i.attributes)]
+        return None
 
     def readers(self, instruction: Instruction) -> list[Instruction]:
         """What reads a value's data, seen through reshapes."""
@@ -130,13 +171,13 @@ class Module:
     def flops(self) -> int:
         """Multiplications and additions of all matrix products (each counts as one)."""
         total = 0
-        for computation in self.computations.values():
+        for name, computation in self.computations.items():
             for instruction in computation.values():
                 if instruction.opcode == "dot":
                     left = computation[instruction.operands[0]].arrays[0]
                     inner = instruction.dimensions("lhs_contracting_dims")
                     depth = math.prod(left.shape[dim] for dim in inner)
-                    total += 2 * depth * instruction.arrays[0].size
+                    total += 2 * depth * instruction.arrays[0].size * self.runs[name]
         return total
 
     def collectives(self) -> list[dict]:
@@ -181,11 +222,21 @@ class Module:
         Program order, and no fusion: every result is kept from its instruction to its last use.
         A compiler that fuses needs less; it is an upper estimate.
         """
-        order = list(self.entry.values())
+        return self._temporary_bytes(self.entry)
+
+    def _temporary_bytes(self, computation: dict[str, Instruction]) -> int:
+        order = list(computation.values())
         place = {instruction.name: index for index, instruction in enumerate(order)}
-        outputs = {self._origin(name) for name in self.root.operands}
+        outputs = set()
+        if computation is self.entry:
+            outputs = {self._origin(name) for name in self.root.operands}
         changes = [0] * (len(order) + 1)
         for index, instruction in enumerate(order):
+            if instruction.opcode in ("while", "call"):
+                called = [name for _, name in _CALLED.findall(instruction.attributes)]
+                inside = max(self._temporary_bytes(self.computations[name]) for name in called)
+                changes[index] += inside
+                changes[index + 1] -= inside
             if instruction.opcode in _FREE or instruction.name in outputs or instruction.root:
                 continue
             last = max((self._last_use(user, place) for user in instruction.users), default=index)
@@ -199,7 +250,7 @@ class Module:
 
     def _last_use(self, user: Instruction, place: dict[str, int]) -> int:
         last = place[user.name]
-        if user.opcode in ("reshape", "bitcast", "tuple", "get-tuple-element") and not user.root:
+        if user.opcode in _PASSING and not user.root:
             last = max([last, *(self._last_use(further, place) for further in user.users)])
         return last
 

@@ -106,18 +106,21 @@ def no_float64(case: Case) -> list[str]:
 
 
 def integers_64_only_index(case: Case) -> list[str]:
-    """64-bit integers are computed with only where the result is an index."""
+    """64-bit integers are computed with only where the result is an index or counts a loop."""
     return [
         f"{i.name} ({i.opcode}) computes in {i.arrays[0].dtype} what is not only an index"
         for i in case.module.instructions
         if i.opcode in _INTEGER_ARITHMETIC
         and any(array.dtype in ("s64", "u64") for array in i.arrays)
-        and not _only_indexes(i)
+        and not _only_indexes(case.module, i, set())
     ]
 
 
-def _only_indexes(instruction: Instruction) -> bool:
+def _only_indexes(module: Module, instruction: Instruction, seen: set[int]) -> bool:
     """Whether every use of a 64-bit integer ends as an index, in a comparison or in 32 bits."""
+    if id(instruction) in seen:  # a loop's counter comes back to where it was counted
+        return True
+    seen.add(id(instruction))
     for user in instruction.users:
         if user.opcode in _INDEXED:
             first_index = 2 if user.opcode == "dynamic-update-slice" else 1
@@ -125,8 +128,13 @@ def _only_indexes(instruction: Instruction) -> bool:
                 return False
         elif user.opcode == "compare":
             continue
+        elif user.opcode == "tuple" and user.root:
+            place = user.operands.index(instruction.name)
+            next_round = module.next_round(user, place)
+            if next_round is None or not all(_only_indexes(module, i, seen) for i in next_round):
+                return False
         elif user.arrays and user.arrays[0].dtype in ("s64", "u64"):
-            if user.root or not _only_indexes(user):
+            if user.root or not _only_indexes(module, user, seen):
                 return False
         elif user.opcode != "convert" or user.arrays[0].dtype not in ("s32", "u32"):
             return False

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .devices import device_put, indices, loop_map
+from .devices import device_put, indices
 from .frames import Frames, groups, parse_grid
 from .jit import Jitted, jit
+from .kernels.loop import loop_map
 from .params import VisionBlock, VisionMerger, VisionParams
 from .progress import compile_progress
 from .ranks import on_all_ranks

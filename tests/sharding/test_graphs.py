@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from qwen35.kernels.loop import scan
 from qwen35.sharding.mesh import Mesh
 
 import qwen35
@@ -158,6 +159,34 @@ def test_each_rule_fires_on_text_that_breaks_it(rule):
 def test_a_loop_with_a_constant_bound_is_allowed():
     line = BROKEN_TEXT["loops_have_constant_bounds"]
     assert text_findings(line, bound="%n = s32[] constant(5)") == []
+
+
+def test_loops_count_their_rounds_and_may_do_so_in_64_bits():
+    """Five rounds of [1, 512] @ [512, 512] by hand, and what a round needs at a time."""
+
+    def looped(params, state, tokens):
+        xs = params["w"].unflatten(0, (2, 512))
+        carry, _ = scan(lambda s, x: (s @ x, s), state["s"], xs.repeat(3, 1, 1)[:5])
+        y, _ = step(params, state, tokens)
+        return y, {"s": carry}
+
+    lowered = lower(looped, PARAMS, STATE, torch.empty(1, 1024, dtype=torch.int32, device="meta"))
+    module = Module(lowered.text)
+    assert module.flops() == 2 * 512 * (5 * 512 + 1024)
+    repeated, of_a_round = 4 * 6 * 512 * 512, 4 * 512 * 512
+    assert repeated < module.temporary_bytes() < 2.5 * repeated + 3 * of_a_round
+    found = findings(looped)
+    assert not [f for f in found if f.startswith(("integers_64", "loops"))]
+
+
+def test_a_loop_that_computes_with_its_64_bit_carry_is_found():
+    def looped(params, state, tokens):
+        y, new = step(params, state, tokens)
+        total = torch.zeros((), dtype=torch.int64, device=y.device)
+        total, _ = scan(lambda c, x: (c * 3 + 1, x), total, tokens[0, :4].float())
+        return y + total, new
+
+    assert any(f.startswith("integers_64_only_index") for f in findings(looped))
 
 
 def test_every_rule_is_broken_above():
