@@ -170,29 +170,37 @@ class Chat:
         self.messages, self._keys = content["messages"], keys
 
     def _submit(self) -> Request:
-        prompt, tokens = self._render(add_generation_prompt=True)
-        _, history = self._render(add_generation_prompt=False)
-        same = [ours == theirs for ours, theirs in zip(tokens, history, strict=False)]
-        boundary = same.index(False) if False in same else len(same)
+        prompt, tokens = self._render(self.messages, add_generation_prompt=True)
+        # The next turn leaves this prompt where the answer starts, or before, if the template
+        # starts an answer otherwise than it shows it later; an edit leaves it where the question
+        # starts. Templates decide where that is, so it is found by rendering both.
+        other = "b" if str(self.messages[-1]["content"]).lstrip().startswith("a") else "a"
+        edited = [*self.messages[:-1], {"role": "user", "content": other}]
+        boundaries = tuple(
+            _shared(tokens, self._render(messages, add_generation_prompt=False)[1])
+            for messages in (edited, self.messages)
+        )
         room = self.engine.max_capacity - len(tokens)
         return self.engine.submit(
             prompt,
             max_new_tokens=max(1, min(self.max_new_tokens, room)),
             sampling=self.sampling,
             thinking=self._budget,
-            boundaries=(boundary,),
+            boundaries=boundaries,
         )
 
-    def _render(self, add_generation_prompt: bool) -> tuple[Prompt | list[int], list[int]]:
-        """The conversation as a prompt, and its token ids."""
+    def _render(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool
+    ) -> tuple[Prompt | list[int], list[int]]:
+        """Messages as a prompt, and its token ids."""
         options = {
             "add_generation_prompt": add_generation_prompt,
             "enable_thinking": self.thinking,
         }
         if self._processor is not None:
-            prompt = self._processor(self.messages, **options)
+            prompt = self._processor(messages, **options)
             return prompt, prompt.tokens[0].tolist()
-        text = self._tokenizer.hf.apply_chat_template(self.messages, tokenize=False, **options)
+        text = self._tokenizer.hf.apply_chat_template(messages, tokenize=False, **options)
         tokens = self._tokenizer.encode(text)
         return tokens, tokens
 
@@ -208,6 +216,12 @@ class Chat:
                 f"{len(end)}"
             )
         return ThinkingBudget(tokens, end[0], tuple(self._tokenizer.encode(_CLOSE)))
+
+
+def _shared(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens two sequences start with in common."""
+    same = [ours == theirs for ours, theirs in zip(tokens, others, strict=False)]
+    return same.index(False) if False in same else len(same)
 
 
 def sampling_defaults(directory: str | Path) -> Sampling:
