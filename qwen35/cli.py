@@ -1,16 +1,20 @@
 """The `qwen35` command.
 
 Standard output carries results only; progress, timings and errors go to standard error. Exit
-codes: 0 success, 2 bad input, 130 interrupted.
+codes: 0 success, 2 bad input, 130 interrupted, 141 the reader has gone, 143 terminated.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        with _unwound_by_sigterm():
+            return options.run(options)
     except KeyboardInterrupt:
         print("\nqwen35: interrupted", file=sys.stderr)
         return 130
@@ -61,6 +66,24 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"qwen35: error: {error}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block like Ctrl-C: files written aside and child processes go with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the clearing up
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
