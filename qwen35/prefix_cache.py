@@ -8,7 +8,7 @@ SGLang's RadixAttention, with checkpoints for recurrent layers as in Marconi, Pa
 
 Everything is kept in host memory. Least recently used snapshots go first when their bytes and
 those of the keys and values exceed the limit; keys and values go with the last snapshot behind
-them.
+them. A snapshot that exceeds the limit by itself is not kept.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ class PrefixCache:
             node.snapshot = snapshot
             self._bytes += _bytes(snapshot)
         self._recent[node] = None
-        self._recent.move_to_end(node)
+        # What can't be held even alone must not drive out everything else before it goes itself.
+        self._recent.move_to_end(node, last=self._bytes_alone(node) <= self.max_bytes)
         while self._bytes > self.max_bytes and self._recent:
             self._evict()
 
@@ -196,6 +197,14 @@ class PrefixCache:
         between.children[node.keys[0]] = node
         return between
 
+    def _bytes_alone(self, node: _Node) -> int:
+        """What a snapshot takes with all the keys and values before it."""
+        needed = _bytes(node.snapshot)
+        while node.parent is not None:
+            needed += _bytes(node.kv)
+            node = node.parent
+        return needed
+
     def _evict(self) -> None:
         node, _ = self._recent.popitem(last=False)
         self._bytes -= _bytes(node.snapshot)
@@ -209,10 +218,11 @@ class PrefixCache:
 
 def _common(edge: tuple[int, ...], keys: Sequence[int], start: int) -> int:
     """How many of the edge's keys stand in `keys` from `start` on."""
-    for number, (ours, theirs) in enumerate(zip(edge, keys[start:], strict=False)):
+    there = keys[start : start + len(edge)]
+    for number, (ours, theirs) in enumerate(zip(edge, there, strict=False)):
         if ours != theirs:
             return number
-    return min(len(edge), len(keys) - start)
+    return len(there)
 
 
 def _last(layer: AttentionState, count: int) -> AttentionState:

@@ -58,7 +58,9 @@ def test_tree_equals_a_list_of_prefixes(operations, room):
             known = cache.known(keys)
             fresh = tuple(AttentionState(k[..., known:], v[:, :, known:]) for k, v in kv)
             cache.insert(keys, fresh, snapshot)
-            recent = [prefix for prefix in recent if prefix != keys] + [keys]
+            fits = SNAPSHOT_BYTES + len(keys) * TOKEN_BYTES <= limit
+            others = [prefix for prefix in recent if prefix != keys]
+            recent = [*others, keys] if fits else [keys, *others]
             while held() > limit:
                 recent.pop(0)
         else:
@@ -218,6 +220,17 @@ def test_hits_after_eviction(params, room):
     assert engine.stats.evictions
     if room > 1:
         assert request.cached_tokens == len(prompt), "the last prompt's end is kept"
+
+
+def test_a_prompt_too_long_for_the_cache_leaves_what_is_there(params):
+    """Its own first snapshots too: asked again, it is read from the longest that fits."""
+    one = engine_for(params, snapshot_every=1000)
+    first_logits(one, tokens(64, 15))
+    engine = engine_for(params, snapshot_every=32, cache_bytes=one.stats.bytes)
+    long = tokens(120, 15)
+    check(params, engine, long, 0)
+    assert 0 < engine.stats.bytes <= one.stats.bytes
+    check(params, engine, long, 64)
 
 
 def test_a_hit_leaves_the_cache_as_it_was(params):
