@@ -3,6 +3,11 @@
 A step reads some prompt tokens of the request at the head of the queue (a batch of its own, put
 into a slot when the prompt is read), chooses a token for every slot in use, and decodes all slots
 at once; idle ones are rows of length 0. `Batch` has the tensors; here is only who is next.
+
+Choosing is a graph of its own, not the end of decode's as in `generate`: logits to choose from also
+come from a prompt just read and out of the prefix cache, a thinking budget may put another token in
+the chosen one's place, and one decode graph then serves the likeliest tokens (no more than an
+argmax) and drawn ones. Logits stay on the device; a step moves one token per slot to the host.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ from .slots import grow
 from .state import State
 from .tokenizer import TextStream, TokenizerLike
 
+# Smaller than `generate`'s, which cuts its chunk to the prompt: here one graph serves all prompts,
+# a short one pays for a whole chunk, and so does what is left of a prompt before each snapshot.
 PREFILL_CHUNK = 64
 SNAPSHOT_EVERY = 256
 CACHE_BYTES = 1 << 30
@@ -251,7 +258,7 @@ class Engine:
         return 0, self.batch.blank()
 
     def adopt(self, keys: Sequence[int], state: State, logits: Tensor) -> None:
-        """Puts a state of one row, from `recall` of any engine, into the prefix cache.
+        """Puts a state of one row that has read these keys, as of `load_state`, into the cache.
 
         Raises:
             ValueError: it is longer than the engine's capacity.
@@ -356,6 +363,10 @@ class Engine:
     def _make_room(self, needed: int) -> None:
         if needed > self.batch.capacity:
             self.batch.grow(min(1 << (needed - 1).bit_length(), self.max_capacity))
+            if self._filling is not None:
+                row = self._filling.row
+                row = row._replace(state=grow(row.state, self.batch.capacity))
+                self._filling = self._filling._replace(row=row)
 
     def _expire(self) -> None:
         now = self._clock()

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from qwen35.sharding.mesh import Mesh
 from torch.utils import _pytree as pytree
 
 import qwen35
@@ -352,6 +353,24 @@ def test_slots_grow_between_steps(params, alone):
         assert request.completion().tokens == expected.tokens
 
 
+def test_slots_grow_under_a_prompt_that_is_being_read(params, alone):
+    """As when a saved conversation is loaded that is longer than the slots are."""
+    known = [9, 8, 7, 6] * 10
+    state = qwen35.init_state(params, batch=1, capacity=len(known))
+    logits, state = qwen35.prefill(params, state, torch.tensor([known]))
+    engine = engine_for(params, capacity=16, max_capacity=CAPACITY)
+    reading = engine.submit([4, 5, 6] * 4, max_new_tokens=4)
+    engine.step()
+    assert not any(engine.running), "a part of the prompt is still to be read"
+    engine.adopt(known, state, logits)
+    assert engine.batch.capacity == 64
+    going_on = engine.submit([*known, 5], max_new_tokens=4)
+    collections.deque(engine.run(), maxlen=0)
+    assert reading.completion().tokens == alone([4, 5, 6] * 4, 4).tokens
+    assert going_on.cached_tokens == len(known)
+    assert going_on.completion().tokens == alone([*known, 5], 4).tokens
+
+
 def test_log_probabilities(params):
     engine = engine_for(params, top_logprobs=3)
     sampling = Sampling(0.7, seed=2, logprobs=2)
@@ -407,6 +426,18 @@ def test_a_thought_that_gets_too_long_is_closed(params, alone):
     assert early.completion().tokens == alone([1, 2, 3], 14, free).tokens
 
 
+def inject(batch, name, failing):
+    """Lets a method raise whenever `failing()`."""
+    method = getattr(batch, name)
+
+    def run(*arguments):
+        if failing():
+            raise RuntimeError(f"injected into {name}")
+        return method(*arguments)
+
+    setattr(batch, name, run)
+
+
 def soak(params, count, seed):
     """Random requests, arrivals, cancellations, deadlines and injected errors; poisoned slots.
 
@@ -420,6 +451,8 @@ def soak(params, count, seed):
     engine = engine_for(
         params, tokenizer, slots=4, queue=6, clock=clock, budget=24, cache_bytes=3_000_000
     )
+    for name, chance in (("prefill", 0.01), ("decode", 0.003)):  # of a prompt, and of all slots
+        inject(engine.batch, name, lambda chance=chance: rng.random() < chance)
     whole, asked, live = {}, {}, []
     while count or not engine.idle:
         while count and rng.random() < 0.6:
@@ -452,7 +485,7 @@ def soak(params, count, seed):
         if request.finish_reason in ("stop", "length"):
             assert tokens == expected.tokens
         elif request.finish_reason == "error":
-            assert vocabulary - 3 in tokens, request.error
+            assert vocabulary - 3 in tokens or "injected" in str(request.error)
     stats = engine.stats
     assert stats.bytes <= 3_000_000 and stats.evictions and stats.saved_tokens
     return collections.Counter(request.finish_reason for request in asked)
@@ -509,6 +542,12 @@ def test_bad_engines(params, options, words):
     with pytest.raises(ValueError) as error:
         engine_for(params, **options)
     assert all(word in str(error.value) for word in words)
+
+
+def test_an_engine_for_several_devices_is_refused(params):
+    split = params.with_runtime(mesh=Mesh(tp=2), rank=0)
+    with pytest.raises(ValueError, match=r"one device, not on Mesh\(dp=1, tp=2"):
+        engine_for(split)
 
 
 def test_an_unfinished_request_has_no_completion(params):
