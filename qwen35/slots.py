@@ -22,7 +22,7 @@ def put_row(tree: Any, row: Any, slot: Tensor) -> Any:
 
 
 def take_row(tree: Any, slot: Tensor) -> Any:
-    """Row `slot` (int64 [1]) of every tensor, as a batch of one."""
+    """Row `slot` (int64 [1]) of every tensor, as a batch of one; or n of them, [n] for a batch."""
     return pytree.tree_map(lambda tensor: tensor.index_select(0, slot), tree)
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import qwen35
+from qwen35 import scoring
 from qwen35.cli import main
 from qwen35.perplexity import perplexity, windows
-from qwen35.scoring import score
+from qwen35.scoring import score, score_continuations
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 KNOWN = "The capital of France is Paris. The capital of Japan is Tokyo."
@@ -54,6 +56,15 @@ def logprobs_by_window(oracle, tokens: list[int], window: int, stride: int) -> t
     return torch.stack(values), contexts
 
 
+def token_bytes(tokenizer, text: str) -> list[bytes]:
+    """Each token's bytes, by the alphabet of byte-level BPE (GPT-2's) in transformers."""
+    byte = {letter: value for value, letter in bytes_to_unicode().items()}
+    tokens = tokenizer.hf.convert_ids_to_tokens(tokenizer.hf.encode(text))
+    parts = [bytes(byte[letter] for letter in token) for token in tokens]
+    assert b"".join(parts) == text.encode()
+    return parts
+
+
 @pytest.mark.parametrize(
     ("text", "window", "stride"),
     [
@@ -84,9 +95,7 @@ def test_perplexity_is_that_of_transformers_logits(text, window, stride, oracle,
     nats = -float(expected.sum())
     assert entry["nats"] == pytest.approx(nats, rel=2e-6, abs=1e-5 * len(tokens))
     assert entry["perplexity"] == pytest.approx(math.exp(nats / (len(tokens) - 1)), rel=2e-5)
-    rest = len(tokenizer.decode(tokens[1:]).encode()) if "\ufffd" not in tokenizer.decode(
-        tokens[1:]
-    ) else entry["scored_bytes"]  # fmt: skip
+    rest = len(text.encode()) - len(token_bytes(tokenizer, text)[0])
     assert entry["scored_bytes"] == rest
     assert entry["bits_per_byte"] == pytest.approx(nats / math.log(2) / rest, rel=2e-5)
     counted = {entry["from"]: entry["tokens"] for entry in result["by_context"]}
@@ -100,13 +109,11 @@ def test_perplexity_is_that_of_transformers_logits(text, window, stride, oracle,
 def test_a_cut_character_at_the_start_counts_its_own_bytes(tokenizer, params):
     """A first token that is part of a character: the bytes of all tokens are those of the text."""
     text = "龘 is rare"
-    first = tokenizer.hf.encode(text)[0]
-    assert tokenizer.decode([first]) == "\N{REPLACEMENT CHARACTER}"
-    raw = tokenizer.hf.backend_tokenizer.decoder.decode  # the byte-level decoder
+    first, *rest = token_bytes(tokenizer, text)
+    assert len(first) < len("龘".encode())
     [entry] = perplexity(params, tokenizer, {"a": text})["texts"]
-    tail = raw(tokenizer.hf.convert_ids_to_tokens(tokenizer.hf.encode(text)[1:]))
-    lost = entry["bytes"] - entry["scored_bytes"]
-    assert 1 <= lost < len("龘".encode()) and tail.endswith(" is rare")
+    assert entry["bytes"] == len(text.encode())
+    assert entry["scored_bytes"] == len(b"".join(rest))
 
 
 def test_with_a_prefix_every_token_is_scored(oracle, tokenizer, params):
@@ -168,6 +175,56 @@ def test_scores_do_not_depend_on_batch_chunk_or_device(reference):
         ):
             torch.testing.assert_close(got.logprobs.double(), logprobs, rtol=0, atol=1e-4)
             assert torch.equal(got.greedy, greedy)
+
+
+@pytest.mark.parametrize(
+    ("device", "batch", "chunk"), [("cpu", 1, 256), ("cpu", 3, 7), ("xla", 4, 16)]
+)
+def test_continuations_go_on_from_one_reading(device, batch, chunk, reference, monkeypatch):
+    """Contexts of 1 to 70 tokens with one to five continuations of 1 to 20 tokens."""
+    model = reference("value_heads_x3_gqa6_odd_hidden")
+    tokens = model.tokens(1, 400, seed=6)[0].tolist()
+    contexts = [tokens[start : start + size] for start, size in enumerate((70, 1, 33, 2, 34))]
+    sizes = {0: (1, 3, 20, 1, 8), 1: (17, 2), 2: (1,), 3: (7, 7), 4: (16, 1, 1)}
+    pairs = [
+        (contexts[index], tokens[100 + 20 * count : 100 + 20 * count + size])
+        for count in range(5)
+        for index, wanted in sizes.items()
+        for size in wanted[count : count + 1]
+    ]
+    read = []
+
+    def counting(params, state, row, lengths):
+        if device == "cpu":  # compiled, a step is traced once and runs often
+            read.append(int(lengths.sum()))
+        return qwen35.forward(params, state, row, lengths)
+
+    monkeypatch.setattr(scoring, "forward", counting)
+    params = qwen35.load(model.directory, device=device)
+    got = dict(score_continuations(params, pairs, batch=batch, chunk=chunk))
+    assert sorted(got) == list(range(len(pairs)))
+    for index, (context, continuation) in enumerate(pairs):
+        row = torch.tensor([[*context, *continuation]])
+        logits = model.logits(row)[0, len(context) - 1 : -1].double().log_softmax(-1)
+        target = torch.tensor(continuation)
+        expected = logits.gather(1, target[:, None])[:, 0]
+        torch.testing.assert_close(got[index].logprobs.double(), expected, rtol=0, atol=1e-4)
+        assert torch.equal(got[index].greedy, logits.argmax(-1) == target)
+    if device == "cpu":
+        own = sum(len(continuation) for _, continuation in pairs)
+        assert sum(read) == own + sum(len(context) - 1 for context in contexts)
+
+
+def test_pairs_that_cannot_be_scored_are_named(params):
+    assert list(score_continuations(params, [])) == []
+    for pair, words in (
+        (([], [1]), "pair 1 has an empty context"),
+        (([1], []), "pair 1 has an empty continuation"),
+        (([1], [1280]), "row 1 has token id 1280"),
+        (([1] * 1000, [1] * 26), "row 1 has 1026 tokens"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            score_continuations(params, [([1], [2]), pair])
 
 
 def test_greedy_marks_the_models_own_continuation(reference, load):
