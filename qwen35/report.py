@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import io
 import json
+import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +21,40 @@ import torch
 Plots = Mapping[str, Callable[[Any], None]]
 
 
-def about(model: str, params: Any) -> dict[str, Any]:
-    """What a result depends on besides its settings."""
+def about(model: str, dtype: str, device: str, *packages: str) -> dict[str, Any]:
+    """What a result depends on besides its settings; packages besides this one and torch."""
     from . import __version__
 
+    others = {name: importlib.metadata.version(name) for name in packages}
     return {
         "model": model,
-        "dtype": str(params.dtype).removeprefix("torch."),
-        "device": params.device.type,
+        "dtype": dtype,
+        "device": device,
         "versions": {
             "qwen35": __version__,
             "torch": torch.__version__,
+            **others,
             "python": platform.python_version(),
         },
     }
+
+
+def plain(value: Any) -> Any:
+    """A result as JSON can have it: None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(plain, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_report(
     directory: str | Path, name: str, title: str, result: Mapping[str, Any], text: str, plots: Plots
 ) -> tuple[Path, bool]:
     """Writes NAME.json, NAME.md and a PNG for each plot, each aside and renamed.
+
+    All of them are made before the first is written, and an end of the process by SIGTERM waits
+    until the last is.
 
     Args:
         directory: made if it is not there.
@@ -49,17 +69,22 @@ def write_report(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    _write(directory / f"{name}.json", content.encode("utf-8"))
-    drawn = _draw(directory, name, plots)
+    content = json.dumps(plain(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    drawn = _draw(plots)
     lines = [f"# {title}", "", _heading(result), "", text, ""]
     if drawn is None:
         lines.append("No plots: they need matplotlib (`pip install 'qwen35[evals]'`).")
-    else:
-        lines += [f"![{plot}]({file})\n" for plot, file in drawn.items()]
-    page = directory / f"{name}.md"
-    _write(page, ("\n".join(lines).rstrip() + "\n").encode("utf-8"))
-    return page, drawn is not None
+    files = {}
+    for plot, picture in (drawn or {}).items():
+        file = f"{name}-{plot.replace(' ', '-')}.png"
+        files[file] = picture
+        lines.append(f"![{plot}]({file})\n")
+    files[f"{name}.json"] = content.encode("utf-8")
+    files[f"{name}.md"] = ("\n".join(lines).rstrip() + "\n").encode("utf-8")
+    with _termination_waits():
+        for file, data in files.items():
+            _write(directory / file, data)
+    return directory / f"{name}.md", drawn is not None
 
 
 def _heading(result: Mapping[str, Any]) -> str:
@@ -67,27 +92,23 @@ def _heading(result: Mapping[str, Any]) -> str:
     return f"`{result['model']}`, {result['dtype']}, {result['device']}; {versions}"
 
 
-def _draw(directory: Path, name: str, plots: Plots) -> dict[str, str] | None:
+def _draw(plots: Plots) -> dict[str, bytes] | None:
+    """A PNG for each plot; None without matplotlib."""
     try:
         # Not pyplot: it keeps figures, and a choice of window system, for the whole process.
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    files = {}
+    pictures = {}
     for plot, draw in plots.items():
         figure = Figure(figsize=(7, 3.6), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         axes.grid(alpha=0.3)
-        files[plot] = f"{name}-{plot.replace(' ', '-')}.png"
-        target = directory / files[plot]
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            figure.savefig(aside, format="png", dpi=120)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
-    return files
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        pictures[plot] = picture.getvalue()
+    return pictures
 
 
 def _write(target: Path, content: bytes) -> None:
@@ -97,3 +118,22 @@ def _write(target: Path, content: bytes) -> None:
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _termination_waits() -> Iterator[None]:
+    """SIGTERM, which ends a process at once, waits for the end of the block.
+
+    In another thread than the main one, where signals can't be handled, it does not.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if asked:
+            signal.raise_signal(signal.SIGTERM)

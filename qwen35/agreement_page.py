@@ -1,0 +1,102 @@
+"""What `agreement.measure` found, as a page: tables, worst prompts and plots."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def render(result: Mapping[str, Any], worst: int = 5) -> str:
+    """The result as Markdown: a table of comparisons, then the worst prompts of each."""
+    head = ("", "top-1", "top-5", "KL mean", "KL max", "logits ±", "tokens alike", "prompts alike")
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for one in result["comparisons"]:
+        cells = (
+            f"{one['model']} {one['dtype']}",
+            f"{one['top1']:.2%}",
+            f"{one['top5']:.2%}",
+            f"{one['kl_mean']:.2e}",
+            f"{one['kl_max']:.2e}",
+            f"{one['logit_difference']:.2e}",
+            f"{one['equal_tokens']:.2%}",
+            f"{one['equal_prompts']} of {len(one['prompts'])}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    places, known = result["comparisons"][0]["places"], result["reference"]["model"]
+    lines += [
+        "",
+        f"Each against {known} in float32, on what that writes greedily after each prompt, up to "
+        f"{result['max_new_tokens']} tokens; {places} tokens in all. Teacher-forced, each token "
+        "chosen after the reference's own: how often the likeliest token is the reference's "
+        "(top-1), how many of its five likeliest are among the five here (top-5), the "
+        "Kullback-Leibler divergence from its distribution in nats, the largest difference of a "
+        "logit. Free-running, each going on from its own tokens: how many are alike before the "
+        "first that differs, and in how many prompts all are.",
+    ]
+    for one in result["comparisons"]:
+        lines += ["", f"Worst prompts of {one['model']} {one['dtype']}, by mean KL:", ""]
+        lines += _worst(one["prompts"], worst)
+    return "\n".join(lines)
+
+
+def _worst(prompts: list[dict], count: int) -> list[str]:
+    lines = [
+        "| prompt | top-1 | KL mean | KL max | tokens alike | first difference |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for entry in sorted(prompts, key=lambda entry: -entry["kl_mean"])[:count]:
+        differs, what = entry["first_difference"], "none"
+        if differs is not None:
+            what = (
+                f"token {differs['place']}: {_quoted(differs['candidate'])} for "
+                f"{_quoted(differs['reference'])}, {differs['margin']:.2e} below it there"
+            )
+        cells = (
+            _quoted(entry["prompt"]),
+            f"{entry['top1']:.2%}",
+            f"{entry['kl_mean']:.2e}",
+            f"{entry['kl_max']:.2e}",
+            f"{entry['equal_tokens']:.2%}",
+            what,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _quoted(text: str, limit: int = 48) -> str:
+    """A text on one line and in a table's cell, its middle left out where it is long."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} … {text[-limit // 2 :]}"
+    return json.dumps(text, ensure_ascii=False).replace("|", "\\|")
+
+
+def plots(result: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
+    """Divergence and greedy agreement by the place of the token."""
+    return {
+        "divergence by token": functools.partial(_plot_divergence, result["comparisons"]),
+        "prompts alike by token": functools.partial(_plot_alike, result["comparisons"]),
+    }
+
+
+def _plot_divergence(comparisons: list[dict], axes: Any) -> None:
+    for index, one in enumerate(comparisons):
+        places = [entry["place"] for entry in one["by_place"]]
+        for name, style in (("kl_mean", "-"), ("kl_max", ":")):
+            values = [entry[name] for entry in one["by_place"]]
+            label = f"{one['model']} {one['dtype']}, {name.removeprefix('kl_')}"
+            axes.plot(places, values, style, color=f"C{index}", label=label)
+    axes.set(yscale="symlog", xlabel="token", ylabel="KL from the reference, nats")
+    axes.set_yscale("symlog", linthresh=1e-12)
+    axes.legend(fontsize="small")
+
+
+def _plot_alike(comparisons: list[dict], axes: Any) -> None:
+    for one in comparisons:
+        places = [entry["place"] for entry in one["by_place"]]
+        values = [entry["equal"] for entry in one["by_place"]]
+        axes.step(places, values, where="post", label=f"{one['model']} {one['dtype']}")
+    axes.set(xlabel="token", ylabel="share of prompts alike up to it")
+    axes.set_ylim(0, 1.05)
+    axes.legend(fontsize="small")
