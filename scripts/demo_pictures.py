@@ -95,9 +95,9 @@ def draw(scene: Scene, rng: random.Random, width: int, height: int) -> Image.Ima
     picture = Image.new("RGB", (width, height), tuple(paper - rng.randint(0, 6) for _ in range(3)))
     canvas = ImageDraw.Draw(picture)
     colour = _tint(scene.colour, rng)
-    tilt = rng.uniform(-12, 12)
     for x, y, radius in _layout(scene, rng, width, height):
-        _draw_shape(canvas, scene.shape, x, y, radius, tilt, colour)
+        outline = _outline(scene.shape, rng)
+        canvas.polygon([(x + radius * right, y + radius * down) for right, down in outline], colour)
     return picture
 
 
@@ -107,16 +107,17 @@ def _layout(
     """Centre and radius of every shape, in pixels: inside the picture, apart from each other."""
     short = min(width, height)
     if scene.count == 1:
-        radius = short * rng.uniform(0.1, 0.19)
+        radius = short * rng.uniform(0.1, 0.22)
         row, column = scene.place
         return [(_within(column, rng, width, radius), _within(row, rng, height, radius), radius)]
-    radius = short * rng.uniform(0.1, 0.15)
+    largest = short * rng.uniform(0.1, 0.15)
     while True:
         found: list[tuple[float, float, float]] = []
         for _ in range(20):
+            radius = largest * rng.uniform(0.8, 1)
             x = rng.uniform(radius, width - radius)
             y = rng.uniform(radius, height - radius)
-            if all(math.hypot(x - a, y - b) > 2.4 * radius for a, b, _ in found):
+            if all(math.hypot(x - a, y - b) > 1.2 * (radius + other) for a, b, other in found):
                 found.append((x, y, radius))
             if len(found) == scene.count:
                 return found
@@ -134,22 +135,27 @@ def _tint(name: str, rng: random.Random) -> tuple[int, ...]:
     return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value))
 
 
-def _draw_shape(
-    canvas: ImageDraw.ImageDraw,
-    shape: str,
-    x: float,
-    y: float,
-    radius: float,
-    tilt: float,
-    colour: tuple[int, ...],
-) -> None:
-    """Within `radius` of (x, y)."""
+def _outline(shape: str, rng: random.Random) -> list[tuple[float, float]]:
+    """Corners of a shape within the unit circle, y down: tilted and stretched as by hand."""
     if shape == "circle":
-        radius *= 0.9
-        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-        return
-    corners = 4 if shape == "square" else 3
-    first = (45 if shape == "square" else -90) + tilt
-    angles = [math.radians(first + 360 * corner / corners) for corner in range(corners)]
-    points = [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
-    canvas.polygon(points, fill=colour)
+        corners = [(math.cos(angle), math.sin(angle)) for angle in _angles(64, 0)]
+        corners = [(0.9 * x, 0.9 * y) for x, y in corners]
+    elif shape == "square":
+        corners = [(math.cos(angle), math.sin(angle)) for angle in _angles(4, 45)]
+    else:
+        corners = [(math.cos(angle), math.sin(angle)) for angle in _angles(3, -90)]
+        corners[0] = (rng.uniform(-0.3, 0.3), -0.95)
+    squeeze = rng.uniform(0.82, 1)
+    wide, high = rng.choice(((squeeze, 1), (1, squeeze)))
+    tilt = math.radians(rng.uniform(-12, 12))
+    return [
+        (
+            wide * x * math.cos(tilt) - high * y * math.sin(tilt),
+            wide * x * math.sin(tilt) + high * y * math.cos(tilt),
+        )
+        for x, y in corners
+    ]
+
+
+def _angles(corners: int, first: float) -> list[float]:
+    return [math.radians(first + 360 * corner / corners) for corner in range(corners)]

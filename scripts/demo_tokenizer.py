@@ -1,4 +1,4 @@
-"""The demo checkpoint's tokenizer: a byte-level BPE of Qwen3.5's kind, trained on the demo corpus.
+"""The demo checkpoints' tokenizers: byte-level BPEs of Qwen3.5's kind, trained on their texts.
 
 Normaliser, splitting pattern and decoder are those that transformers' tokenizer class for
 Qwen3.5 sets up (and sets up again whenever it loads a checkpoint); only the merges are learned.
@@ -15,7 +15,6 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import Qwen3_5Tokenizer
 
-VOCAB_SIZE = 1280
 _SPECIAL = [
     END_OF_TEXT,
     IM_START,
@@ -30,15 +29,15 @@ _MARKERS = [THINK_START, THINK_END]  # whole tokens, but kept when special token
 _CHAT_TEMPLATE = Path(__file__).with_name("demo_chat_template.jinja")
 
 
-def train_tokenizer(texts: Iterable[str], context_length: int) -> Qwen3_5Tokenizer:
-    """Learns the merges from `texts`; at most VOCAB_SIZE tokens, special ones included.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> Qwen3_5Tokenizer:
+    """Learns the merges from `texts`; at most `vocab_size` tokens, special ones included.
 
     A pair must occur twice to be merged, so rare characters (日本, most emojis) stay cut into
     bytes. `context_length` is what the tokenizer's files name as the model's.
     """
     learned = Qwen3_5Tokenizer().backend_tokenizer
     trainer = BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(_SPECIAL) - len(_MARKERS),
+        vocab_size=vocab_size - len(_SPECIAL) - len(_MARKERS),
         min_frequency=2,
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
