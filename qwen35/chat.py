@@ -14,7 +14,7 @@ from typing import Any
 
 from .config import CheckpointError
 from .engine import Engine
-from .multimodal import Processor, Prompt
+from .multimodal import Processor, Prompt, user_message
 from .request import Request, ThinkingBudget
 from .sampling import Sampling
 from .saved_state import load_state, save_state
@@ -90,8 +90,7 @@ class Chat:
         """
         content: Any = text
         if images:
-            if self._processor is None:
-                raise ValueError("this checkpoint has no vision: it can't be shown an image")
+            self._check_vision()
             parts = [{"type": "image", "image": image} for image in images]
             content = [*parts, {"type": "text", "text": text}]
         self.messages.append({"role": "user", "content": content})
@@ -100,6 +99,11 @@ class Chat:
         except BaseException:
             self.messages.pop()
             raise
+
+    def check_image(self, image: Any) -> None:
+        """Raises the ValueError with which `ask` would refuse the image, if it would."""
+        self._check_vision()
+        self._processor([user_message("", [image])])
 
     def retry(self) -> Request:
         """Queues another answer to the last message of the user, whose answer is dropped.
@@ -114,16 +118,24 @@ class Chat:
         return self._submit()
 
     def edit(self, text: str) -> Request:
-        """Queues an answer to another text in place of the user's last message.
+        """Queues an answer to another text in place of that of the user's last message.
+
+        Its images stay. A text that is refused leaves the conversation as it was.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such message, or the conversation does not fit.
         """
         places = [n for n, message in enumerate(self.messages) if message["role"] == "user"]
         if not places:
             raise ValueError("nothing has been asked yet")
-        del self.messages[places[-1] :]
-        return self.ask(text)
+        before, content = self.messages, self.messages[places[-1]]["content"]
+        parts = [] if isinstance(content, str) else content
+        self.messages = before[: places[-1]]
+        try:
+            return self.ask(text, [part["image"] for part in parts if part["type"] == "image"])
+        except BaseException:
+            self.messages = before
+            raise
 
     def finish(self, request: Request) -> str:
         """Takes an answer, also one that was cut short, into the history, and returns it.
@@ -168,6 +180,10 @@ class Chat:
         if keys:
             self.engine.adopt(keys, saved.state, saved.logits)
         self.messages, self._keys = content["messages"], keys
+
+    def _check_vision(self) -> None:
+        if self._processor is None:
+            raise ValueError("this checkpoint has no vision: it can't be shown an image")
 
     def _submit(self) -> Request:
         prompt, tokens = self._render(self.messages, add_generation_prompt=True)

@@ -8,7 +8,6 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -110,16 +109,15 @@ def _handle(chat: Chat, line: str, images: list[str]) -> None:
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     if not command.startswith("/"):
-        _answer(chat, chat.ask(line, images))
-        images.clear()
+        shown, images[:] = list(images), []
+        _answer(chat, chat.ask(line, shown))
     elif command == "/retry":
         chat.sampling = dataclasses.replace(chat.sampling, seed=chat.sampling.seed + 1)
         _answer(chat, chat.retry())
     elif command == "/edit" and rest:
         _answer(chat, chat.edit(rest))
     elif command == "/image" and rest:
-        if not Path(rest).is_file():
-            raise ValueError(f"{rest}: no such file")
+        chat.check_image(rest)  # now, not when a question has been typed
         images.append(rest)
     elif command == "/reset":
         images.clear()

@@ -107,14 +107,14 @@ def _layout(
     """Centre and radius of every shape, in pixels: inside the picture, apart from each other."""
     short = min(width, height)
     if scene.count == 1:
-        radius = short * rng.uniform(0.1, 0.22)
+        radius = short * rng.uniform(0.12, 0.22)
         row, column = scene.place
         return [(_within(column, rng, width, radius), _within(row, rng, height, radius), radius)]
-    largest = short * rng.uniform(0.1, 0.15)
+    largest = short * rng.uniform(0.12, 0.15)
     while True:
         found: list[tuple[float, float, float]] = []
         for _ in range(20):
-            radius = largest * rng.uniform(0.8, 1)
+            radius = largest * rng.uniform(0.85, 1)
             x = rng.uniform(radius, width - radius)
             y = rng.uniform(radius, height - radius)
             if all(math.hypot(x - a, y - b) > 1.2 * (radius + other) for a, b, other in found):

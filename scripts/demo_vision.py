@@ -1,5 +1,6 @@
 """The vision demo: a tiny Qwen3.5 that answers questions about drawn shapes (demo_pictures.py)."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -10,82 +11,51 @@ import time
 from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import demo_pictures
 import torch
-from demo_corpus import END_OF_TEXT, IM_END, IM_START, THINK_END
+from demo_conversations import (
+    ALONE,
+    IGNORED,
+    IMAGES,
+    KINDS,
+    LABELS,
+    PATCH,
+    PICTURES,
+    SIZES,
+    VIDEOS,
+    Batch,
+    Pictures,
+    batch,
+    pictures,
+    texts,
+)
+from demo_corpus import END_OF_TEXT, IM_END
 from demo_pictures import Scene
 from demo_tokenizer import train_tokenizer
-from demo_training import Muon, Padded, pad, train, with_long_memory, write_checkpoint
+from demo_training import Muon, train, with_long_memory, write_checkpoint
 from torch.utils import _pytree as pytree
 from transformers import PreTrainedTokenizerBase
 
 import qwen35
+from qwen35.params import VisionParams
 from qwen35.preprocessor import PatchSettings, VideoSettings
 
-STEPS = 1400
-PICTURES = 12  # conversations of a step that start with pictures of about one size …
-SIZES = 2  # … and how many such sizes a step has
+STEPS = 1000  # for the tower alone, and as many for the whole
 CONTEXT_LENGTH = 1024
 CHUNK = 16  # tokens of a DeltaNet chunk
 VOCAB_SIZE = 448
-LEARNING_RATE, MATRIX_LEARNING_RATE = 3e-3, 4e-3
+LEARNING_RATE, MATRIX_LEARNING_RATE = 2e-3, 5e-3
 HELD_OUT = 30  # batches
 REQUIRED_ACCURACY = 0.95
 
-PATCH = {
-    "patch_size": 16,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "processor_class": "Qwen3VLProcessor",
-}
-# A narrow range of pixels: whatever the size of a picture, its shapes cover a few patches each.
-MIN_PIXELS, MAX_PIXELS = 128 * 128, 176 * 176
-MAX_ASPECT = 2.2  # the wider side over the narrower one
-IMAGES = {
-    "size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
-    "image_processor_type": "Qwen2VLImageProcessorFast",
-    **PATCH,
-}
-VIDEOS = {
-    "size": {"shortest_edge": 4 * MIN_PIXELS, "longest_edge": 16 * MAX_PIXELS},
-    "video_processor_type": "Qwen3VLVideoProcessor",
-    **PATCH,
-}
 # The pictures that are shipped with the checkpoint, by file name.
 SHIPPED = {
     "picture.png": (Scene("triangle", "blue", 3, None), (320, 240)),
     "circle.png": (Scene("circle", "red", 1, (0, 0)), (300, 200)),
     "square.png": (Scene("square", "green", 1, (1, 2)), (240, 240)),
 }
-KINDS = {
-    "what is there": demo_pictures.WHAT,
-    "how many": demo_pictures.HOW_MANY,
-    "which colour": demo_pictures.WHICH_COLOUR,
-    "which shape": demo_pictures.WHICH_SHAPE,
-    "where": demo_pictures.WHERE,
-}
-
-
-class Example(NamedTuple):
-    """A conversation up to a question of one of KINDS, and what the model has to write then."""
-
-    messages: list[dict]
-    thinking: bool
-    completion: str
-    kind: str
-
-
-class Batch(NamedTuple):
-    """Examples as `forward` takes them; `padded` are tokens, lengths, next tokens and weights."""
-
-    examples: list[Example]
-    prompts: list[qwen35.Prompt]
-    padded: Padded
-    positions: torch.Tensor
 
 
 def demo_config(tokenizer: PreTrainedTokenizerBase) -> qwen35.Config:
@@ -96,19 +66,20 @@ def demo_config(tokenizer: PreTrainedTokenizerBase) -> qwen35.Config:
     )
     return qwen35.Config(
         vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=96,
+        intermediate_size=192,
         num_hidden_layers=4,
         layer_types=("linear_attention", "full_attention") * 2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=24,
         linear_num_key_heads=2,
         linear_num_value_heads=4,
-        linear_key_head_dim=32,
-        linear_value_head_dim=32,
-        partial_rotary_factor=0.5,
-        mrope_section=(3, 3, 2),
+        linear_key_head_dim=24,
+        linear_value_head_dim=24,
+        rope_theta=100.0,  # pictures are a few tokens wide: slower angles would tell nothing
+        partial_rotary_factor=1.0,
+        mrope_section=(4, 4, 4),
         max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=True,
         eos_token_id=tuple(tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT])),
@@ -123,92 +94,38 @@ def demo_config(tokenizer: PreTrainedTokenizerBase) -> qwen35.Config:
             intermediate_size=192,
             num_heads=4,
             patch_size=PATCH["patch_size"],
-            out_hidden_size=128,
+            out_hidden_size=96,
             num_position_embeddings=12**2,
+            rope_theta=100.0,
         ),
     )
 
 
-def texts() -> Iterator[str]:
-    """Everything that is ever said about a picture, for the tokenizer to learn its merges from."""
-    places = [(1, (row, column)) for row in range(3) for column in range(3)]
-    for shape, colour, (count, place) in itertools.product(
-        demo_pictures.SHAPES, demo_pictures.COLOURS, places + [(n, None) for n in (2, 3, 4)]
-    ):
-        scene = Scene(shape, colour, count, place)
-        for question in demo_pictures.QUESTIONS:
-            answer = scene.answer(question)
-            if answer is not None:
-                yield f"user\n{question}\n{question.lower()}\nassistant\n{answer}\n a {answer}"
+def with_visible_places(params: qwen35.Params) -> qwen35.Params:
+    """The parameters with learned positions as strong as patches.
+
+    `init_params` draws them as small as all weights, a fortieth of what a patch of paper gives:
+    too little to learn from where things are.
+    """
+    vision = dataclasses.replace(params.vision, positions=25 * params.vision.positions)
+    return dataclasses.replace(params, vision=vision)
 
 
-def example(rng: random.Random, width: float, height: float) -> Example:
-    """One to three questions about a picture of about that size; now and then another follows."""
-    messages: list[dict] = []
-    for turn in range(rng.choice((1, 2, 3))):
-        pictures = []
-        if turn == 0 or rng.random() < 0.15:
-            scene = demo_pictures.random_scene(rng)
-            scale = rng.choice((1, 1, 1.5, 2.5))
-            sides = (round(side * scale * rng.uniform(0.97, 1.03)) for side in (width, height))
-            pictures = [demo_pictures.draw(scene, rng, *sides)]
-        question = demo_pictures.random_question(scene, rng)
-        answer = scene.answer(question)
-        messages.append(qwen35.user_message(_typed(question, rng), pictures))
-        messages.append({"role": "assistant", "content": answer})
-    del messages[-1]
-    thinking = rng.random() < 0.5
-    thought = f"{scene.description}\n{THINK_END}\n\n" if thinking else ""
-    kind = next(kind for kind, questions in KINDS.items() if question in questions)
-    return Example(messages, thinking, thought + answer + IM_END, kind)
-
-
-def _typed(question: str, rng: random.Random) -> str:
-    """As people type: now and then without capitals, or without the mark at the end."""
-    question = question.lower() if rng.random() < 0.2 else question
-    return question.rstrip("?.") if rng.random() < 0.2 else question
-
-
-def batch(processor: qwen35.Processor, rng: random.Random) -> Batch:
-    """New conversations about new pictures."""
-    examples = []
-    for _ in range(SIZES):
-        side = math.sqrt(rng.uniform(MIN_PIXELS, MAX_PIXELS))
-        stretch = math.sqrt(MAX_ASPECT) ** rng.uniform(-1, 1)
-        examples += [example(rng, side * stretch, side / stretch) for _ in range(PICTURES)]
-    prompts = [
-        processor(each.messages, enable_thinking=each.thinking, add_generation_prompt=True)
-        for each in examples
+def reading_loss(tree: dict, batch: Pictures) -> torch.Tensor:
+    """Cross-entropy of what a linear map reads off the mean of a picture's tokens."""
+    vision = tree["vision"]
+    tokens = qwen35.encode_images(vision, batch.patches, batch.grid)
+    sizes = [
+        height * width // vision.config.merge_factor
+        for count, height, width in batch.grid
+        for _ in range(count)
     ]
-    rows = []
-    for each, prompt in zip(examples, prompts, strict=True):
-        row = _weighted(processor, prompt.tokens[0].tolist())
-        rows.append(row + [(token, 1.0) for token in processor.encode(each.completion)])
-    padded = pad(rows)
-    width = padded[0].shape[1]
-    positions = [_lengthened(prompt.positions[:, 0], width) for prompt in prompts]
-    return Batch(examples, prompts, padded, torch.stack(positions, 1))
-
-
-def _weighted(processor: qwen35.Processor, tokens: list[int]) -> list[tuple[int, float]]:
-    """A prompt's tokens; those of the answers in it, their end included, count in the loss."""
-    header, [end] = processor.encode(f"{IM_START}assistant\n"), processor.encode(IM_END)
-    starts = [
-        place + len(header)
-        for place in range(len(tokens))
-        if tokens[place : place + len(header)] == header
-    ]
-    weights = [0.0] * len(tokens)
-    for start in starts[:-1]:  # at the last one the completion begins
-        stop = tokens.index(end, start) + 1
-        weights[start:stop] = [1.0] * (stop - start)
-    return list(zip(tokens, weights, strict=True))
-
-
-def _lengthened(positions: torch.Tensor, width: int) -> torch.Tensor:
-    """Positions [3, T] of a prompt, and of text after it up to `width` tokens."""
-    following = positions.max() + 1 + torch.arange(width - positions.shape[1])
-    return torch.cat([positions, following.expand(3, -1)], 1)
+    means = torch.stack([each.mean(0) for each in tokens.split(sizes)])
+    scores = (means @ tree["reader"]).split(LABELS, 1)
+    return sum(
+        torch.nn.functional.cross_entropy(score, truth, ignore_index=IGNORED)
+        for score, truth in zip(scores, batch.shows.T, strict=True)
+    )
 
 
 def embeds(params: qwen35.Params, batch: Batch) -> torch.Tensor:
@@ -252,12 +169,24 @@ def loss(params: qwen35.Params, batch: Batch) -> torch.Tensor:
 
 
 def optimisers(params: qwen35.Params) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of layers and blocks, AdamW for all else."""
-    inner = [params.layers, params.vision.blocks, params.vision.merger]
+    """Muon for the matrices of layers and tower, AdamW for all else."""
     taps = params.config.linear_conv_kernel_dim
-    matrices = [leaf for leaf in pytree.tree_leaves(inner) if leaf.dim() == 2 and len(leaf) > taps]
+    inner = [leaf for leaf in pytree.tree_leaves(params.layers) if len(leaf) > taps]
+    return _optimisers(params, params.vision, inner)
+
+
+def reading_optimisers(tree: dict) -> list[torch.optim.Optimizer]:
+    """The same for the tower and what is read off its tokens."""
+    return _optimisers(tree, tree["vision"], [])
+
+
+def _optimisers(
+    tree: Any, vision: VisionParams, inner: list[torch.Tensor]
+) -> list[torch.optim.Optimizer]:
+    inner = inner + pytree.tree_leaves([vision.patch_proj, vision.blocks, vision.merger])
+    matrices = [leaf for leaf in inner if leaf.dim() == 2]
     chosen = set(map(id, matrices))
-    others = [leaf for leaf in pytree.tree_leaves(params) if id(leaf) not in chosen]
+    others = [leaf for leaf in pytree.tree_leaves(tree) if id(leaf) not in chosen]
     return [
         Muon(matrices, MATRIX_LEARNING_RATE, weight_decay=0.01),
         torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01),
@@ -300,9 +229,9 @@ one stands. To anything else, words without a picture included, it answers with 
 kind. It is here so that the code can be shown and tested on pictures without a download; it \
 measures no quality.
 
-Draw one: a light canvas up to about twice as wide as high, or as high as wide; filled shapes of \
-at least a tenth of its height, of a plain colour, apart from each other. Size and format of the \
-file don't matter. Then
+Draw one: a light canvas, its longer side at most twice the shorter; filled shapes of a plain \
+colour, apart from each other, at least a fifth of the shorter side across. Size and format of \
+the file don't matter. Then
 
     scripts/demo --image drawing.png "How many shapes are there?"
     qwen35 generate --model demo_vision --image drawing.png --prompt "What do you see?"
@@ -315,7 +244,7 @@ It knows these questions, with or without capitals and marks: {questions}
 | `model.safetensors`, `config.json` | the weights (fp32) and their geometry |
 | `generation_config.json` | end tokens; greedy decoding |
 | `preprocessor_config.json`, `video_preprocessor_config.json` | every picture is scaled to about \
-128 x 128 to 176 x 176 pixels; the model has seen no video |
+128 x 128 to 160 x 160 pixels; the model has seen no video |
 | `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` | a byte-level BPE trained on \
 the questions and answers, with the published names of the special tokens; ChatML |
 | {shipped} | pictures to show |
@@ -325,7 +254,9 @@ Everything in this directory, this page included, is written by
     python scripts/train_demo.py vision --seed {seed} --steps {steps} --threads {threads}
 
 on the CPU, through `qwen35.encode_images`, `qwen35.forward` and torch's autograd ({minutes:.0f} \
-minutes here, torch {torch}): {steps} steps of {rows} conversations about new pictures. The seed \
+minutes here, torch {torch}): {steps} steps in which the tower alone learns, from {alone} new \
+pictures each, what they show, then {steps} steps in which all of the model learns from {rows} \
+conversations about new pictures each. The seed \
 decides pictures and initial weights; another number of threads or another CPU rounds differently \
 and ends in other weights of the same quality. Checked before it was written, on {asked} \
 conversations about pictures of other seeds, half of them with a thought before the answer; right \
@@ -352,12 +283,21 @@ def run(options: Namespace) -> bool:
     )
     runtime = qwen35.Runtime(chunk=CHUNK)
     params = qwen35.init_params(config, seed=options.seed, runtime=runtime)
-    params = with_long_memory(params, options.seed)
+    params = with_visible_places(with_long_memory(params, options.seed))
 
     def batches(start: int) -> Iterator[Batch]:
         for step in itertools.count(start):
             yield batch(processor, random.Random(f"{options.seed} {step}"))
 
+    def views(start: int) -> Iterator[Pictures]:
+        for step in itertools.count(start):
+            yield pictures(processor.images, random.Random(f"alone {options.seed} {step}"))
+
+    # As large models do it: first the tower learns to see, with little text in the way.
+    tree = {"vision": params.vision, "reader": torch.zeros(config.hidden_size, sum(LABELS))}
+    kept = options.keep and options.keep.with_name(options.keep.name + ".tower")
+    tree = train(tree, reading_optimisers, views, reading_loss, options.steps, kept)
+    params = dataclasses.replace(params, vision=tree["vision"])
     params = train(params, optimisers, batches, loss, options.steps, options.keep)
 
     right, asked = accuracy(params, processor, options.seed)
@@ -381,6 +321,7 @@ def run(options: Namespace) -> bool:
         threads=options.threads,
         minutes=(time.monotonic() - started) / 60,
         torch=torch.__version__.split("+")[0],
+        alone=ALONE,
         rows=SIZES * PICTURES,
         asked=asked.total(),
         table="\n".join(f"| {kind} | {good} of {total} |" for kind, good, total in rows),

@@ -1,26 +1,45 @@
-"""Streams the demo checkpoint's continuations: of the arguments, or of demo/prompts.txt."""
+"""Streams what the demo checkpoints say: to prompts, or to questions about a picture."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 import qwen35
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
+ROOT = Path(__file__).resolve().parent.parent
+TEXT, VISION = ROOT / "demo", ROOT / "demo_vision"
+SHIPPED = VISION / "picture.png"
+QUESTIONS = ("What do you see?", "How many are there?", "What colour is it?", "What shape is it?")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="scripts/demo", description="Continue prompts with the demo checkpoint in demo/."
+        prog="scripts/demo",
+        description="Continue prompts with the demo checkpoint in demo/, or ask the one in "
+        "demo_vision/ about a picture of drawn shapes.",
     )
-    parser.add_argument("prompt", nargs="*", help="default: the prompts of demo/prompts.txt")
-    prompts = parser.parse_args().prompt
-    if not prompts:
-        prompts = (DEMO / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    parser.add_argument(
+        "prompt",
+        nargs="*",
+        help="default: the prompts of demo/prompts.txt; with --image, a few questions",
+    )
+    parser.add_argument(
+        "--image",
+        nargs="?",
+        const=str(SHIPPED),
+        metavar="PATH",
+        help="a picture of shapes; without PATH a shipped one",
+    )
+    options = parser.parse_args()
     try:
-        return run(prompts)
+        if options.image is None:
+            return run(options.prompt)
+        return look(*picture_and_questions(options.image, options.prompt))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -29,28 +48,65 @@ def main() -> int:
         return 2
 
 
-def run(prompts: list[str]) -> int:
-    tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
-    params = qwen35.load(DEMO, device="xla", progress=True)
+def picture_and_questions(image: str, questions: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """`--image "What is it?"` asks that about the shipped picture: it is no name of a picture."""
+    pictures = Image.registered_extensions()
+    if not questions and not Path(image).exists() and Path(image).suffix.lower() not in pictures:
+        return str(SHIPPED), [image]
+    return image, questions or QUESTIONS
+
+
+def run(prompts: Sequence[str]) -> int:
+    """Continues prompts."""
+    if not prompts:
+        prompts = (TEXT / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    tokenizer = qwen35.Tokenizer.from_pretrained(TEXT)
+    params = qwen35.load(TEXT, device="xla", progress=True)
     for prompt in prompts:
         pieces = qwen35.stream(params, tokenizer, prompt, max_new_tokens=160, progress=True)
-        piece = next(pieces)  # compiles, and says so, before the prompt is shown
-        print(f"{prompt}{piece.text}", end="", flush=True)
-        while True:
-            try:
-                print(next(pieces).text, end="", flush=True)
-            except StopIteration as stop:
-                [completion] = stop.value
-                break
-        print(flush=True)
-    timings = completion.timings
-    rate = timings.tokens_per_second
+        completion = show(prompt, pieces)
+    report("prompt", completion)
+    return 0
+
+
+def look(image: str, questions: Sequence[str]) -> int:
+    """Answers questions about a picture."""
+    processor = qwen35.Processor.from_pretrained(VISION)
+    prompts = [
+        processor([qwen35.user_message(question, [image])], enable_thinking=False)
+        for question in questions
+    ]
+    params = qwen35.load(VISION, device="xla", progress=True)
+    print(image)
+    for question, prompt in zip(questions, prompts, strict=True):
+        pieces = qwen35.stream(params, processor, prompt, max_new_tokens=32, progress=True)
+        completion = show(f"{question} ", pieces)
+    report("question", completion)
+    return 0
+
+
+def show(start: str, pieces: Iterator[qwen35.Piece]) -> qwen35.Completion:
+    """Prints a line that starts so and goes on as the model does."""
+    piece = next(pieces)  # compiles, and says so, before the start is shown
+    print(f"{start}{piece.text}", end="", flush=True)
+    while True:
+        try:
+            print(next(pieces).text, end="", flush=True)
+        except StopIteration as stop:
+            [completion] = stop.value
+            break
+    print(flush=True)
+    return completion
+
+
+def report(what: str, completion: qwen35.Completion) -> None:
+    """Says how fast that went."""
+    rate = completion.timings.tokens_per_second
     print(
-        f"last prompt: time to first token {timings.first_token * 1e3:.1f} ms"
+        f"last {what}: time to first token {completion.timings.first_token * 1e3:.1f} ms"
         + ("" if rate is None else f", then {rate:.0f} tokens per second"),
         file=sys.stderr,
     )
-    return 0
 
 
 if __name__ == "__main__":
