@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import demo_text
-import demo_vision
 import torch
+
+import demo_vision
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {"text": (demo_text, "demo"), "vision": (demo_vision, "demo_vision")}

@@ -273,7 +273,7 @@ import re, sys
 from qwen35 import cli
 cli.main(["generate", "--model", {str(DEMO)!r}, "--device", "cpu", "--image", {str(file)!r},
           "--prompt", "How many?", "--max-new-tokens", "1"])
-parts = r"transformers\\.models\\.qwen\\w*\\.(modeling|processing|image_processing|video_processing)"
+parts = r"transformers\\.models\\.qwen\\w*\\.(modeling|(image_|video_)?processing)"
 print([name for name in sys.modules if re.match(parts, name) or name == "torchvision"])
 """
     result = run("-c", code)
