@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .bench.command import HELP as BENCH_HELP
+from .bench.command import add_options as add_bench_options
 from .chat_command import HELP, add_options
 from .eval_command import HELP as EVAL_HELP
 from .eval_command import add_commands
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(commands)
     add_options(_command(commands, "chat", "chat with a model", HELP))
     add_commands(_command(commands, "eval", "measure a model", EVAL_HELP))
+    add_bench_options(_command(commands, "bench", "time this project and transformers", BENCH_HELP))
     return parser
 
 

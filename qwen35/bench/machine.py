@@ -1,0 +1,54 @@
+"""What the machine can do, and what this process takes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_READ_BYTES = 2**30
+_GEMM_SIZE = 2048
+
+
+def rates(_: Mapping[str, Any]) -> dict[str, Any]:
+    """The read bandwidth, the best of several sums over 1 GiB, and the rate of float32 products,
+    the best of several of 2048 x 2048 matrices, both torch's."""
+    data = torch.ones(_READ_BYTES // 4)
+    read = min(timed(lambda: data.sum().item()) for _ in range(10))
+    square = torch.rand(_GEMM_SIZE, _GEMM_SIZE)
+    multiply = min(timed(lambda: square @ square) for _ in range(5))
+    return {
+        "read_gbps": data.nbytes / read / 1e9,
+        "gemm_gflops": 2 * _GEMM_SIZE**3 / multiply / 1e9,
+    }
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that are no file's pages."""
+    return _status("RssAnon")
+
+
+def added_memory(function: Callable[[], Any]) -> int:
+    """Bytes that the process has at most during a call, above what it had before."""
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field} line")

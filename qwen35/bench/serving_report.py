@@ -1,0 +1,139 @@
+"""What the measurements of the engine and of memory come to: tables and plots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..report import Plots
+from .processes import Runs
+from .statistics import medians, spread
+from .tables import gigabytes, milliseconds, table, times
+
+
+def throughput(slots: list[int], batches: Runs, arrivals: Runs) -> dict[str, Any]:
+    """`slots`: a row for each number of them; `arrivals`: one for each load."""
+    middle = medians(batches)
+    rows = [
+        {
+            "slots": n,
+            "tokens_per_second": middle[f"rate_{n}"],
+            "spread": spread([run[f"rate_{n}"] for run in batches]),
+            "speedup": middle[f"speedup_{n}"],
+        }
+        for n in slots
+    ]
+    loads = [
+        {"load": name.removeprefix("load_")} | medians([run[name] for run in arrivals])
+        for name in arrivals[0]
+    ]
+    return {"slots": rows, "arrivals": loads}
+
+
+def memory(ours: dict[str, int], theirs: Runs) -> dict[str, Any]:
+    """Bytes: what our process has before and at most, and what it needs; transformers' process."""
+    added = ours["memory_decode"] - ours["memory_start"]
+    return ours | {
+        "over_needed": added / ours["weights_and_state"],
+        "reference": theirs[0]["memory_decode"] if theirs else None,
+    }
+
+
+def render_throughput(part: dict[str, Any]) -> str:
+    """A Markdown section."""
+    slots = [
+        (
+            f"{row['slots']}",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['spread']:.0%}",
+            times(row["speedup"]),
+        )
+        for row in part["slots"]
+    ]
+    arrivals = [
+        (
+            row["load"],
+            f"{row['requests_per_second']:.2f}",
+            f"{row['tokens_per_second']:.1f}",
+            *(
+                f"{milliseconds(row[f'{name}_p50'])} / {milliseconds(row[f'{name}_p95'])}"
+                for name in ("ttft", "tpot")
+            ),
+        )
+        for row in part["arrivals"]
+    ]
+    head = ("load", "requests/s", "tokens/s", "TTFT P50 / P95", "TPOT P50 / P95")
+    return "\n".join(
+        [
+            "## Engine",
+            "",
+            "All slots busy:",
+            "",
+            table(("slots", "tokens/s", "spread", "speed-up"), slots),
+            "",
+            "Requests that arrive at random (Poisson), at shares of the rate that the engine "
+            "reaches when all of them wait from the beginning:",
+            "",
+            table(head, arrivals),
+        ]
+    )
+
+
+def render_prefix(part: dict[str, float], prefix: int, suffix: int) -> str:
+    """A Markdown section."""
+    rows = [
+        ("cache off", milliseconds(part["ttft_off"]), ""),
+        ("cache on, empty", milliseconds(part["ttft_cold"]), ""),
+        ("same prefix", milliseconds(part["ttft_warm"]), times(part["speedup_warm"])),
+        ("same prompt", milliseconds(part["ttft_same"]), times(part["speedup_same"])),
+    ]
+    title = f"TTFT, {prefix:,} + {suffix:,} tokens"
+    return "\n".join(["## Prefix cache", "", table((title, "time", "speed-up"), rows)])
+
+
+def render_memory(part: dict[str, Any]) -> str:
+    """A Markdown section."""
+    own = part["memory_decode"] - part["memory_start"]
+    rows = [
+        ("the process", gigabytes(part["memory_decode"]), gigabytes(part["reference"])),
+        ("since loading began", gigabytes(own), "-"),
+        ("weights and state", gigabytes(part["weights_and_state"]), "-"),
+    ]
+    return "\n".join(
+        [
+            "## Memory at decode",
+            "",
+            table(("anonymous memory", "qwen35", "transformers"), rows),
+            "",
+            f"What loading and running add is {part['over_needed']:.2f} times weights and state.",
+        ]
+    )
+
+
+def plots(parts: dict[str, Any]) -> Plots:
+    """Those of the parts that were measured."""
+    part = parts.get("throughput")
+    if not part:
+        return {}
+    return {
+        "tokens per second by slots": lambda axes: _slots(axes, part["slots"]),
+        "first token under load": lambda axes: _load(axes, part["arrivals"]),
+    }
+
+
+def _slots(axes: Any, rows: list[dict]) -> None:
+    at = [row["slots"] for row in rows]
+    axes.plot(at, [row["tokens_per_second"] for row in rows], "o-", label="engine")
+    first = rows[0]["tokens_per_second"] / at[0]
+    axes.plot(at, [first * n for n in at], ":", color="grey", label="in proportion")
+    axes.set(xlabel="slots", ylabel="tokens per second")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _load(axes: Any, rows: list[dict]) -> None:
+    names = [row["load"] for row in rows]
+    for percent in (50, 95):
+        axes.plot(names, [row[f"ttft_p{percent}"] for row in rows], "o-", label=f"P{percent}")
+    axes.set(xlabel="load", ylabel="s to the first token")
+    axes.set_ylim(bottom=0)
+    axes.legend()

@@ -1,0 +1,283 @@
+"""All measurements of a checkpoint: which jobs they take, and what comes of their runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Config
+from ..report import Plots
+from ..summary import summarize
+from . import images_report, serving_report, text_report
+from .processes import Job, Runs, alternate
+from .statistics import medians
+
+PARTS = {
+    "ttft": "time to first token over prompt lengths",
+    "tpot": "time per output token over contexts and batches",
+    "throughput": "the engine: tokens per second over slots, and under random arrivals",
+    "prefix": "what the engine's prefix cache saves",
+    "memory": "memory of a process that decodes",
+    "images": "the vision tower, an image prompt's first token, memory, compilation",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; the command line's options.
+
+    Attributes:
+        parts: keys of `PARTS`.
+        reference: measure transformers too.
+        rounds, threads: see `alternate`.
+        lengths: of prompts.
+        contexts: tokens before a decode step of one row.
+        batches: rows of a decode step after the first of `contexts`.
+        steps: of decode that are timed.
+        slots: of the engine; arrivals use the most.
+        requests: how many arrive.
+        request_tokens: the most prompt tokens and new tokens of each.
+        loads: shares of the engine's most requests per second.
+        seed: of arrivals and requests.
+        prefix: tokens that two prompts share, and that follow.
+        sides: of square pictures, in pixels.
+        large_side: of the picture for memory and the ladder.
+    """
+
+    parts: tuple[str, ...]
+    reference: bool = True
+    rounds: int = 3
+    threads: int = 2
+    lengths: tuple[int, ...] = (128, 512, 2048)
+    contexts: tuple[int, ...] = (128, 2048, 8192, 32768)
+    batches: tuple[int, ...] = (1, 2, 4, 8)
+    steps: int = 16
+    slots: tuple[int, ...] = (1, 2, 4, 8)
+    requests: int = 24
+    request_tokens: tuple[int, int] = (128, 32)
+    loads: tuple[float, ...] = (0.5, 0.8)
+    seed: int = 0
+    prefix: tuple[int, int] = (2000, 16)
+    sides: tuple[int, ...] = (512, 1024)
+    large_side: int = 2048
+
+    def __post_init__(self) -> None:
+        counts: dict[str, Any] = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("parts", "reference", "loads", "seed")
+        }
+        for name, value in counts.items():
+            values = value if isinstance(value, tuple) else (value,)
+            if not values or any(not isinstance(v, int) or v < 1 for v in values):
+                raise ValueError(f"{name} must be positive integers, not {value!r}")
+        if not self.loads or any(not 0 < load < 100 for load in self.loads):
+            raise ValueError(f"loads must be shares above 0, such as 0.8, not {self.loads!r}")
+
+    @property
+    def decodes(self) -> list[list[int]]:
+        """Pairs of context and batch."""
+        rows = [[context, 1] for context in self.contexts]
+        return rows + [[self.contexts[0], batch] for batch in self.batches if batch > 1]
+
+
+def measure(
+    model: str, name: str, settings: Settings, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Runs the measurements.
+
+    Args:
+        model: a checkpoint directory.
+        name: what the report calls it.
+        settings: what is measured.
+        say: told what starts.
+
+    Returns:
+        Plain values: `model`, `dtype`, `device`, `versions`, `machine`, `settings`, `parts` and,
+        as they came, the `runs` of all jobs.
+
+    Raises:
+        ValueError: the checkpoint can't be used, or does not hold what is asked for.
+    """
+    config = Config.from_pretrained(model)
+    check(config, settings)
+    runs = alternate(
+        _jobs(model, settings), rounds=settings.rounds, threads=settings.threads, say=say
+    )
+    machine = medians(runs["machine"])
+    return {
+        "model": name,
+        "dtype": "float32",
+        "device": "xla:cpu",
+        "versions": _versions(settings.reference),
+        "machine": machine | {"processor": _processor(), "threads": settings.threads},
+        "settings": dataclasses.asdict(settings),
+        "parts": _parts(config, settings, machine, runs),
+        "runs": runs,
+    }
+
+
+def check(config: Config, settings: Settings) -> None:
+    """Refuses what would fail after minutes of other measurements."""
+    unknown = [part for part in settings.parts if part not in PARTS]
+    if unknown or not settings.parts:
+        raise ValueError(f"parts are {', '.join(PARTS)}; not {', '.join(unknown) or 'none'}")
+    if "images" in settings.parts and config.vision is None:
+        raise ValueError("images: the checkpoint has no vision tower")
+    limit = config.max_position_embeddings
+    longest = {
+        "ttft": max(settings.lengths),
+        "tpot": max(settings.contexts) + settings.steps + 1,
+        "throughput": sum(settings.request_tokens),
+        "prefix": sum(settings.prefix) + 1,
+        "memory": max(settings.lengths) + settings.steps,
+    }
+    for part, tokens in longest.items():
+        if part in settings.parts and tokens > limit:
+            raise ValueError(
+                f"{part} needs {tokens} tokens, over the model's max_position_embeddings of {limit}"
+            )
+
+
+def _jobs(model: str, settings: Settings) -> dict[str, Job]:
+    """In the order in which they run: the two sides of a comparison after each other."""
+    parts = settings.parts
+    text = {
+        "model": model,
+        "lengths": settings.lengths if "ttft" in parts else (),
+        "contexts": settings.decodes if "tpot" in parts else (),
+        "steps": settings.steps,
+    }
+    jobs = {"machine": Job("machine.rates", {})}
+    if "ttft" in parts or "tpot" in parts:
+        jobs["text"] = Job("text.ours", text)
+        jobs["text, transformers"] = Job("text.reference", text)
+    if "images" in parts:
+        pictures = {"model": model, "sides": settings.sides, "repeats": 2}
+        large = {"model": model, "side": settings.large_side}
+        jobs["images"] = Job("images.ours", pictures)
+        jobs["images, transformers"] = Job("images.reference", pictures)
+        jobs["images, memory"] = Job("images.our_memory", large, once=True)
+        jobs["images, memory, transformers"] = Job("images.reference_memory", large, once=True)
+        jobs["images, compilation"] = Job("images.compilation", large, once=True)
+    if "memory" in parts:
+        filled = text | {"lengths": settings.lengths}
+        after = {"lengths": (), "contexts": ((max(settings.lengths), 1),)}
+        jobs["memory"] = Job("text.memory", filled, once=True)
+        jobs["memory, transformers"] = Job("text.reference", text | after, once=True)
+    if "throughput" in parts:
+        busy = {"model": model, "slots": settings.slots, "prompt": 32, "steps": settings.steps}
+        prompt, new_tokens = settings.request_tokens
+        jobs["batches"] = Job("serving.batches", busy)
+        jobs["arrivals"] = Job(
+            "serving.arrivals",
+            {
+                "model": model,
+                "slots": max(settings.slots),
+                "requests": settings.requests,
+                "prompt": prompt,
+                "new_tokens": new_tokens,
+                "shares": settings.loads,
+                "seed": settings.seed,
+            },
+            once=True,
+        )
+    if "prefix" in parts:
+        shared, rest = settings.prefix
+        same = {"model": model, "prefix": shared, "suffix": rest, "repeats": 1}
+        jobs["prefix"] = Job("serving.prefix", same)
+    if not settings.reference:
+        jobs = {name: job for name, job in jobs.items() if "transformers" not in name}
+    return jobs
+
+
+def _parts(
+    config: Config, settings: Settings, machine: dict[str, Any], runs: dict[str, Runs]
+) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    ours, theirs = runs.get("text", []), runs.get("text, transformers", [])
+    if "ttft" in settings.parts:
+        parts["ttft"] = text_report.ttft(list(settings.lengths), ours, theirs)
+    if "tpot" in settings.parts:
+        kv = summarize(config, torch.float32)["kv_bytes_per_token"]
+        parts["tpot"] = text_report.tpot(settings.decodes, ours, theirs, kv, machine["read_gbps"])
+    if "throughput" in settings.parts:
+        parts["throughput"] = serving_report.throughput(
+            list(settings.slots), runs["batches"], runs["arrivals"]
+        )
+    if "prefix" in settings.parts:
+        parts["prefix"] = medians(runs["prefix"])
+    if "memory" in settings.parts:
+        parts["memory"] = serving_report.memory(
+            runs["memory"][0], runs.get("memory, transformers", [])
+        )
+    if "images" in settings.parts:
+        rows = images_report.images(
+            list(settings.sides), runs["images"], runs.get("images, transformers", [])
+        )
+        memory = images_report.memory(
+            runs["images, memory"][0], runs.get("images, memory, transformers", [])
+        )
+        ladder = runs["images, compilation"][0]["compile"]
+        parts["images"] = {"rows": rows, "memory": memory, "ladder": ladder}
+    return parts
+
+
+def render(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    parts, settings, machine = result["parts"], result["settings"], result["machine"]
+    sections = [
+        f"{machine['processor']}, {machine['threads']} threads: reads memory at "
+        f"{machine['read_gbps']:.1f} GB/s, multiplies float32 matrices at "
+        f"{machine['gemm_gflops']:.0f} GFLOP/s. Medians of {settings['rounds']} rounds; spread is "
+        "the highest less the lowest of them, over the median. Ratios are transformers' time over "
+        "this project's."
+    ]
+    if "ttft" in parts:
+        sections.append(text_report.render_ttft(parts["ttft"]))
+    if "tpot" in parts:
+        sections.append(text_report.render_tpot(parts["tpot"]))
+    if "throughput" in parts:
+        sections.append(serving_report.render_throughput(parts["throughput"]))
+    if "prefix" in parts:
+        sections.append(serving_report.render_prefix(parts["prefix"], *settings["prefix"]))
+    if "memory" in parts:
+        sections.append(serving_report.render_memory(parts["memory"]))
+    if "images" in parts:
+        side = settings["large_side"]
+        sections.append(images_report.render(side=side, **parts["images"]))
+    return "\n\n".join(sections)
+
+
+def plots(result: dict[str, Any]) -> Plots:
+    """Of all parts that have some."""
+    parts = result["parts"]
+    drawn = {**text_report.plots(parts), **serving_report.plots(parts)}
+    if "images" in parts:
+        drawn |= images_report.plots(parts["images"]["rows"])
+    return drawn
+
+
+def _versions(reference: bool) -> dict[str, str]:
+    from .. import __version__
+
+    versions = {"qwen35": __version__, "torch": torch.__version__}
+    if reference:
+        from transformers import __version__ as transformers_version
+
+        versions["transformers"] = transformers_version
+    return versions | {"python": platform.python_version()}
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

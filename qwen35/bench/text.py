@@ -1,0 +1,189 @@
+"""Text: seconds to the first token over prompt lengths, and per token over contexts and batches.
+
+`ours` and `reference` do the same work and name their figures alike: `prefill_L` is a prompt of L
+tokens up to its logits, `decode_C` one token of one row after C others, `decode_C_xB` of B rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from .. import Params, State, decode, device_put, init_params, init_state, jit, load, prefill
+from ..family import presets
+from ..generate import PREFILL_CHUNK
+from ..pytree import map_tensors
+from .machine import anonymous_memory, timed
+from .statistics import median
+
+
+def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """This project, compiled.
+
+    Args:
+        settings: `model`, a directory; `lengths` of prompts; `contexts`, pairs of tokens and rows;
+            `steps` of decode that are timed.
+
+    Returns:
+        Beside the figures of both: `load`; `compile_…`, what the first call took longer; `host_…`,
+        seconds until a decode step is on its way; `recompilations` after the first calls;
+        `read_bytes`, the weights that a decode step reads.
+    """
+    result: dict[str, Any] = {}
+    device_put(torch.zeros(1), "xla").cpu()  # starts the device
+    start = time.perf_counter()
+    params = load(settings["model"], device="xla", check_finite=False, vision=False)
+    result["load"] = time.perf_counter() - start
+    steps = {step: jit(step, donate=("state",)) for step in (prefill, decode)}
+    again = 0
+    for length in settings["lengths"]:
+        tokens = torch.randint(0, params.config.vocab_size, (1, length))
+
+        def fill(tokens=tokens) -> float:
+            state = init_state(params, 1, tokens.shape[1])
+            map_tensors(lambda t: t.cpu(), state)
+            return timed(lambda: _fill(steps[prefill], params, state, tokens))
+
+        first, known = fill(), steps[prefill].compile_count
+        result[f"prefill_{length}"] = median(fill() for _ in range(_repeats(length)))
+        result[f"compile_prefill_{length}"] = first - result[f"prefill_{length}"]
+        again += steps[prefill].compile_count - known
+    for context, batch in settings["contexts"]:
+        state = _state_after(params, batch, context, context + settings["steps"] + 1)
+        token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
+        counts, host, times = [], [], []
+        for _ in range(1 + settings["steps"]):
+            start = time.perf_counter()
+            logits, state = steps[decode](params, state, token)
+            host.append(time.perf_counter() - start)
+            logits.cpu()
+            times.append(time.perf_counter() - start)
+            counts.append(steps[decode].compile_count)
+        name = decode_name(context, batch)
+        result[f"decode_{name}"] = median(times[1:])
+        result[f"host_{name}"] = median(host[1:])
+        result[f"compile_decode_{name}"] = times[0] - median(times[1:])
+        again += counts[-1] - counts[0]
+        del state, logits
+    # Decode reads every weight once but the embedding's rows that no token of the step names.
+    weights = sum(leaf.nbytes for leaf in pytree.tree_leaves(params))
+    return result | {
+        "recompilations": again,
+        "read_bytes": weights - (0 if params.embed is None else params.embed.nbytes),
+    }
+
+
+@torch.no_grad()
+def reference(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers, eager; the settings are those of `ours`."""
+    from transformers import AutoModelForCausalLM
+
+    result: dict[str, Any] = {}
+    start = time.perf_counter()
+    directory = settings["model"]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    result["load"] = time.perf_counter() - start
+    vocabulary = model.config.get_text_config().vocab_size
+    model(torch.zeros(1, 16, dtype=torch.int64), use_cache=True, logits_to_keep=1)
+    for length in settings["lengths"]:
+        tokens = torch.randint(0, vocabulary, (1, length))
+        times = []
+        for _ in range(_repeats(length)):
+            start = time.perf_counter()
+            model(tokens, use_cache=True, logits_to_keep=1)
+            times.append(time.perf_counter() - start)
+        result[f"prefill_{length}"] = median(times)
+    for context, batch in settings["contexts"]:
+        token = torch.zeros(batch, 1, dtype=torch.int64)
+        cache = model(token, use_cache=True).past_key_values
+        for layer in cache.layers:
+            if getattr(layer, "keys", None) is not None:
+                shape = (batch, layer.keys.shape[1], context, layer.keys.shape[3])
+                layer.keys, layer.values = torch.rand(shape), torch.rand(shape)
+        if cache.get_seq_length() != context:
+            raise RuntimeError(f"transformers' cache holds {cache.get_seq_length()} tokens")
+        times = []
+        for _ in range(1 + settings["steps"]):
+            start = time.perf_counter()
+            model(token, past_key_values=cache, use_cache=True)
+            times.append(time.perf_counter() - start)
+        result[f"decode_{decode_name(context, batch)}"] = median(times[1:])
+        result["memory_decode"] = anonymous_memory()
+        del cache
+    return result
+
+
+def decode_name(context: int, batch: int) -> str:
+    """What a decode step's figures are called by."""
+    return f"{context}" if batch == 1 else f"{context}_x{batch}"
+
+
+def memory(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Anonymous memory of a process that loads, prefills the longest prompt and decodes.
+
+    Returns:
+        Bytes: `memory_start`, before it loads; `memory_decode`, the most while it decodes;
+        `weights_and_state`.
+    """
+    device_put(torch.zeros(1), "xla").cpu()
+    start = anonymous_memory()
+    params = load(settings["model"], device="xla", check_finite=False, vision=False)
+    step = jit(decode, donate=("state",))
+    length = max(settings["lengths"])
+    state = init_state(params, 1, length + settings["steps"])
+    tokens = torch.randint(0, params.config.vocab_size, (1, length))
+    state = _fill(jit(prefill, donate=("state",)), params, state, tokens)
+    token = device_put(tokens[:, 0].contiguous(), "xla")
+    most = 0
+    for _ in range(settings["steps"]):
+        logits, state = step(params, state, token)
+        most = max(most, anonymous_memory())  # while the step runs
+        logits.cpu()
+        most = max(most, anonymous_memory())
+    needed = sum(leaf.nbytes for tree in (params, state) for leaf in pytree.tree_leaves(tree))
+    return {"memory_start": start, "memory_decode": most, "weights_and_state": needed}
+
+
+def compilation(_: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds to compile prefill and decode of many layers; narrow ones, which take as long."""
+    result = {}
+    for count in (24, 64):
+        kinds = tuple("full_attention" if i % 4 == 3 else "linear_attention" for i in range(count))
+        sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "vision": None}
+        config = dataclasses.replace(
+            presets["0.8b"], num_hidden_layers=count, layer_types=kinds, **sizes
+        )
+        params = init_params(config, device="xla")
+        state = init_state(params, 1, 4 * PREFILL_CHUNK)
+        tokens = device_put(torch.zeros(1, PREFILL_CHUNK, dtype=torch.int64), "xla")
+        for step, token in ((prefill, tokens), (decode, tokens[:, 0])):
+            start = time.perf_counter()
+            jit(step, donate=("state",)).compile(params, state, token)
+            result[f"compile_{step.__name__}_{count}_layers"] = time.perf_counter() - start
+    return result
+
+
+def _fill(step, params: Params, state: State, tokens: torch.Tensor) -> State:
+    """Prefills in the steps that `generate` takes, and waits for the end."""
+    for start in range(0, tokens.shape[1], PREFILL_CHUNK):
+        chunk = tokens[:, start : start + PREFILL_CHUNK].contiguous()
+        logits, state = step(params, state, device_put(chunk, "xla"))
+    logits.cpu()
+    return state
+
+
+def _state_after(params: Params, batch: int, context: int, capacity: int) -> State:
+    """A state after `context` tokens; random, since its values cost no time."""
+    empty = device_put(init_state(params, batch, capacity), "cpu")
+    state = map_tensors(lambda t: torch.rand(t.shape).to(t.dtype), empty)
+    position = torch.full((batch,), context, dtype=torch.int32)
+    return device_put(state._replace(position=position, rope_offset=position * 0), "xla")
+
+
+def _repeats(length: int) -> int:
+    return max(2, 768 // length)

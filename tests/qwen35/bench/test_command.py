@@ -1,0 +1,101 @@
+"""The benchmark's command, end to end on the demo checkpoint with tiny settings.
+
+Times are not judged: what a run must have, and what has to be positive, is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwen35.bench.neuron import protocol
+from qwen35.cli import main
+
+DEMO = Path(__file__).resolve().parents[3] / "demo"
+COMMON = ["bench", "--model", str(DEMO), "--rounds", "1", "--threads", "1"]
+
+
+@pytest.mark.slow
+def test_text_against_transformers(tmp_path, capfd):
+    pytest.importorskip("matplotlib")
+    options = ["--lengths", "8", "24", "--contexts", "8", "64", "--batches", "2", "--steps", "2"]
+    output = ["--json", "--output", str(tmp_path / "report")]
+    assert main([*COMMON, "ttft", "tpot", *options, *output]) == 0
+    printed, said = capfd.readouterr()
+    result = json.loads(printed)
+    assert json.loads((tmp_path / "report/bench.json").read_text()) == result
+    assert result["machine"]["read_gbps"] > 0 and result["machine"]["gemm_gflops"] > 0
+    assert set(result["versions"]) == {"qwen35", "torch", "transformers", "python"}
+    ttft, tpot = result["parts"]["ttft"], result["parts"]["tpot"]
+    assert [row["prompt"] for row in ttft] == [8, 24]
+    assert [(row["context"], row["batch"]) for row in tpot] == [(8, 1), (64, 1), (8, 2)]
+    for row in (*ttft, *tpot):
+        assert 0 < row["ours"] < 60 and 0 < row["reference"] < 60
+        # One round: the ratio is that of the two medians.
+        assert row["ratio"] == pytest.approx(row["reference"] / row["ours"])
+        assert row["spread"] == 0
+    for row in tpot:
+        assert row["tokens_per_second"] == pytest.approx(row["batch"] / row["ours"])
+        assert 0 < row["host"] <= row["ours"]
+    assert result["runs"]["text"][0]["recompilations"] == 0
+    page = (tmp_path / "report/bench.md").read_text()
+    for name in ("time-to-first-token", "time-per-token-by-context", "time-per-step-by-batch"):
+        assert f"(bench-{name}.png)" in page
+        assert (tmp_path / f"report/bench-{name}.png").stat().st_size > 1000
+    assert "round 1 of 1: text, transformers" in said
+
+
+@pytest.mark.slow
+def test_the_engine_alone(capfd):
+    requests = ["--requests", "3", "--request-tokens", "12", "4", "--loads", "0.8"]
+    options = ["--slots", "1", "2", "--steps", "2", "--prefix", "64", "8", "--lengths", "16"]
+    parts = ["throughput", "prefix", "memory"]
+    assert main([*COMMON, *parts, "--alone", "--json", *requests, *options]) == 0
+    parts = json.loads(capfd.readouterr().out)["parts"]
+    slots, arrivals = parts["throughput"]["slots"], parts["throughput"]["arrivals"]
+    assert [row["slots"] for row in slots] == [1, 2]
+    assert slots[0]["speedup"] == 1 and all(row["tokens_per_second"] > 0 for row in slots)
+    assert [row["load"] for row in arrivals] == ["saturated", "0.8"]
+    for row in arrivals:
+        assert row["compilations"] == 0
+        for name in ("ttft", "tpot"):
+            assert 0 < row[f"{name}_p50"] <= row[f"{name}_p95"]
+    # All that two prompts share is saved, and no more than that.
+    assert parts["prefix"]["saved_tokens"] == 64
+    assert parts["memory"]["reference"] is None
+    assert parts["memory"]["weights_and_state"] > 0
+
+
+@pytest.mark.slow
+def test_the_protocol_for_neuron():
+    """The function, on the CPU's XLA; no device has run it."""
+    import qwen35
+
+    params = qwen35.load(DEMO, dtype="bfloat16", device="xla")
+    result = protocol(params, prompt=8, steps=3, repeats=2)
+    assert (result["prompt"], result["steps"], result["repeats"]) == (8, 3, 2)
+    assert result["ttft"] > 0 and result["tpot"] > 0 and result["compile"] > 0
+    assert result["tokens_per_second"] == pytest.approx(1 / result["tpot"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--preset", "1b"], "no preset '1b'; presets: 0.8b"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["speed", "--model", str(DEMO)], "parts are ttft, tpot"),
+        (["images", "--preset", "0.8b", "--sides", "0"], "sides must be positive integers"),
+        (["ttft", "--rounds", "0"], "rounds must be positive integers, not 0"),
+        (["throughput", "--loads", "-1"], "loads must be shares above 0"),
+        (["tpot", "--model", str(DEMO), "--contexts", "5000"], "over the model's max_position"),
+        (["--device", "neuron", "--model", str(DEMO)], "needs a Neuron device"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, said, capfd):
+    """Before any measurement starts."""
+    assert main(["bench", *arguments]) == 2
+    out, error = capfd.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert error.startswith("qwen35: error: ") and said in error

@@ -1,0 +1,79 @@
+"""Statistics against closed forms and numpy, arrivals against what makes them Poisson."""
+
+import math
+import random
+import statistics
+
+import numpy as np
+import pytest
+
+from qwen35.bench.statistics import (
+    median,
+    medians,
+    percentile,
+    poisson_arrivals,
+    ratio,
+    spread,
+)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 24])
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.95, 1])
+def test_percentile_is_numpys(count, share):
+    values = [random.Random(count).gauss(0, 1) for _ in range(count)]
+    assert percentile(values, share) == pytest.approx(np.percentile(values, 100 * share))
+
+
+@pytest.mark.parametrize(("values", "share"), [([], 0.5), ([1.0], 1.5), ([1.0], -0.1)])
+def test_no_percentile(values, share):
+    with pytest.raises(ValueError, match="percentile"):
+        percentile(values, share)
+
+
+def test_a_slow_spell_that_meets_both_cancels_in_the_ratio():
+    """Runs of 1 s and 3 s, on a machine that is 1, 10 and 2 times slower: 3, whatever it does."""
+    slow = [1, 10, 2]
+    ours = [{"a": 1.0 * s} for s in slow]
+    theirs = [{"a": 3.0 * s} for s in slow]
+    assert ratio(ours, theirs, "a") == 3
+    # One pair that was disturbed in between does not move it either.
+    theirs[1]["a"] = 1000.0
+    assert ratio(ours, theirs, "a") == 3
+
+
+def test_medians_and_spread():
+    runs = [{"a": 1, "b": 9.0}, {"a": 3, "b": 7.0}, {"a": 2, "b": 8.0}]
+    assert medians(runs) == {"a": 2, "b": 8.0}
+    assert median([4, 1]) == 2.5
+    assert spread([9.0, 11.0, 10.0]) == pytest.approx(0.2)
+    assert spread([5.0]) == 0
+
+
+def test_arrivals_are_poissons():
+    """Gaps are exponential: mean and deviation 1/rate, memoryless. Counts in windows have their
+    mean as their variance."""
+    rate, count = 4.0, 40_000
+    times = poisson_arrivals(rate, count, seed=3)
+    gaps = np.diff([0.0, *times])
+    assert (gaps >= 0).all()
+    error = 5 / math.sqrt(count)  # five standard errors
+    assert gaps.mean() * rate == pytest.approx(1, abs=error)
+    assert gaps.std() * rate == pytest.approx(1, abs=2 * error)
+    # Of those that last one mean, as many last another: e^-1.
+    assert (gaps > 2 / rate).sum() / (gaps > 1 / rate).sum() == pytest.approx(1 / math.e, abs=0.02)
+    counts = np.bincount(np.floor(times).astype(int))[:-1]
+    assert statistics.variance(counts.tolist()) == pytest.approx(counts.mean(), rel=0.05)
+
+
+def test_arrivals_are_seeded():
+    assert poisson_arrivals(2.0, 9, seed=1) == poisson_arrivals(2.0, 9, seed=1)
+    assert poisson_arrivals(2.0, 9, seed=1) != poisson_arrivals(2.0, 9, seed=2)
+    # A rate is nothing but another clock.
+    twice = [2 * time for time in poisson_arrivals(2.0, 9, seed=1)]
+    assert poisson_arrivals(1.0, 9, seed=1) == pytest.approx(twice)
+
+
+@pytest.mark.parametrize("rate", [0, -1.0, math.inf, math.nan])
+def test_a_rate_must_be_positive(rate):
+    with pytest.raises(ValueError, match="rate must be positive"):
+        poisson_arrivals(rate, 3, seed=0)
