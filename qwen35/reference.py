@@ -1,6 +1,6 @@
 """The implementation that `eval agreement` compares with: transformers' own, on the CPU.
 
-Nothing else of the package imports its modelling code.
+Nothing else of the package but the benchmarks imports its modelling code.
 """
 
 from __future__ import annotations
