@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import io
 import json
 import math
 import os
 import platform
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +50,7 @@ def write_report(
 ) -> tuple[Path, bool]:
     """Writes NAME.json, NAME.md and a PNG for each plot, each aside and renamed.
 
-    All of them are made before the first is written, and an end of the process by SIGTERM waits
-    until the last is.
+    All of them are made before the first is written.
 
     Args:
         directory: made if it is not there.
@@ -81,9 +77,8 @@ def write_report(
         lines.append(f"![{plot}]({file})\n")
     files[f"{name}.json"] = content.encode("utf-8")
     files[f"{name}.md"] = ("\n".join(lines).rstrip() + "\n").encode("utf-8")
-    with _termination_waits():
-        for file, data in files.items():
-            _write(directory / file, data)
+    for file, data in files.items():
+        _write(directory / file, data)
     return directory / f"{name}.md", drawn is not None
 
 
@@ -118,22 +113,3 @@ def _write(target: Path, content: bytes) -> None:
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _termination_waits() -> Iterator[None]:
-    """SIGTERM, which ends a process at once, waits for the end of the block.
-
-    In another thread than the main one, where signals can't be handled, it does not.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if asked:
-            signal.raise_signal(signal.SIGTERM)
