@@ -88,7 +88,7 @@ def models(text_config, perturb_model, tmp_path_factory):
                 num_key_value_heads=1,
                 linear_num_key_heads=1,
                 linear_num_value_heads=2,
-                max_position_embeddings=32768,
+                max_position_embeddings=32769,  # and one token after them
                 eos_token_id=None,
             ),
             attn_implementation="sdpa",  # 32,768 x 32,768 scores are too many to hold
