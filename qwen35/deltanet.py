@@ -47,7 +47,8 @@ def deltanet(
     query, key = l2_norm(heads.unflatten(-1, (-1, key_size))).chunk(2, dim=2)
     query = query * key_size**-0.5
     value = value.unflatten(-1, (-1, value_size))
-    log_decay = -layer.a_log.exp() * F.softplus(a.float() + layer.dt_bias)
+    # e^88 is about the largest float32: infinity times a softplus of 0 would be NaN.
+    log_decay = -layer.a_log.clamp(max=88.0).exp() * F.softplus(a.float() + layer.dt_bias)
     beta = b.float().sigmoid()
     if lengths is not None:
         # A token with beta = 0 and log decay 0 leaves the state as it is.

@@ -4,6 +4,7 @@ Tolerance: 1e-4 absolute on logits whose standard deviation is 0.5. transformers
 and its token-by-token decode differ by up to 1e-5 from each other on these models.
 """
 
+import dataclasses
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 import qwen35
+from qwen35.params import DeltaNetLayer
 
 TOLERANCE = 1e-4
 LENGTHS = [1, 2, 3, 5, 63, 64, 65, 127, 128, 129, 300]
@@ -117,6 +119,22 @@ def test_int32_and_int64_tokens_are_the_same(reference, load):
     case = reference("equal_heads")
     tokens, params = case.tokens(2, 9), load("equal_heads")
     assert torch.equal(all_logits(params, tokens), all_logits(params, tokens.int()))
+
+
+def test_a_decay_rate_beyond_float32_is_no_nan(reference, load):
+    """e^100 is infinite; with a softplus that rounds to 0 the decay is none, exp(-e^100 e^-150)."""
+    case, params = reference("equal_heads"), load("equal_heads")
+    layers = tuple(
+        layer._replace(
+            a_log=torch.full_like(layer.a_log, 100.0),
+            dt_bias=torch.full_like(layer.dt_bias, -150.0),
+        )
+        if isinstance(layer, DeltaNetLayer)
+        else layer
+        for layer in params.layers
+    )
+    extreme = dataclasses.replace(params, layers=layers)
+    assert all_logits(extreme, case.tokens(1, 9)).isfinite().all()
 
 
 @pytest.mark.parametrize("tied", [True, False])
