@@ -107,11 +107,14 @@ def _chunk_step(state: Tensor, chunk: tuple[Tensor, ...]) -> tuple[Tensor, Tenso
     length, key_size = key.shape[-2:]
     lower = _lower(length, key.device)
     strict = lower - torch.eye(length, device=key.device)
-    # Sums over the tokens j+1..i, not differences of one cumulative sum: after a strong decay
-    # those would lose the weak decays that follow to cancellation.
-    between = lower @ (log_decay * strict)
-    decay = between.exp() * lower
-    from_start = (lower @ log_decay).exp()
+    whole = torch.ones(1, length, device=key.device)
+    # Row j holds the sums over the tokens j+1..i for every i, the last row those over all tokens
+    # up to i. Sums, not differences of one cumulative sum: after a strong decay those would lose
+    # the weak decays that follow to cancellation.
+    counted, kept = torch.cat([strict.mT, whole]), torch.cat([lower.mT, whole])
+    sums = (counted * log_decay.mT) @ lower.mT
+    decays = torch.where(kept > 0, sums, -torch.inf).exp()
+    decay, from_start = decays.mT.split([length, 1], dim=-1)
     to_end = decay[..., -1, :].unsqueeze(-1)
     across = from_start[..., -1:, :]
 
@@ -119,7 +122,7 @@ def _chunk_step(state: Tensor, chunk: tuple[Tensor, ...]) -> tuple[Tensor, Tenso
     inverse = invert_unit_lower(beta * decay * (key @ transposed) * strict)
     attention = decay * (query @ transposed)
     # R is `wanted` less what `recall` finds in the state before the chunk.
-    solved = inverse @ torch.cat([beta * from_start * key, beta * value], dim=-1)
+    solved = inverse @ (beta * torch.cat([from_start * key, value], dim=-1))
     recall, wanted = solved.split([key_size, value.shape[-1]], dim=-1)
     # Side by side, what reads the state before the chunk, and what R enters.
     readers = torch.cat([recall, query * from_start], dim=-2)
