@@ -15,6 +15,7 @@ from .params import AttentionLayer, DeltaNetLayer, Params
 from .ranks import on_all_ranks
 from .rope import rope_table
 from .sharding.collectives import all_gather, all_reduce
+from .stacks import like
 from .state import AttentionState, DeltaNetState, State
 
 
@@ -161,7 +162,7 @@ def _blocks(
     advance = length if lengths is None else lengths.to(position.dtype)
     if positions is not None:
         offset = _next_offset(state, positions, valid, advance)
-    return x, State(position + advance, offset, tuple(new_layers))
+    return x, State(position + advance, offset, like(state.layers, new_layers))
 
 
 def _placeholders(params: Params, tokens: Tensor, valid: Tensor | None) -> Tensor:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .params import Params, Runtime, VisionParams
 from .sharding import spmd
+from .stacks import StackedLayers
+
+# What is small beside a layer's matrices, or beside the rest of its state.
+_SMALL = frozenset(
+    ("input_norm", "conv", "a_log", "dt_bias", "norm", "post_norm", "q_norm", "k_norm")
+)
 
 
 def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device: str) -> Params:
@@ -22,7 +28,13 @@ def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device:
         build(dataclasses.replace(runtime, rank=rank)).with_runtime(rank=None)
         for rank in range(runtime.mesh.size)
     ]
+    ranks = [dataclasses.replace(rank, layers=stack_small(rank.layers)) for rank in ranks]
     return spmd.stack(ranks, runtime.mesh)
+
+
+def stack_small(layers: Sequence[Any]) -> StackedLayers:
+    """One rank's layers, of the parameters or of a state, as they are kept for all ranks."""
+    return StackedLayers.of(layers, _SMALL)
 
 
 def on_all_ranks(*returns_stacked: bool, **row_axes: int) -> Callable[[Callable], Callable]:

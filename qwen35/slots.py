@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .devices import indices
+from .stacks import like
 from .state import AttentionState, DeltaNetState, State
 
 
@@ -66,4 +67,4 @@ def grow(state: State, capacity: int) -> State:
         more = capacity - present
         return AttentionState(F.pad(layer.key, (0, more)), F.pad(layer.value, (0, 0, 0, more)))
 
-    return state._replace(layers=tuple(map(wider, state.layers)))
+    return state._replace(layers=like(state.layers, [wider(layer) for layer in state.layers]))

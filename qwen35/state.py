@@ -9,6 +9,7 @@ import torch
 from .config import FULL
 from .declarations import Units, axis_sizes, held_units
 from .params import Params
+from .ranks import stack_small
 from .sharding import spmd
 
 
@@ -73,6 +74,7 @@ def init_state(params: Params, batch: int, capacity: int) -> State:
     if batch % mesh.dp:
         raise ValueError(f"a batch of {batch} rows can't be split evenly over dp = {mesh.dp}")
     share = _empty(params, 0, batch // mesh.dp, capacity, torch.device("cpu"))
+    share = share._replace(layers=stack_small(share.layers))
     return spmd.stack([share] * mesh.size, mesh)
 
 

@@ -549,6 +549,20 @@ def test_what_hangs_on_a_donated_tensor_is_computed_first():
         assert lazily.item() == 60
 
 
+def test_what_became_pending_in_place_is_computed_before_donating():
+    """Some operations of torch-xla make a computation of a tensor that held data.
+
+    No new tensor shows it, so whoever looks for pending work has to look at all tensors.
+    """
+    fn = jit(lambda s: s * 2, donate=("s",))
+    for _ in range(2):
+        s, other = on_xla((torch.full((3,), 2.0), torch.full((3,), 5.0)))
+        assert pending() == 0
+        xla()._XLAC._xla_optimization_barrier_([other, s])
+        assert pending() == 2
+        assert_same((fn(s), other), (torch.full((3,), 4.0), torch.full((3,), 5.0)))
+
+
 def test_aliases_of_a_donated_tensor_are_refused():
     fn = jit(lambda s: s * 2, donate=("s",))
     s = on_xla(torch.ones(3))

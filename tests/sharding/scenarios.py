@@ -1,7 +1,7 @@
 """What the ranks of a test do; each function runs in every rank's process (see `worker`)."""
 
-import dataclasses
 import os
+import signal
 import time
 from unittest import mock
 
@@ -9,6 +9,7 @@ import models
 import torch
 from qwen35.sharding import collectives, process, spmd
 from qwen35.sharding.mesh import Mesh
+from torch.utils import _pytree as pytree
 
 import qwen35
 from qwen35.declarations import Units
@@ -125,12 +126,19 @@ def load_together(mesh: Mesh, rank: int, path: str) -> None:
     process.together(qwen35.load, path, runtime=runtime)
 
 
-def one_rank_dies(mesh: Mesh, rank: int) -> None:
-    """Rank 1 ends without a word while the others wait in a collective."""
+def one_rank_dies(mesh: Mesh, rank: int, killed: bool) -> None:
+    """Rank 1 ends without a word while the others wait in a collective, and say for how long."""
     process.start(mesh, timeout=60)
+    collectives.all_reduce(torch.ones(4), mesh)  # all are there
     if rank == 1:
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
         os._exit(1)
-    collectives.all_reduce(torch.ones(4), mesh)
+    start = time.monotonic()
+    try:
+        collectives.all_reduce(torch.ones(4), mesh)
+    except RuntimeError as error:
+        raise RuntimeError(f"waited {time.monotonic() - start:.1f} s: {error}") from None
 
 
 def one_rank_hangs(mesh: Mesh, rank: int, timeout_of_ranks: float) -> None:
@@ -160,37 +168,19 @@ def reduce_dtypes(mesh: Mesh, rank: int, path: str) -> dict[str, torch.Tensor]:
     return results
 
 
-def decode_times(mesh: Mesh, rank: int, layers: int) -> dict[str, float]:
-    """Milliseconds of a compiled decode step of a small model, the least of many.
-
-    host: until the call returns; step: until the logits are read; alone: the step without its
-    collectives (its results are wrong, its work otherwise the same).
-    """
-    config = dataclasses.replace(
-        models.CONFIGS["heads_of_27b"], num_hidden_layers=layers, layer_types=()
-    )
-    runtime = qwen35.Runtime()
-    if mesh.tp > 1:
-        spmd.start(mesh)
-        runtime = qwen35.Runtime(mesh=mesh, rank=None)
-    params = qwen35.init_params(config, device="xla", runtime=runtime)
-    token = qwen35.device_put(torch.tensor([1]), "xla")
-
-    def measure() -> tuple[float, float]:
-        decode = jit(
-            lambda params, state, token: qwen35.decode(params, state, token), donate=("state",)
-        )
-        state = qwen35.init_state(params, 1, 400)
-        host, step = [], []
-        for _ in range(200):
-            start = time.perf_counter()
-            logits, state = decode(params, state, token)
-            host.append(time.perf_counter() - start)
-            logits.cpu()
-            step.append(time.perf_counter() - start)
-        return 1e3 * min(host), 1e3 * min(step)
-
-    host, step = measure()
-    with mock.patch("qwen35.model.all_reduce", lambda x, mesh: x):
-        _, alone = measure()
-    return {"host": host, "step": step, "alone": alone}
+def grown_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> dict:
+    """A prompt, then more room, then a token that has no place without it."""
+    spmd.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    params = qwen35.load(path, device="xla", runtime=runtime)
+    tokens = qwen35.device_put(torch.tensor(models.GROWN), "xla")
+    state = qwen35.init_state(params, 2, 4)
+    _, state = jit(qwen35.prefill, donate=("state",))(params, state, tokens[:, :4])
+    wider = qwen35.grow(state, 6)
+    decode = jit(qwen35.decode, donate=("state",))
+    same = pytree.tree_structure(wider) == pytree.tree_structure(state)
+    results = []
+    for place in (4, 5):
+        logits, wider = decode(params, wider, tokens[:, place])
+        results.append(logits.cpu())
+    return {"logits": results, "same": same}

@@ -1,5 +1,6 @@
 """What goes wrong is noticed: mutants fail, bad starts end soon with a clear error everywhere."""
 
+import re
 import time
 
 import models
@@ -58,12 +59,16 @@ def test_a_checkpoint_of_another_tp_fails_every_rank(fail_ranks, checkpoint, tmp
     assert on_every_rank(text, 2, "converted for tp 4, not 2")
 
 
-def test_the_ranks_notice_one_that_dies(fail_ranks):
-    """Not at the timeout of 60 s: the connection closes."""
-    start = time.monotonic()
-    text = fail_ranks("one_rank_dies", Mesh(tp=3), keep_going=True)
-    assert time.monotonic() - start < 50
-    assert "[rank 0]" in text and "[rank 2]" in text
+@pytest.mark.parametrize("killed", [False, True], ids=["exit", "SIGKILL"])
+def test_the_ranks_notice_one_that_dies(killed, fail_ranks):
+    """Not at the timeout of 60 s, but when the kernel closes its connections, whatever ended it.
+
+    That takes milliseconds; 10 s are for a machine on which the ranks hardly get to run.
+    """
+    text = fail_ranks("one_rank_dies", Mesh(tp=3), keep_going=True, killed=killed)
+    waited = dict(re.findall(r"^\[rank (\d)\] RuntimeError: waited ([\d.]+) s", text, re.MULTILINE))
+    assert set(waited) == {"0", "2"}
+    assert max(map(float, waited.values())) < 10
 
 
 def test_the_ranks_give_up_on_one_that_hangs_after_the_timeout(fail_ranks):

@@ -1,11 +1,18 @@
 """All ranks on the virtual devices of one process, held to the single-device model."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import joining
 import models
 import pytest
 import torch
 from qwen35.sharding.mesh import Mesh
 from torch.utils import _pytree as pytree
+
+import qwen35
 
 slow = pytest.mark.slow
 
@@ -43,16 +50,27 @@ def test_virtual_devices_say_what_one_device_says(
         assert models.relative_error(torch.cat(parts), leaf) < 1e-5
 
 
-@slow
-def test_what_four_ranks_cost_the_host_is_reported(run_ranks):
-    """Least of 200 steps, 24 layers; prints what the host and the collectives take of a step.
+def test_a_state_of_all_ranks_grows(checkpoint, run_ranks):
+    """As one device's does: the logits of tokens beyond the first capacity are the same."""
+    path = checkpoint("two_layers")
+    params, tokens = qwen35.load(path), torch.tensor(models.GROWN)
+    _, state = qwen35.prefill(params, qwen35.init_state(params, 2, 6), tokens[:, :4])
+    mesh = Mesh(tp=2)
+    [result] = run_ranks("grown_on_virtual_devices", mesh, path=str(path), processes=1)
+    assert result["same"], "the layers are kept as before"
+    for place, logits in zip((4, 5), result["logits"], strict=True):
+        expected, state = qwen35.decode(params, state, tokens[:, place])
+        assert models.relative_error(logits, expected) < 1e-5
 
-    About 3.3 times one rank's on two cores: torch-xla takes twice the time per buffer when there
-    are several devices (320 tiny tensors: 0.5 ms on one, 1.1 on four), and the threads of the
-    devices compete with the host's. A time is no test's verdict: only its presence is asserted.
-    """
-    [one] = run_ranks("decode_times", Mesh(), layers=24, processes=1)
-    [four] = run_ranks("decode_times", Mesh(tp=4), layers=24, processes=1, timeout=900)
-    share = 1 - four["alone"] / four["step"]
-    print(f"one {one}, four {four}, collectives {share:.0%} of a step")
-    assert one["host"] > 0 and four["host"] > 0 and 0 < share < 1
+
+@slow
+def test_the_cost_of_ranks_is_reported(tmp_path):
+    """`scripts/benchmark_ranks.py`. A time is no test's verdict: only its figures' presence is."""
+    script = Path(__file__).parents[2] / "scripts" / "benchmark_ranks.py"
+    options = ["--tp", "2", "--layers", "4", "--blocks", "2", "--json", str(tmp_path / "out.json")]
+    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["ratio"] == result["host_tp"] / result["host_1"] > 0
+    assert min(result["step_1"], result["step_tp"]) > 0 and result["collectives"] < 1
+    assert f"{result['ratio']:.2f} times" in done.stdout
