@@ -95,7 +95,7 @@ def decoder(params: qwen35.Params, steps: int) -> Callable[[], Times]:
 
 
 def measure(tp: int, layers: int, blocks: int) -> dict[str, float]:
-    """Median milliseconds per step, and what the issue is about: the ratio and the share."""
+    """Median milliseconds per step, the ratio, and the share of the all-reduces."""
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
     for ranks in (1, tp):
