@@ -11,17 +11,19 @@ from typing import Any
 import torch
 
 from . import pytree
-from .config import Config
+from .config import Config, VisionConfig
 from .devices import xla
+from .frames import Frames, groups
 from .hlo import Module
 from .lint import Case, lint
 from .model import decode, prefill
-from .params import Runtime, as_dtype
+from .params import Runtime, VisionParams, as_dtype
 from .placement import abstract_params
 from .sharding.mesh import Mesh
 from .state import init_state
+from .vision import tower
 
-PHASES = ("prefill", "prefill_images", "decode")
+PHASES = ("prefill", "prefill_images", "decode", "vision")
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,15 @@ class Lowered:
         """The parsed text."""
         return Module(self.text)
 
-    def case(self, config: Config, mesh: Mesh) -> Case:
+    def case(self, config: Config | VisionConfig, mesh: Mesh) -> Case:
         """What `lint` checks."""
         return Case(self.module, self.arguments, self.paths, self.donated, config, mesh)
 
 
 @dataclass(frozen=True)
 class Graph(Lowered):
-    """The graph of a rank, and what was traced: `tokens` per row of one step (1 in decode),
-    `batch` rows of this rank."""
+    """The graph of a rank, and what was traced: `tokens` per row of one step (1 in decode; of the
+    vision tower, those of a frame, padding included), `batch` rows of this rank, or frames."""
 
     phase: str
     mesh: Mesh
@@ -68,7 +70,8 @@ class Graph(Lowered):
 
     def lint(self) -> list[str]:
         """The rules of `qwen35.lint` that the graph breaks."""
-        return lint(self.case(self.config, self.mesh))
+        config = self.config.vision if self.phase == "vision" else self.config
+        return lint(self.case(config, self.mesh))
 
 
 def trace(
@@ -82,22 +85,24 @@ def trace(
     batch: int = 1,
     dtype: torch.dtype | str = torch.bfloat16,
 ) -> Graph:
-    """Traces a step of the text model for one rank, as `qwen35.jit` would, on tensors without data.
+    """Traces a step of the model for one rank, as `qwen35.jit` would, on tensors without data.
 
     With tp > 1 it is the graph of one process per rank. Nothing is computed or compiled. The
     state is donated.
 
     Args:
-        config: the model; the vision tower, which no step of the text model takes, is left out.
-        phase: "prefill", "prefill_images" (with `embeds` and `positions`) or "decode".
+        config: the model; a step of the text model does not take the vision tower.
+        phase: "prefill", "prefill_images" (with `embeds` and `positions`), "decode" or "vision",
+            the tower on frames of one size.
         mesh, rank: which rank's graph; the ranks' graphs are equal, rank is data.
-        tokens: of each row in one prefill step.
+        tokens: of each row in one prefill step, or of each frame after merging.
         capacity: tokens that the KV cache holds.
-        batch: rows of this rank.
+        batch: rows, or frames, of this rank.
         dtype: float32 or bfloat16.
 
     Raises:
-        ValueError: an argument is out of range, or the mesh can't split the model.
+        ValueError: an argument is out of range, the model has no vision tower for that phase, or
+            the mesh can't split it.
     """
     if phase not in PHASES:
         raise ValueError(f"phase must be one of {PHASES}, not {phase!r}")
@@ -105,6 +110,18 @@ def trace(
     if not 1 <= tokens <= capacity:
         raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
     runtime = Runtime(mesh=mesh, rank=rank)
+    traced = {"phase": phase, "mesh": mesh, "rank": rank, "capacity": capacity, "batch": batch}
+    traced |= {"config": config, "dtype": str(as_dtype(dtype)).removeprefix("torch.")}
+    if phase == "vision":
+        if config.vision is None:
+            raise ValueError("the model has no vision tower to trace")
+        vision = abstract_params(config, dtype=dtype, runtime=runtime).vision
+        frames = _abstract_frames(vision, batch, tokens)
+        lowered = lower(
+            lambda vision, state, frames: (tower(vision, frames), state), vision, (), frames
+        )
+        padded = frames.patches.shape[1] // config.vision.merge_factor
+        return Graph(**vars(lowered), **traced, tokens=padded)
     params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime)
     shape = (batch,) if phase == "decode" else (batch, tokens)
     ids = torch.empty(shape, dtype=torch.int32, device="meta")
@@ -115,17 +132,17 @@ def trace(
         more["positions"] = ids.expand(3, batch, tokens)
     step = decode if phase == "decode" else prefill
     lowered = lower(step, params, init_state(params, batch, capacity), ids, **more)
-    return Graph(
-        **vars(lowered),
-        phase=phase,
-        mesh=mesh,
-        rank=rank,
-        tokens=tokens,
-        capacity=capacity,
-        batch=batch,
-        dtype=str(as_dtype(dtype)).removeprefix("torch."),
-        config=config,
-    )
+    return Graph(**vars(lowered), **traced, tokens=tokens)
+
+
+def _abstract_frames(vision: VisionParams, count: int, tokens: int) -> Frames:
+    """`count` frames of that many tokens, without data."""
+    config = vision.config
+    size = (1, config.spatial_merge_size, config.spatial_merge_size * tokens)
+    patches = torch.zeros(tokens * config.merge_factor, config.patch_dim, dtype=vision.dtype)
+    [frame] = groups(config, patches, [size])
+    frames = frame._replace(patches=frame.patches.expand(count, -1, -1))
+    return pytree.map_tensors(lambda tensor: tensor.to("meta"), frames)
 
 
 def lower(

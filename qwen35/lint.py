@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .config import Config
+from .config import Config, VisionConfig
 from .hlo import COLLECTIVES, Instruction, Module
 from .sharding.mesh import Mesh
 
@@ -55,14 +55,14 @@ class Case:
         arguments: per argument of the graph the path of its tensor: "params...", "state...".
         paths: of all tensors that the step was given, whether or not the graph takes them.
         donated: (argument, output) pairs.
-        config, mesh: of the model.
+        config, mesh: of the model, or of its vision tower alone.
     """
 
     module: Module
     arguments: tuple[str, ...]
     paths: tuple[str, ...]
     donated: tuple[tuple[int, int], ...]
-    config: Config
+    config: Config | VisionConfig
     mesh: Mesh
 
     def argument(self, prefix: str) -> list[tuple[str, Instruction]]:
@@ -203,10 +203,13 @@ def state_is_donated(case: Case) -> list[str]:
 
 
 def collectives_as_designed(case: Case) -> list[str]:
-    """Two all-reduces a layer, one for the embedding, one gather of the logits; alone, none."""
-    layers = case.config.num_hidden_layers
-    split = case.mesh.tp > 1
-    designed = {"all-reduce": 2 * layers + 1, "all-gather": 1} if split else {}
+    """Two all-reduces a layer, one for the embedding, one gather of the logits; in the vision
+    tower two a layer and one in the merger; alone, none."""
+    if isinstance(case.config, VisionConfig):
+        designed = {"all-reduce": 2 * case.config.depth + 1}
+    else:
+        designed = {"all-reduce": 2 * case.config.num_hidden_layers + 1, "all-gather": 1}
+    designed = designed if case.mesh.tp > 1 else {}
     counts = Counter(i.opcode for i in case.module.instructions if i.opcode in COLLECTIVES)
     return [
         f"{counts[op]} {op}, designed are {designed.get(op, 0)}"

@@ -3,6 +3,7 @@
 
   scripts/export_hlo.py --preset 27b --tp 8 --rank 0 --phase decode --capacity 4096 out/
   scripts/export_hlo.py --preset 27b --tp 8 --phase prefill --tokens 128 --dtype bfloat16 out/
+  scripts/export_hlo.py --preset 27b --tp 8 --phase vision --tokens 1024 out/
 
 OUT gets PHASE.hlo.pb (what `neuronx-cc compile --framework XLA` takes; it has not been fed to it
 here), PHASE.hlo.txt and PHASE.json. Exit code 1: the graph breaks a rule of `qwen35.lint`.
@@ -31,7 +32,9 @@ def main() -> int:
     parser.add_argument("--phase", choices=PHASES, required=True)
     parser.add_argument("--tp", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--rank", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--tokens", type=int, default=128, help="of a prefill step; %(default)s")
+    parser.add_argument(
+        "--tokens", type=int, default=128, help="of a prefill step or frame; %(default)s"
+    )
     parser.add_argument("--capacity", type=int, default=4096, help="of the KV cache; %(default)s")
     parser.add_argument("--batch", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")

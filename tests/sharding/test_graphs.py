@@ -1,5 +1,6 @@
 """The graphs that ranks run: every preset keeps every rule, and every rule can be broken."""
 
+import dataclasses
 import json
 import os
 import re
@@ -51,6 +52,30 @@ def test_prefill_with_images_keeps_every_rule(tp):
     graph = trace(qwen35.presets["0.8b"], "prefill_images", mesh=Mesh(tp=tp))
     assert graph.lint() == []
     assert {"embeds", "positions"} < set(graph.arguments)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("tp", [1, 4, pytest.param(16, marks=pytest.mark.slow)])
+def test_the_vision_tower_keeps_every_rule(preset, tp):
+    """16 heads on up to 16 ranks; frames that are padded, and whose scores come in blocks."""
+    config = qwen35.presets[preset]
+    graph = trace(config, "vision", mesh=Mesh(tp=tp), tokens=1100)
+    assert graph.lint() == []
+    assert graph.tokens == 1280
+    sums = [each["op"] for each in graph.module.collectives()]
+    assert sums == ["all-reduce"] * (2 * config.vision.depth + 1 if tp > 1 else 0)
+
+
+def test_all_ranks_run_one_tower():
+    vision = qwen35.VisionConfig(depth=2, hidden_size=64, intermediate_size=96, num_heads=4)
+    config = dataclasses.replace(
+        SMALL, vision=dataclasses.replace(vision, out_hidden_size=SMALL.hidden_size)
+    )
+    graphs = [trace(config, "vision", mesh=Mesh(tp=4), rank=rank, tokens=9) for rank in range(4)]
+    normal = {re.sub(r"[.\d]+(?=[ ,)])", "", graph.text) for graph in graphs}
+    assert len(normal) == 1
+    with pytest.raises(ValueError, match="no vision tower"):
+        trace(SMALL, "vision")
 
 
 def test_a_cache_of_a_quarter_million_tokens_embeds_nothing_large():
@@ -202,6 +227,23 @@ def test_weights_that_are_captured_instead_of_passed_are_found():
 
     found = findings(broken)
     assert any("params['w'] is not an argument" in f or ".w" in f for f in found), found
+
+
+def test_work_of_the_vision_tower_against_closed_forms():
+    """Matrix products counted by hand; those of attention stand in loops."""
+    tower = qwen35.presets["0.8b"].vision
+    tower = dataclasses.replace(tower, depth=2, out_hidden_size=SMALL.hidden_size)
+    config = dataclasses.replace(SMALL, vision=tower)
+    width, patches = tower.hidden_size, 4 * 640
+    layer = patches * width * (4 * width + 2 * tower.intermediate_size)
+    layer += patches**2 * (width + width)
+    merger = 640 * 4 * width * (4 * width + SMALL.hidden_size)
+    products = patches * tower.patch_dim * width + 2 * layer + merger
+    costs = report(trace(config, "vision", tokens=600))
+    assert costs["flops"] == 2 * products
+    assert costs["tokens"] == 640 and costs["collectives"] == [] and costs["donated"] == []
+    placed = describe(config, Mesh())
+    assert costs["arguments"]["weights"]["bytes"] == placed.vision_bytes
 
 
 def test_state_that_is_not_used_is_found():
