@@ -193,7 +193,8 @@ def _load(directory: str) -> tuple[Params, Tokenizer]:
 def _prompts(
     params: Params, count: int, length: int, source: random.Random | None = None
 ) -> list[list[int]]:
-    """Prompts of random tokens."""
-    source = source or random.Random(0)
-    vocabulary = params.config.vocab_size
-    return [[source.randrange(vocabulary) for _ in range(length)] for _ in range(count)]
+    """Prompts of random tokens, none of them a place for a picture."""
+    source, config = source or random.Random(0), params.config
+    places = {config.image_token_id, config.video_token_id}
+    words = [token for token in range(config.vocab_size) if token not in places]
+    return [source.choices(words, k=length) for _ in range(count)]

@@ -7,6 +7,8 @@ import statistics
 import numpy as np
 import pytest
 
+import qwen35
+from qwen35.bench.serving import _prompts
 from qwen35.bench.statistics import (
     median,
     medians,
@@ -77,3 +79,23 @@ def test_arrivals_are_seeded():
 def test_a_rate_must_be_positive(rate):
     with pytest.raises(ValueError, match="rate must be positive"):
         poisson_arrivals(rate, 3, seed=0)
+
+
+def test_random_prompts_have_words_only():
+    """All of a small vocabulary, but not the two ids that are places for pictures."""
+    config = qwen35.Config(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        image_token_id=3,
+        video_token_id=7,
+    )
+    params = qwen35.init_params(config)
+    prompts = _prompts(params, 2, 200)
+    assert [len(prompt) for prompt in prompts] == [200, 200]
+    assert {token for prompt in prompts for token in prompt} == {0, 1, 2, 4, 5, 6}
+    assert prompts == _prompts(params, 2, 200) != _prompts(params, 2, 200, random.Random(1))
