@@ -63,8 +63,7 @@ def encode_prompts(
         rows.append([int(token) for token in ids])
         if not rows[-1]:
             raise ValueError(f"prompt {number} is empty: at least one token is needed")
-        if params.vision is not None or isinstance(tokenizer, Processor):
-            _check_no_places(params, rows[-1], f"prompt {number}")
+        _check_no_places(params, rows[-1], f"prompt {number}")
     return rows, seen
 
 

@@ -107,3 +107,13 @@ def test_a_bad_picture_is_one_line(oracle, capfd, arguments, message):
     [line] = error.strip().splitlines()
     assert out == ""
     assert line.startswith("qwen35: error: ") and message in line
+
+
+def test_a_place_without_a_picture_is_one_line(oracle, capfd):
+    """Though the command reads no tower where it is given no picture."""
+    common = ["generate", "--model", str(oracle.directory), "--device", "cpu"]
+    assert cli.main([*common, "--prompt", "See <|image_pad|>?", "--max-new-tokens", "1"]) == 2
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert "qwen35: error: prompt 0 has 1 places for images or videos" in error
+    assert "Traceback" not in error

@@ -248,6 +248,7 @@ def test_refusals(oracle, params, processor):
     refused(r"prompt 0 has 1 places .* but none of those", params, processor, "a<|image_pad|>")
     places = processor(chat).tokens[0].tolist()
     refused(r"prompt 1 has 20 places", params, processor.tokenizer, ["hello", places])
+    refused(r"prompt 0 has 20 places", text_only, processor.tokenizer, [places])
     refused("prompts is empty", params, processor, [])
     refused("prompt 1 is empty", params, processor, ["hello", []])
     refused("over the capacity of 40", params, processor, chat, capacity=40)
