@@ -196,3 +196,15 @@ def look(
         logits, state = decode(params, state, put(torch.tensor(token)), None)
         said.append(get(logits))
     return said
+
+
+GRID = [(1, 4, 6), (3, 2, 2), (1, 2, 10)]  # two pictures and a video; no frame fills its padding
+
+
+@torch.no_grad()
+def picture_vectors(params: qwen35.Params) -> torch.Tensor:
+    """What the vision tower makes of random patches."""
+    count = sum(frames * height * width for frames, height, width in GRID)
+    generator = torch.Generator().manual_seed(4)
+    patches = torch.randn(count, params.config.vision.patch_dim, generator=generator)
+    return qwen35.encode_images(params.vision, patches, GRID)

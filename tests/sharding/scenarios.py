@@ -76,6 +76,19 @@ def look_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> list[torch.Tens
     )
 
 
+def encode(mesh: Mesh, rank: int, path: str) -> torch.Tensor:
+    """Pictures, in one process per rank."""
+    process.start(mesh)
+    return models.picture_vectors(qwen35.load(path, runtime=qwen35.Runtime(mesh=mesh, rank=rank)))
+
+
+def encode_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> torch.Tensor:
+    """Pictures, compiled, on the virtual devices of one process."""
+    spmd.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    return models.picture_vectors(qwen35.load(path, device="xla", runtime=runtime))
+
+
 def mutants(mesh: Mesh, rank: int, path: str) -> dict[str, torch.Tensor]:
     """Logits of a prompt, right and with one thing wrong at a time."""
     process.start(mesh)

@@ -1,8 +1,11 @@
-"""Image embeddings and mRoPE positions on several ranks, held to the single-device model.
+"""The vision tower, and its embeddings and positions in prompts, on several ranks, held to the
+single-device model.
 
 Embeddings are whole on every rank, where those of words are put together from all; positions
 have the batch's rows along their second dimension.
 """
+
+import dataclasses
 
 import models
 import pytest
@@ -30,3 +33,38 @@ def test_virtual_devices(name, dp, tp, checkpoint, run_ranks):
     mesh, path = Mesh(dp=dp, tp=tp), str(checkpoint(name))
     [said] = run_ranks("look_on_virtual_devices", mesh, path=path, processes=1, timeout=600)
     assert_same(said, checkpoint, name)
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    """The directory of a model whose tower has the 16 heads of every published one."""
+    text = models.CONFIGS["heads_of_27b"]
+    tower = qwen35.VisionConfig(
+        depth=2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_heads=16,
+        patch_size=4,
+        out_hidden_size=text.hidden_size,
+    )
+    directory = tmp_path_factory.mktemp("seeing")
+    qwen35.save(models.wide_params(dataclasses.replace(text, vision=tower)), directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("scenario", "tp", "processes"),
+    [
+        ("encode", 2, None),
+        ("encode", 4, None),
+        ("encode_on_virtual_devices", 4, 1),
+        pytest.param("encode_on_virtual_devices", 16, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_the_tower_split_by_heads(seeing, run_ranks, scenario, tp, processes):
+    """The order of the sums over ranks is all that may differ."""
+    expected = models.picture_vectors(qwen35.load(seeing))
+    more = {} if processes is None else {"processes": processes}
+    for vectors in run_ranks(scenario, Mesh(tp=tp), path=str(seeing), **more):
+        assert vectors.shape == expected.shape
+        assert models.relative_error(vectors, expected) < 1e-5
