@@ -38,6 +38,8 @@ class Tokenizer:
             CheckpointError: they are missing or damaged.
         """
         directory = Path(path)
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such directory; a checkpoint is a directory")
         if not (directory / "tokenizer.json").is_file():
             raise CheckpointError(f"{directory}: no tokenizer.json, so text can't be tokenized")
         # Importing transformers takes seconds; only text needs it.

@@ -339,6 +339,11 @@ def test_command_names_weights_that_are_not_finite(capsys, model):
     assert main([str(a) for a in generate(model, *options)]) == 0
 
 
+def test_command_of_no_directory(capsys, tmp_path):
+    line = refuses(capsys, *generate(tmp_path / "nowhere", "--prompt", "ab"))
+    assert "nowhere: no such directory" in line
+
+
 @pytest.mark.parametrize("what", ["nowhere", "28b"])
 def test_info_of_nothing(capsys, what):
     line = refuses(capsys, "info", what)
