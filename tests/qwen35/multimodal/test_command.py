@@ -109,6 +109,27 @@ def test_a_bad_picture_is_one_line(oracle, capfd, arguments, message):
     assert line.startswith("qwen35: error: ") and message in line
 
 
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (Image.new("RGB", (64, 64)), "damaged or truncated"),
+        (Image.new("1", (12000, 12000)), "12000 x 12000 is 144,000,000 pixels, over the limit"),
+        (Image.new("1", (8, 4000)), "times"),
+        (None, "no such image file"),
+    ],
+    ids=["truncated", "bomb", "sliver", "directory"],
+)
+def test_a_bad_picture_file_is_one_line(oracle, tmp_path, capfd, picture, message):
+    file = tmp_path / "bad.png"
+    if picture is None:
+        file.mkdir()
+    else:
+        picture.save(file)
+    if "truncated" in message:
+        file.write_bytes(file.read_bytes()[:-40])
+    test_a_bad_picture_is_one_line(oracle, capfd, ["--image", str(file)], message)
+
+
 def test_a_place_without_a_picture_is_one_line(oracle, capfd):
     """Though the command reads no tower where it is given no picture."""
     common = ["generate", "--model", str(oracle.directory), "--device", "cpu"]
