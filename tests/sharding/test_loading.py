@@ -108,8 +108,9 @@ def test_a_rank_reads_and_keeps_its_share(large):
     assert seen.requested <= 1.05 * seen.share
     assert seen.peak <= 1.1 * seen.share + seen.largest
     # Columns of a row-major tensor share pages with other ranks' columns, and disks read pages:
-    # here 4 and 8 KiB runs that start anywhere. Ranks of one host find those pages in its cache.
-    assert seen.from_disk <= 1.5 * seen.share
+    # here runs of 4 and 8 KiB. One of 4 KiB lies in two pages unless it starts with one, which it
+    # does in no file or in all of a file's. Ranks of one host find those pages in its cache.
+    assert seen.from_disk <= 2 * seen.share
 
 
 @pytest.mark.slow
