@@ -26,6 +26,7 @@ from .vision import compile_count
 
 PREFILL_CHUNK = 512
 _SMALLEST_CHUNK = 16
+_CHUNK_STEP = 64
 _CAPACITY_STEP = 128
 
 
@@ -188,7 +189,7 @@ class _Batch:
         self.capacity = capacity
         self.progress = progress
         self.compile_seconds = 0.0
-        self.chunk = min(prefill_chunk, _ladder(max(map(len, rows))))
+        self.chunk = _chunk(max(map(len, rows)), prefill_chunk)
         self.steps = _steps(params.device.type == "xla", progress)
         self.device = params.device.type
         vocabulary = params.config.vocab_size
@@ -347,9 +348,19 @@ def _slice(rows: list[list[int]], start: int, chunk: int) -> tuple[Tensor, Tenso
     return tokens, torch.tensor([len(part) for part in parts])
 
 
-def _ladder(length: int) -> int:
-    """The power of two that holds `length` tokens: short prompts must not pay for long ones."""
-    return max(_SMALLEST_CHUNK, 1 << (length - 1).bit_length())
+def _chunk(length: int, limit: int) -> int:
+    """Tokens of each of the equal steps, of at most `limit`, that a prompt of `length` takes.
+
+    A power of two up to `_CHUNK_STEP`, then a multiple of it: few graphs, and no prompt pays for
+    a much longer one.
+    """
+    steps = -(-length // limit)
+    tokens = -(-length // steps)
+    if tokens <= _CHUNK_STEP:
+        size = max(_SMALLEST_CHUNK, 1 << (tokens - 1).bit_length())
+    else:
+        size = -(-tokens // _CHUNK_STEP) * _CHUNK_STEP
+    return min(size, limit)
 
 
 def _capacity(
