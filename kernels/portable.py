@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .loop import scan
+from .reductions import sum_last
 
 
 def gated_delta_step(
@@ -45,7 +46,7 @@ def gated_delta_step(
     grouped_state = state.view(*grouped, key_size, value_size)
     recalled, answered = (decay * (rows @ grouped_state)).split(1, dim=3)
     delta = beta * (value_rows - recalled)
-    overlap = (query * key).sum(-1).view(batch, key_heads, 1, 1, 1)
+    overlap = sum_last(query * key).view(batch, key_heads, 1, 1, 1)
     out = answered + overlap * delta
     updated = decay * grouped_state + key.view(batch, key_heads, 1, key_size, 1) * delta
     return out.reshape(value.shape).to(value.dtype), updated.view(state.shape)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .kernels.reductions import mean_last, sum_last
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Zero-centred RMS norm over the last axis: x / rms(x) * (1 + weight), in x's dtype.
@@ -13,29 +15,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     The stored weight is raw; adding 1 in bfloat16 would round small weights away.
     """
     y = x.float()
-    y = y * torch.rsqrt(_mean_square(y) + eps)
+    y = y * torch.rsqrt(mean_last(y * y) + eps)
     return (y * (1.0 + weight.float())).to(x.dtype)
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     """DeltaNet's output norm: x / rms(x) * weight * silu(gate), float32; the weight is plain."""
     y = x.float()
-    y = y * torch.rsqrt(_mean_square(y) + eps)
+    y = y * torch.rsqrt(mean_last(y * y) + eps)
     return y * weight.float() * F.silu(gate.float())
 
 
 def l2_norm(x: Tensor) -> Tensor:
     """x / sqrt(sum(x^2) + 1e-6) over the last axis, float32; the eps inside the root."""
     y = x.float()
-    return y * torch.rsqrt(y.square().sum(-1, keepdim=True) + 1e-6)
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    """Mean of x^2 over the last axis, which stays with size 1: a mean of means of at most 32.
-
-    XLA:CPU splits a longer sum itself, for precision, into operations that it neither fuses nor
-    compiles once for all layers.
-    """
-    size = x.shape[-1]
-    width = next(width for width in range(min(size, 32), 0, -1) if size % width == 0)
-    return x.square().unflatten(-1, (-1, width)).mean(-1).mean(-1, keepdim=True)
+    return y * torch.rsqrt(sum_last(y * y) + 1e-6)
