@@ -158,17 +158,18 @@ def _invert_by_masks(strictly_lower: Tensor) -> Tensor:
     matrices, which is more arithmetic in fewer operations."""
     size = strictly_lower.shape[-1]
     device = strictly_lower.device
-    index = torch.arange(size, device=device)
-    inverse = torch.eye(size, device=device).expand(strictly_lower.shape)
+    same = torch.eye(size, device=device)  # which pairs of indices lie in one block
+    inverse = same.expand(strictly_lower.shape)
+    number = torch.arange(size, device=device)
     block = 1
     while block < size:
-        pair, half = index // (2 * block), index // block % 2
-        same_pair = pair[:, None] == pair[None, :]
-        lower_left = same_pair & (half[:, None] > half[None, :])
-        below = strictly_lower * lower_left.to(strictly_lower.dtype)
+        number = number // 2
+        merged = (number[:, None] == number).float()
+        below = strictly_lower * (merged - same)
         if block > 1:  # blocks of one are their own inverses
             below = inverse @ below @ inverse
         inverse = inverse - below
+        same = merged
         block *= 2
     return inverse
 
