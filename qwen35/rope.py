@@ -44,8 +44,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     pairs = cos.shape[-1]
     cos, sin = cos[:, :, None], sin[:, :, None]
     first, second = x[..., :pairs].float(), x[..., pairs : 2 * pairs].float()
-    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    return torch.cat([rotated.to(x.dtype), x[..., 2 * pairs :]], -1)
+    rotated = first * cos - second * sin, second * cos + first * sin
+    return torch.cat([*(half.to(x.dtype) for half in rotated), x[..., 2 * pairs :]], -1)
 
 
 def _sections(config: Config) -> list[int]:
