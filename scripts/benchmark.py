@@ -106,7 +106,8 @@ def _table(report: dict) -> str:
         row(f"prefill {length}", f"prefill_{length}", 1e3, "ms")
     for length in CONTEXTS:
         row(f"decode at {length}", f"decode_{length}", 1e3, "ms")
-        row("  of that the host's", f"host_{length}", 1e3, "ms")
+        row("  until it is on its way", f"host_{length}", 1e3, "ms")
+        row("  the host's work", f"host_work_{length}", 1e3, "ms")
     memory, compilation = report["medians"]["memory"], report["medians"]["compile"]
     lines.append(
         f"{'memory at decode':<24}{memory['memory_decode'] / 1e9:>9.1f} GB "

@@ -31,7 +31,9 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         Beside the figures of both: `load`; `compile_…`, what the first call took longer; `host_…`,
-        seconds until a decode step is on its way; `recompilations` after the first calls;
+        seconds until a decode step is on its way, and `host_work_…`, the processor time that the
+        calling thread took for it (on the CPU the step competes with the host for the cores);
+        `recompilations` after the first calls;
         `read_bytes`, the weights that a decode step reads.
     """
     result: dict[str, Any] = {}
@@ -56,10 +58,11 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
     for context, batch in settings["contexts"]:
         state = _state_after(params, batch, context, context + settings["steps"] + 1)
         token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
-        counts, host, times = [], [], []
+        counts, host, work, times = [], [], [], []
         for _ in range(1 + settings["steps"]):
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.thread_time()
             logits, state = steps[decode](params, state, token)
+            work.append(time.thread_time() - busy)
             host.append(time.perf_counter() - start)
             logits.cpu()
             times.append(time.perf_counter() - start)
@@ -67,6 +70,7 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
         name = decode_name(context, batch)
         result[f"decode_{name}"] = median(times[1:])
         result[f"host_{name}"] = median(host[1:])
+        result[f"host_work_{name}"] = median(work[1:])
         result[f"compile_decode_{name}"] = times[0] - median(times[1:])
         again += counts[-1] - counts[0]
         del state, logits
