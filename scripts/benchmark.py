@@ -122,7 +122,8 @@ def _table(report: dict) -> str:
         *(
             f"compile prefill + decode of {count} narrow layers: "
             f"{compilation[f'compile_prefill_{count}_layers']:.1f} + "
-            f"{compilation[f'compile_decode_{count}_layers']:.1f} s"
+            f"{compilation[f'compile_decode_{count}_layers']:.1f} s; "
+            f"the call of a decode step {compilation[f'host_{count}_layers'] * 1e3:.1f} ms"
             for count in (24, 64)
         ),
         f"compilations after warm-up: {ours['recompilations']:.0f}",

@@ -154,7 +154,9 @@ def memory(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compilation(_: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds to compile prefill and decode of many layers; narrow ones, which take as long."""
+    """Of many layers, but narrow ones: seconds to compile prefill and decode, which takes as long
+    as for wide ones, and seconds that the call of a decode step takes, where little but the host's
+    work is left of a step."""
     result = {}
     for count in (24, 64):
         kinds = tuple("full_attention" if i % 4 == 3 else "linear_attention" for i in range(count))
@@ -165,10 +167,19 @@ def compilation(_: Mapping[str, Any]) -> dict[str, Any]:
         params = init_params(config, device="xla")
         state = init_state(params, 1, 4 * PREFILL_CHUNK)
         tokens = device_put(torch.zeros(1, PREFILL_CHUNK, dtype=torch.int64), "xla")
-        for step, token in ((prefill, tokens), (decode, tokens[:, 0])):
+        token = tokens[:, 0].contiguous()
+        for step, given in ((prefill, tokens), (decode, token)):
             start = time.perf_counter()
-            jit(step, donate=("state",)).compile(params, state, token)
+            compiled = jit(step, donate=("state",))
+            compiled.compile(params, state, given)
             result[f"compile_{step.__name__}_{count}_layers"] = time.perf_counter() - start
+        host = []
+        for _ in range(50):
+            start = time.perf_counter()
+            logits, state = compiled(params, state, token)
+            host.append(time.perf_counter() - start)
+            logits.cpu()
+        result[f"host_{count}_layers"] = median(host)
     return result
 
 
