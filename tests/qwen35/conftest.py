@@ -269,6 +269,22 @@ def reference(text_config, tmp_path_factory) -> Callable[[str], Reference]:
     return build
 
 
+class _Letters:
+    """A tokenizer of code points."""
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, tokens, skip_special_tokens=False):
+        return "".join(map(chr, tokens))
+
+
+@pytest.fixture(scope="session")
+def letters() -> _Letters:
+    """A tokenizer for random models, whose tokens are no text."""
+    return _Letters()
+
+
 @pytest.fixture(scope="session", params=list(CASES))
 def case(request, reference) -> Reference:
     """Every case in turn."""

@@ -180,16 +180,6 @@ def test_unknown_device(params, device):
     says(lambda: qwen35.device_put(torch.zeros(1), device), "cpu", "xla", device)
 
 
-class Letters:
-    """A tokenizer of code points, for generate."""
-
-    def encode(self, text):
-        return [ord(letter) for letter in text]
-
-    def decode(self, tokens, skip_special_tokens=False):
-        return "".join(map(chr, tokens))
-
-
 @pytest.mark.parametrize("function", [qwen35.generate, qwen35.stream])
 @pytest.mark.parametrize(
     ("prompts", "options", "words"),
@@ -210,8 +200,8 @@ class Letters:
         ("a", {"capacity": -5}, ["capacity", -5]),
     ],
 )
-def test_generate(params, function, prompts, options, words):
-    says(lambda: function(params, Letters(), prompts, **options), *words)
+def test_generate(params, letters, function, prompts, options, words):
+    says(lambda: function(params, letters, prompts, **options), *words)
 
 
 @pytest.mark.parametrize(

@@ -110,14 +110,6 @@ def models(text_config, perturb_model, tmp_path_factory):
     return build
 
 
-class Letters:
-    def encode(self, text):
-        return [ord(letter) for letter in text]
-
-    def decode(self, tokens, skip_special_tokens=False):
-        return "".join(map(chr, tokens))
-
-
 def read(params, state, tokens, capacity):
     """The state after tokens [B, T] in chunks; the KV cache grows by powers of two as they come."""
     for start in range(0, tokens.shape[1], CHUNK):
@@ -133,7 +125,7 @@ def read(params, state, tokens, capacity):
     "length",
     [1024, pytest.param(8192, marks=pytest.mark.slow), pytest.param(32768, marks=pytest.mark.slow)],
 )
-def test_a_needle_is_found_again(models, tmp_path, name, length):
+def test_a_needle_is_found_again(models, letters, tmp_path, name, length):
     model = models(name)
     params = model.ours
     hay = length - 2
@@ -156,7 +148,7 @@ def test_a_needle_is_found_again(models, tmp_path, name, length):
     # By the engine: cold; going on from a hit; with the other needle, where a hit must end before.
     engine = qwen35.Engine(
         params,
-        Letters(),
+        letters,
         slots=1,
         capacity=length + 1,
         prefill_chunk=CHUNK,

@@ -314,17 +314,7 @@ def test_the_greedy_step_is_nothing_but_decode_and_argmax(load):
     assert operations(ours) == operations(theirs)
 
 
-class Letters:
-    """A tokenizer of code points."""
-
-    def encode(self, text):
-        return [ord(letter) for letter in text]
-
-    def decode(self, tokens, skip_special_tokens=False):
-        return "".join(map(chr, tokens))
-
-
-def test_generate_takes_settings_for_each_row(load):
+def test_generate_takes_settings_for_each_row(load, letters):
     """Rows of a batch give what they give alone; stop tokens, bans and log probabilities hold."""
     params = load("value_heads_x2_tied")
     samplings = [
@@ -333,9 +323,9 @@ def test_generate_takes_settings_for_each_row(load):
         Sampling(1.5, seed=4, repetition_penalty=1.2, logprobs=3),
     ]
     prompts = [[9, 2, 3], [4, 5], [6] * 20]
-    batch = qwen35.generate(params, Letters(), prompts, max_new_tokens=12, sampling=samplings)
+    batch = qwen35.generate(params, letters, prompts, max_new_tokens=12, sampling=samplings)
     for prompt, sampling, row in zip(prompts, samplings, batch, strict=True):
-        [alone] = qwen35.generate(params, Letters(), [prompt], max_new_tokens=12, sampling=sampling)
+        [alone] = qwen35.generate(params, letters, [prompt], max_new_tokens=12, sampling=sampling)
         assert alone.tokens == row.tokens
         assert (row.logprobs is None) == (sampling.logprobs is None)
     assert [entry.token for entry in batch[2].logprobs] == list(batch[2].tokens)
@@ -352,20 +342,20 @@ def test_generate_takes_settings_for_each_row(load):
     first, later = batch[0].tokens[0], batch[0].tokens[1]
     assert first != later and len(batch[0].tokens) > 2
     [stopped] = qwen35.generate(
-        params, Letters(), prompts[:1], max_new_tokens=12, sampling=Sampling(stop=[later])
+        params, letters, prompts[:1], max_new_tokens=12, sampling=Sampling(stop=[later])
     )
     assert stopped.tokens == batch[0].tokens[:2] and stopped.finish_reason == "stop"
     [banned] = qwen35.generate(
-        params, Letters(), prompts[:1], max_new_tokens=12, sampling=Sampling(banned=[first])
+        params, letters, prompts[:1], max_new_tokens=12, sampling=Sampling(banned=[first])
     )
     assert first not in banned.tokens
 
 
-def test_one_setting_gives_each_row_draws_of_its_own(load):
+def test_one_setting_gives_each_row_draws_of_its_own(load, letters):
     params = load("value_heads_x2_tied")
     sampling = Sampling(2.0, seed=1)
-    rows = qwen35.generate(params, Letters(), [[1, 2]] * 3, max_new_tokens=10, sampling=sampling)
-    [alone] = qwen35.generate(params, Letters(), [[1, 2]], max_new_tokens=10, sampling=sampling)
+    rows = qwen35.generate(params, letters, [[1, 2]] * 3, max_new_tokens=10, sampling=sampling)
+    [alone] = qwen35.generate(params, letters, [[1, 2]], max_new_tokens=10, sampling=sampling)
     assert alone.tokens == rows[0].tokens
     assert len({row.tokens for row in rows}) == 3
 
@@ -410,8 +400,8 @@ def test_settings_outside_the_vocabulary(sampling, words):
     assert all(word in str(error.value) for word in words)
 
 
-def test_settings_for_too_few_rows(load):
+def test_settings_for_too_few_rows(load, letters):
     with pytest.raises(ValueError, match="2 entries for 1 prompts"):
         qwen35.generate(
-            load("value_heads_x2_tied"), Letters(), [[1]], sampling=[Sampling(), Sampling()]
+            load("value_heads_x2_tied"), letters, [[1]], sampling=[Sampling(), Sampling()]
         )
