@@ -80,7 +80,10 @@ def our_memory(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     vision = load(settings["model"], device="xla", check_finite=False).vision
     patches, grid = _patches(vision.config, settings["side"])
-    encode = lambda: encode_images(vision, patches, [grid])  # noqa: E731
+
+    def encode() -> torch.Tensor:
+        return encode_images(vision, patches, [grid])
+
     return {"memory_with_compilation": added_memory(encode), "memory": added_memory(encode)}
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -33,8 +33,7 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
         Beside the figures of both: `load`; `compile_…`, what the first call took longer; `host_…`,
         seconds until a decode step is on its way, and `host_work_…`, the processor time that the
         calling thread took for it (on the CPU the step competes with the host for the cores);
-        `recompilations` after the first calls;
-        `read_bytes`, the weights that a decode step reads.
+        `recompilations` after the first calls; `read_bytes`, the weights that a decode step reads.
     """
     result: dict[str, Any] = {}
     device_put(torch.zeros(1), "xla").cpu()  # starts the device
@@ -58,22 +57,16 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
     for context, batch in settings["contexts"]:
         state = _state_after(params, batch, context, context + settings["steps"] + 1)
         token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
-        counts, host, work, times = [], [], [], []
-        for _ in range(1 + settings["steps"]):
-            start, busy = time.perf_counter(), time.thread_time()
-            logits, state = steps[decode](params, state, token)
-            work.append(time.thread_time() - busy)
-            host.append(time.perf_counter() - start)
-            logits.cpu()
-            times.append(time.perf_counter() - start)
-            counts.append(steps[decode].compile_count)
+        first, state = _decode(steps[decode], params, state, token, 1)
+        known = steps[decode].compile_count
+        later, state = _decode(steps[decode], params, state, token, settings["steps"])
+        again += steps[decode].compile_count - known
         name = decode_name(context, batch)
-        result[f"decode_{name}"] = median(times[1:])
-        result[f"host_{name}"] = median(host[1:])
-        result[f"host_work_{name}"] = median(work[1:])
-        result[f"compile_decode_{name}"] = times[0] - median(times[1:])
-        again += counts[-1] - counts[0]
-        del state, logits
+        result[f"decode_{name}"] = later.whole
+        result[f"host_{name}"] = later.call
+        result[f"host_work_{name}"] = later.work
+        result[f"compile_decode_{name}"] = first.whole - later.whole
+        del state
     # Decode reads every weight once but the embedding's rows that no token of the step names.
     weights = sum(leaf.nbytes for leaf in pytree.tree_leaves(params))
     return result | {
@@ -168,19 +161,36 @@ def compilation(_: Mapping[str, Any]) -> dict[str, Any]:
         state = init_state(params, 1, 4 * PREFILL_CHUNK)
         tokens = device_put(torch.zeros(1, PREFILL_CHUNK, dtype=torch.int64), "xla")
         token = tokens[:, 0].contiguous()
+        steps = {step: jit(step, donate=("state",)) for step in (prefill, decode)}
         for step, given in ((prefill, tokens), (decode, token)):
             start = time.perf_counter()
-            compiled = jit(step, donate=("state",))
-            compiled.compile(params, state, given)
+            steps[step].compile(params, state, given)
             result[f"compile_{step.__name__}_{count}_layers"] = time.perf_counter() - start
-        host = []
-        for _ in range(50):
-            start = time.perf_counter()
-            logits, state = compiled(params, state, token)
-            host.append(time.perf_counter() - start)
-            logits.cpu()
-        result[f"host_{count}_layers"] = median(host)
+        taken, _ = _decode(steps[decode], params, state, token, 50)
+        result[f"host_{count}_layers"] = taken.call
     return result
+
+
+class _Step(NamedTuple):
+    """Medians, in seconds."""
+
+    call: float  # until the step is on its way
+    work: float  # processor time of the calling thread for that
+    whole: float  # until the logits are on the host
+
+
+def _decode(
+    step: Callable[..., Any], params: Params, state: State, token: torch.Tensor, count: int
+) -> tuple[_Step, State]:
+    """What `count` decode steps take, and the state after them."""
+    taken = []
+    for _ in range(count):
+        start, busy = time.perf_counter(), time.thread_time()
+        logits, state = step(params, state, token)
+        work, call = time.thread_time() - busy, time.perf_counter() - start
+        logits.cpu()
+        taken.append((call, work, time.perf_counter() - start))
+    return _Step(*map(median, zip(*taken, strict=True))), state
 
 
 def _fill(step, params: Params, state: State, tokens: torch.Tensor) -> State:
