@@ -1,9 +1,9 @@
 """Sums, means and maxima over the last axis, in steps that XLA:CPU takes as they are.
 
 XLA:CPU splits a sum or a maximum over more than 32 elements itself, for precision, into operations
-that it neither fuses nor compiles once for all layers: half of a model's compile time. It joins
-the steps of a sum, or of a maximum, into one again unless something is between them: here a
-factor, and a bound that no number reaches.
+that it neither fuses nor compiles once for all layers: a quarter of the kernels of a model's
+prefill, a third of those of its decode step. It joins the steps of a sum, or of a maximum, into one
+again unless something is between them: here a factor, and a bound that no number reaches.
 """
 
 from __future__ import annotations
