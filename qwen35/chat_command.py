@@ -178,7 +178,7 @@ def _lines() -> Iterator[str]:
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ImportError):  # not on every platform
-            import readline  # noqa: F401
+            import readline  # noqa: F401 - importing it is what gives `input` both
         _note("/help lists commands")
     while True:
         try:

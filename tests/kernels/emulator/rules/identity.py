@@ -1,6 +1,6 @@
 """NKI 0.3 to 0.6 has no 'is' and 'is not'."""
 
-# ruff: noqa: E711
+# ruff: noqa: E711 - `== None` is what the kernels are about
 import nki
 import nki.isa as nisa
 import nki.language as nl
