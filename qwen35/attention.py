@@ -12,6 +12,7 @@ from .norms import rms_norm
 from .params import AttentionLayer, Params
 from .rope import apply_rope
 from .state import AttentionState
+from .tokens import last_token
 
 _SCORES = 5 * 2**20  # of all heads that exist at a time: 20 MiB
 
@@ -24,6 +25,7 @@ def attention(
     rope: tuple[Tensor, Tensor],
     position: Tensor,
     lengths: Tensor | None,
+    last_only: bool = False,
 ) -> tuple[Tensor, AttentionState]:
     """Writes T tokens into the cache and attends to it.
 
@@ -35,30 +37,45 @@ def attention(
         rope: cosines and sines [B, T, rotary_dim / 2].
         position: tokens already in the cache, [B].
         lengths: valid tokens per row, or None when all are.
+        last_only: all tokens are written, but only each row's last one attends.
 
     Returns:
-        A rank's partial sum [B, T, H], and the new cache.
+        A rank's partial sum [B, T, H], or [B, 1, H] if `last_only`, and the new cache.
     """
     config = params.config
     size = config.head_dim
     kv_heads = state.key.shape[1]
     heads = layer.out_proj.shape[0] // size
 
-    projected = (x @ layer.in_proj).unflatten(-1, (-1, size))
-    query, gate, key, value = projected.split([heads, heads, kv_heads, kv_heads], dim=2)
-    # Queries and keys at once: half the kernels to compile.
-    norms = torch.cat([layer.q_norm.expand(heads, -1), layer.k_norm.expand(kv_heads, -1)])
-    normed = rms_norm(torch.cat([query, key], dim=2), norms, config.rms_norm_eps)
-    query, key = apply_rope(normed, *rope).split([heads, kv_heads], dim=2)
-    state = _append(state, key, value, position, lengths)
+    def by_head(x: Tensor, weight: Tensor, heads: list[int]) -> tuple[Tensor, ...]:
+        return (x @ weight).unflatten(-1, (-1, size)).split(heads, dim=2)
 
-    out = _attend(query * size**-0.5, state, position)
+    def rotated(x: Tensor, norm: Tensor) -> Tensor:
+        return apply_rope(rms_norm(x, norm, config.rms_norm_eps), *rope)
+
+    q_norm, k_norm, in_proj = layer.q_norm, layer.k_norm, layer.in_proj
+    last_slot = position[:, None] + indices(x.shape[1], x.device)  # that each token sees
+    if last_only:
+        key, value = by_head(x, in_proj[:, 2 * heads * size :], [kv_heads, kv_heads])
+        key = rotated(key, k_norm)
+        state = _append(state, key, value, position, lengths)
+        x, last_slot, *rope = (last_token(all_, lengths) for all_ in (x, last_slot, *rope))
+        query, gate, _ = by_head(x, in_proj, [heads, heads, 2 * kv_heads])
+        query = rotated(query, q_norm)
+    else:
+        query, gate, key, value = by_head(x, in_proj, [heads, heads, kv_heads, kv_heads])
+        # Queries and keys at once: half the kernels to compile.
+        norms = torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)])
+        query, key = rotated(torch.cat([query, key], dim=2), norms).split([heads, kv_heads], dim=2)
+        state = _append(state, key, value, position, lengths)
+
+    out = _attend(query * size**-0.5, state, last_slot)
     out = out * gate.float().sigmoid().to(x.dtype)
     return out.flatten(2) @ layer.out_proj, state
 
 
-def _attend(query: Tensor, state: AttentionState, position: Tensor) -> Tensor:
-    """Softmax attention of queries [B, T, Hq, D] over the cache, causal from `position` on.
+def _attend(query: Tensor, state: AttentionState, last_slot: Tensor) -> Tensor:
+    """Softmax attention of queries [B, T, Hq, D] over the cache's slots up to `last_slot` [B, T].
 
     Scores exist for a block of queries at a time: they stay in a processor's cache, and a long
     context takes the memory of one block.
@@ -82,10 +99,9 @@ def _attend(query: Tensor, state: AttentionState, position: Tensor) -> Tensor:
         out = out.float().unflatten(2, query.shape[2:4]) / sum_last(weights)
         return out.to(value.dtype)
 
-    last = position[:, None] + indices(tokens, query.device)
     blocks = query.unflatten(2, (kv_heads, -1)).unflatten(1, (count, -1))
     blocks = blocks.permute(1, 0, 3, 4, 2, 5)  # [blocks, B, Hkv, group, T / blocks, D]
-    last = last.unflatten(1, (count, -1)).transpose(0, 1)
+    last = last_slot.unflatten(1, (count, -1)).transpose(0, 1)
     out = loop_map(of_block, (state.key, state.value), (blocks, last))
     return out.permute(1, 0, 4, 2, 3, 5).reshape(-1, tokens, heads, size)
 

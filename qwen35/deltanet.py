@@ -10,6 +10,7 @@ from . import kernels
 from .norms import gated_rms_norm, l2_norm
 from .params import DeltaNetLayer, Params
 from .state import DeltaNetState
+from .tokens import last_token
 
 
 def deltanet(
@@ -18,6 +19,7 @@ def deltanet(
     state: DeltaNetState,
     x: Tensor,
     lengths: Tensor | None,
+    last_only: bool = False,
 ) -> tuple[Tensor, DeltaNetState]:
     """Mixes T tokens into the state.
 
@@ -27,9 +29,11 @@ def deltanet(
         state: this layer's state.
         x: [B, T, H], normed.
         lengths: valid tokens per row, or None when all are.
+        last_only: all tokens change the state, but only each row's last one has an output.
 
     Returns:
-        A rank's partial sum [B, T, H], and the new state; a row of length 0 keeps its own.
+        A rank's partial sum [B, T, H], or [B, 1, H] if `last_only`, and the new state; a row of
+        length 0 keeps its own.
     """
     config = params.config
     tokens = x.shape[1]
@@ -67,6 +71,8 @@ def deltanet(
         # A no-op update can still turn -0 into 0; untouched rows stay bit-identical.
         touched = (lengths > 0)[:, None, None, None]
         recurrent = torch.where(touched, recurrent, state.recurrent)
+    if last_only:
+        out, z = last_token(out, lengths), last_token(z, lengths)
     z = z.unflatten(-1, (-1, value_size))
     out = gated_rms_norm(out, z, layer.norm, config.rms_norm_eps).to(x.dtype)
     return out.flatten(2) @ layer.out_proj, DeltaNetState(conv, recurrent)

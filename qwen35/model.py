@@ -17,6 +17,7 @@ from .rope import rope_table
 from .sharding.collectives import all_gather, all_reduce
 from .stacks import like
 from .state import AttentionState, DeltaNetState, State
+from .tokens import last_token
 
 
 @on_all_ranks(False, True, positions=1)
@@ -79,12 +80,11 @@ def prefill(
         new state.
     """
     _check(params, state, tokens, lengths, embeds, positions)
-    x, state = _blocks(params, state, tokens, lengths, embeds, positions)
-    if lengths is None:
-        return _head(params, x[:, -1]), state
-    last = (lengths.to(torch.int64) - 1).clamp(min=0)
-    x = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
-    return torch.where((lengths > 0)[:, None], _head(params, x), 0.0), state
+    x, state = _blocks(params, state, tokens, lengths, embeds, positions, last_only=True)
+    result = _head(params, x[:, 0])
+    if lengths is not None:
+        result = torch.where((lengths > 0)[:, None], result, 0.0)
+    return result, state
 
 
 @on_all_ranks(False, True)
@@ -130,8 +130,9 @@ def _blocks(
     lengths: Tensor | None,
     embeds: Tensor | None,
     positions: Tensor | None,
+    last_only: bool = False,
 ) -> tuple[Tensor, State]:
-    """All layers, before the final norm."""
+    """All layers, before the final norm: x [B, T, H], or [B, 1, H] if `last_only`."""
     config, mesh = params.config, params.runtime.mesh
     length = tokens.shape[1]
     step = indices(length, tokens.device)
@@ -149,12 +150,16 @@ def _blocks(
         rope = rope_table(config, positions)
 
     new_layers = []
-    for layer, old in zip(params.layers, state.layers, strict=True):
+    for index, (layer, old) in enumerate(zip(params.layers, state.layers, strict=True)):
         normed = rms_norm(x, layer.input_norm, config.rms_norm_eps)
+        # What the last layer gives for other tokens than a row's last would be thrown away.
+        narrow = last_only and length > 1 and index == len(params.layers) - 1
         if isinstance(old, DeltaNetState):
-            mixed, new = deltanet(params, layer, old, normed, lengths)
+            mixed, new = deltanet(params, layer, old, normed, lengths, narrow)
         else:
-            mixed, new = attention(params, layer, old, normed, rope, position, lengths)
+            mixed, new = attention(params, layer, old, normed, rope, position, lengths, narrow)
+        if narrow:
+            x = last_token(x, lengths)
         x = x + all_reduce(mixed, mesh)
         normed = rms_norm(x, layer.post_norm, config.rms_norm_eps)
         x = x + all_reduce(mlp(layer, normed), mesh)
