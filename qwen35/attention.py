@@ -121,20 +121,32 @@ def _append(
         lengths = torch.full_like(position, tokens)
     start = position.clamp(max=capacity - width)
     step = indices(width, key.device)
-    slots = (start[:, None] + step).to(torch.int64)  # [B, W]
+    slots = start[:, None] + step  # [B, W]
     token = step - (position - start)[:, None]
     fresh = (token >= 0) & (token < lengths[:, None])
-    token = token.clamp(0, tokens - 1).to(torch.int64)
+    row = indices(key.shape[0], key.device)[:, None]
+    source = (row * tokens + token.clamp(0, tokens - 1)).flatten()
 
-    def aligned(new: Tensor) -> Tensor:  # [B, T, H, D] -> [B, H, W, D]
-        index = token[:, :, None, None].expand(-1, -1, *new.shape[2:])
-        return new.gather(1, index).transpose(1, 2)
+    def aligned(new: Tensor) -> Tensor:  # [B, T, H, D] -> [B, W, H, D]
+        return new.flatten(0, 1).index_select(0, source).unflatten(0, slots.shape)
 
-    in_key = slots[:, None, None, :].expand(-1, *state.key.shape[1:3], -1)
-    in_value = in_key.transpose(2, 3)
-    keep_key, keep_value = state.key.gather(3, in_key), state.value.gather(2, in_value)
-    new_key = torch.where(fresh[:, None, None, :], aligned(key).transpose(2, 3), keep_key)
-    new_value = torch.where(fresh[:, None, :, None], aligned(value), keep_value)
+    def written(cache: Tensor, new: Tensor) -> Tensor:
+        """The cache [B, lines, capacity, ...] with the fresh of new [B, lines, W, ...].
+
+        By indices into a flat cache: for `gather` and `scatter` along one dimension of several XLA
+        writes down an index of all of them for every element.
+        """
+        batch, lines = cache.shape[:2]
+        line = indices(batch * lines, cache.device).long().view(batch, lines, 1)
+        index = (line * capacity + slots[:, None]).flatten()
+        flat = cache.flatten(0, 2)
+        kept = flat.index_select(0, index).view_as(new)
+        new = torch.where(fresh.view(batch, 1, width, *[1] * (new.dim() - 3)), new, kept)
+        return flat.index_copy(0, index, new.flatten(0, 2)).view_as(cache)
+
+    new_key = aligned(key).permute(0, 2, 3, 1).flatten(1, 2)  # [B, H · D, W]
+    new_value = aligned(value).transpose(1, 2)
     return AttentionState(
-        state.key.scatter(3, in_key, new_key), state.value.scatter(2, in_value, new_value)
+        written(state.key.flatten(1, 2), new_key).view_as(state.key),
+        written(state.value, new_value),
     )
