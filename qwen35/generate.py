@@ -351,15 +351,16 @@ def _slice(rows: list[list[int]], start: int, chunk: int) -> tuple[Tensor, Tenso
 def _chunk(length: int, limit: int) -> int:
     """Tokens of each of the equal steps, of at most `limit`, that a prompt of `length` takes.
 
-    A power of two up to `_CHUNK_STEP`, then a multiple of it: few graphs, and no prompt pays for
-    a much longer one.
+    A power of two up to `_CHUNK_STEP`, then a multiple of it, or of half of it where several steps
+    pay for what is padded: few graphs, and no prompt pays for a much longer one.
     """
     steps = -(-length // limit)
     tokens = -(-length // steps)
     if tokens <= _CHUNK_STEP:
         size = max(_SMALLEST_CHUNK, 1 << (tokens - 1).bit_length())
     else:
-        size = -(-tokens // _CHUNK_STEP) * _CHUNK_STEP
+        unit = _CHUNK_STEP if steps == 1 else _CHUNK_STEP // 2
+        size = -(-tokens // unit) * unit
     return min(size, limit)
 
 
