@@ -67,10 +67,8 @@ def device_put(tree: Any, device: str) -> Any:
 def _to_xla(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type == "xla":
         return tensor
-    torch_xla = xla()
-    device = str(torch_xla.device())
     # tensor.to("xla") keeps the host copy until the next sync; this uploads at once.
-    return torch_xla._XLAC._xla_tensors_from_aten([tensor.detach()], [device], None)[0]
+    return xla()._XLAC._xla_tensors_from_aten([tensor.detach()], [device_name()], None)[0]
 
 
 def _to_cpu(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -131,10 +129,8 @@ def materialize(tensors: Sequence[torch.Tensor]) -> None:
 
 def anything_pending() -> bool:
     """Return whether any tensor of the process is a computation that has not run."""
-    torch_xla = xla()
-    device = str(torch_xla.device())
     try:
-        return True in torch_xla._XLAC._check_device_tensor_need_materialization(device)
+        return True in xla()._XLAC._check_device_tensor_need_materialization(device_name())
     except RuntimeError:  # some tensor has lost its value in an operation that failed
         return True
 
@@ -142,9 +138,7 @@ def anything_pending() -> bool:
 def run_pending() -> None:
     """Run every pending computation of the process."""
     if anything_pending():
-        torch_xla = xla()
-        device = str(torch_xla.device())
-        torch_xla._XLAC._xla_sync_live_tensors(device, devices=[], wait=True)
+        xla()._XLAC._xla_sync_live_tensors(device_name(), devices=[], wait=True)
 
 
 def check_alive(name: str, tensors: Sequence[torch.Tensor]) -> None:
@@ -161,10 +155,14 @@ def check_alive(name: str, tensors: Sequence[torch.Tensor]) -> None:
 
 def next_seed() -> torch.Tensor:
     """Return the device's random seed and advance it, as a sync of torch-xla does."""
-    torch_xla = xla()
-    core = torch_xla._XLAC
-    device = str(torch_xla.device())
+    core, device = xla()._XLAC, device_name()
     seed = core._get_base_seed_as_tensor(device)
     following = (1012031 + core._xla_get_rng_seed(device) * 7012063) % 2**64
     core._xla_set_rng_seed(following, device)
     return seed
+
+
+@functools.cache
+def device_name() -> str:
+    """The process's XLA device, asked for once: every step needs it, and that takes 0.1 ms."""
+    return str(xla().device())

@@ -15,7 +15,7 @@ import torch
 from torch.utils import _pytree
 
 from . import pytree
-from .devices import anything_pending, check_alive, materialize, run_pending, xla
+from .devices import anything_pending, check_alive, device_name, materialize, run_pending, xla
 
 
 class _Unusable(torch.Tensor):
@@ -138,7 +138,7 @@ class Trace:
             for candidate in gc.get_objects():
                 if issubclass(type(candidate), torch.Tensor) and _is_pending(candidate):
                     candidate.__class__ = Escaped
-            core._clear_pending_irs(str(xla().device()))
+            core._clear_pending_irs(device_name())
         core._xla_set_rng_seed(self._seed)  # compiling must not change the random sequence
 
     def _sort_arguments(self) -> None:
