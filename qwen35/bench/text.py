@@ -36,13 +36,13 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
         `recompilations` after the first calls; `read_bytes`, the weights that a decode step reads.
     """
     result: dict[str, Any] = {}
-    # torch only copies results here. Its threads for that would wait for more of it in a loop, on
-    # the cores that XLA computes on.
-    torch.set_num_threads(1)
     device_put(torch.zeros(1), "xla").cpu()  # starts the device
     start = time.perf_counter()
     params = load(settings["model"], device="xla", check_finite=False, vision=False)
     result["load"] = time.perf_counter() - start
+    # From here on torch only copies results. Its threads for that would wait for more of it in a
+    # loop, on the cores that XLA computes on.
+    torch.set_num_threads(1)
     steps = {step: jit(step, donate=("state",)) for step in (prefill, decode)}
     again = 0
     for length in settings["lengths"]:
