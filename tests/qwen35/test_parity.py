@@ -10,6 +10,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 import qwen35
@@ -163,6 +164,35 @@ def test_published_form(text_config, tmp_path, perturb_model, tied):
     with torch.no_grad():
         expected = model(tokens, use_cache=False).logits
     assert_close(all_logits(qwen35.load(tmp_path), tokens), expected)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_prefill_leaves_out_what_no_logit_needs(case, ragged):
+    """Beside the head, `prefill` does `forward`'s products less those that follow the last layer's
+    mixing of tokens, of all tokens but each row's last (counted from the configuration)."""
+    batch, length, capacity = 2, 70, 90
+    params, tokens = qwen35.load(case.directory), case.tokens(batch, length)
+    state = qwen35.init_state(params, batch, capacity)
+    lengths = torch.tensor([length, 31]) if ragged else None
+
+    def products(function) -> int:  # multiplications
+        with FlopCounterMode(display=False) as counter:
+            function(params, state, tokens, lengths)
+        return counter.get_total_flops() // 2
+
+    config = params.config
+    hidden, others = config.hidden_size, length - 1
+    feed_forward = 3 * hidden * config.intermediate_size
+    if config.layer_types[-1] == "full_attention":
+        width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        spared = others * (feed_forward + width * hidden + 2 * width * capacity)
+        # Queries and gates; those of the last tokens come with their keys and values once more.
+        spared += hidden * (length * 2 * width - (2 * width + 2 * kv_width))
+    else:
+        spared = others * (feed_forward + config.value_dim * hidden)
+    head = batch * hidden * config.vocab_size
+    assert products(qwen35.forward) - products(qwen35.prefill) == batch * spared - head
 
 
 def shard_in_three(directory, extra: dict[str, torch.Tensor]) -> None:
