@@ -47,28 +47,17 @@ def attention(
     kv_heads = state.key.shape[1]
     heads = layer.out_proj.shape[0] // size
 
-    def by_head(x: Tensor, weight: Tensor, heads: list[int]) -> tuple[Tensor, ...]:
-        return (x @ weight).unflatten(-1, (-1, size)).split(heads, dim=2)
+    projected = (x @ layer.in_proj).unflatten(-1, (-1, size))
+    query, gate, key, value = projected.split([heads, heads, kv_heads, kv_heads], dim=2)
+    # Queries and keys at once: half the kernels to compile.
+    norms = torch.cat([layer.q_norm.expand(heads, -1), layer.k_norm.expand(kv_heads, -1)])
+    normed = rms_norm(torch.cat([query, key], dim=2), norms, config.rms_norm_eps)
+    query, key = apply_rope(normed, *rope).split([heads, kv_heads], dim=2)
+    state = _append(state, key, value, position, lengths)
 
-    def rotated(x: Tensor, norm: Tensor) -> Tensor:
-        return apply_rope(rms_norm(x, norm, config.rms_norm_eps), *rope)
-
-    q_norm, k_norm, in_proj = layer.q_norm, layer.k_norm, layer.in_proj
     last_slot = position[:, None] + indices(x.shape[1], x.device)  # that each token sees
     if last_only:
-        key, value = by_head(x, in_proj[:, 2 * heads * size :], [kv_heads, kv_heads])
-        key = rotated(key, k_norm)
-        state = _append(state, key, value, position, lengths)
-        x, last_slot, *rope = (last_token(all_, lengths) for all_ in (x, last_slot, *rope))
-        query, gate, _ = by_head(x, in_proj, [heads, heads, 2 * kv_heads])
-        query = rotated(query, q_norm)
-    else:
-        query, gate, key, value = by_head(x, in_proj, [heads, heads, kv_heads, kv_heads])
-        # Queries and keys at once: half the kernels to compile.
-        norms = torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)])
-        query, key = rotated(torch.cat([query, key], dim=2), norms).split([heads, kv_heads], dim=2)
-        state = _append(state, key, value, position, lengths)
-
+        query, gate, last_slot = (last_token(t, lengths) for t in (query, gate, last_slot))
     out = _attend(query * size**-0.5, state, last_slot)
     out = out * gate.float().sigmoid().to(x.dtype)
     return out.flatten(2) @ layer.out_proj, state

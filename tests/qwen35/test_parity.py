@@ -185,10 +185,7 @@ def test_prefill_leaves_out_what_no_logit_needs(case, ragged):
     feed_forward = 3 * hidden * config.intermediate_size
     if config.layer_types[-1] == "full_attention":
         width = config.num_attention_heads * config.head_dim
-        kv_width = config.num_key_value_heads * config.head_dim
         spared = others * (feed_forward + width * hidden + 2 * width * capacity)
-        # Queries and gates; those of the last tokens come with their keys and values once more.
-        spared += hidden * (length * 2 * width - (2 * width + 2 * kv_width))
     else:
         spared = others * (feed_forward + config.value_dim * hidden)
     head = batch * hidden * config.vocab_size
