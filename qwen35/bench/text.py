@@ -40,8 +40,8 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     params = load(settings["model"], device="xla", check_finite=False, vision=False)
     result["load"] = time.perf_counter() - start
-    # From here on torch only copies results. Its threads for that would wait for more of it in a
-    # loop, on the cores that XLA computes on.
+    # In what is timed from here on torch only copies results. Its threads for that would wait for
+    # more of it in a loop, on the cores that XLA computes on.
     torch.set_num_threads(1)
     steps = {step: jit(step, donate=("state",)) for step in (prefill, decode)}
     again = 0
