@@ -8,6 +8,7 @@ from torch import Tensor
 from .devices import indices
 from .kernels.loop import loop_map
 from .kernels.reductions import max_last, sum_last
+from .linear import linear
 from .norms import rms_norm
 from .params import AttentionLayer, Params
 from .rope import apply_rope
@@ -47,8 +48,9 @@ def attention(
     kv_heads = state.key.shape[1]
     heads = layer.out_proj.shape[0] // size
 
-    projected = (x @ layer.in_proj).unflatten(-1, (-1, size))
-    query, gate, key, value = projected.split([heads, heads, kv_heads, kv_heads], dim=2)
+    counts = [heads, heads, kv_heads, kv_heads]
+    projected = linear(x, layer.in_proj, sum(counts) * size).unflatten(-1, (-1, size))
+    query, gate, key, value = projected.split(counts, dim=2)
     # Queries and keys at once: half the kernels to compile.
     norms = torch.cat([layer.q_norm.expand(heads, -1), layer.k_norm.expand(kv_heads, -1)])
     normed = rms_norm(torch.cat([query, key], dim=2), norms, config.rms_norm_eps)
@@ -60,7 +62,7 @@ def attention(
         query, gate, last_slot = (last_token(t, lengths) for t in (query, gate, last_slot))
     out = _attend(query * size**-0.5, state, last_slot)
     out = out * gate.float().sigmoid().to(x.dtype)
-    return out.flatten(2) @ layer.out_proj, state
+    return linear(out.flatten(2), layer.out_proj, x.shape[-1]), state
 
 
 def _attend(query: Tensor, state: AttentionState, last_slot: Tensor) -> Tensor:

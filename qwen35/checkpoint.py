@@ -27,7 +27,7 @@ from .declarations import (
     map_declarations,
 )
 from .devices import device_put, release_host_memory
-from .materialize import dematerialize, materialize, with_tp_index
+from .materialize import dematerialize, materialize, place, with_tp_index
 from .params import Params, Runtime, as_dtype
 from .presharded import is_presharded, load_rank
 from .ranks import load_all_ranks
@@ -114,7 +114,7 @@ def load(
             widths = parameter.local_widths(sizes, runtime.mesh, runtime.rank)
             files.check_finite(parameter, tensor.split(widths, -1))
         bar.update()
-        moved = device_put(tensor, device)
+        moved = place(parameter, tensor, device)
         if moved is not tensor:
             del tensor
             release_host_memory()

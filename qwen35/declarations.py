@@ -80,11 +80,13 @@ class Parameter:
         transposed: the checkpoint holds [out, in...]; ours is [in, out] with the trailing
             dimensions of the checkpoint flattened.
         dtype: the dtype whatever the caller asks for, or None for the caller's.
+        linear: read by `linear.linear` alone, so that `linear.place_weight` may set its rows apart.
     """
 
     pieces: tuple[Piece, ...]
     transposed: bool = False
     dtype: torch.dtype | None = None
+    linear: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -187,10 +189,7 @@ def _deltanet_layer(config: Config, index: int) -> DeltaNetLayer:
     ]
     return DeltaNetLayer(
         input_norm=_vector(prefix + "input_layernorm.weight", hidden, "zeros"),
-        in_proj=Parameter(
-            (*(Piece(qkv, (hidden, part)) for part in (query, key, value)), *gates),
-            transposed=True,
-        ),
+        in_proj=_linear(*(Piece(qkv, (hidden, part)) for part in (query, key, value)), *gates),
         conv=Parameter(
             tuple(Piece(conv, (Units(None, taps), part)) for part in (query, key, value)),
             transposed=True,
@@ -198,7 +197,7 @@ def _deltanet_layer(config: Config, index: int) -> DeltaNetLayer:
         a_log=_vector(mixer + "A_log", scalar, "log_uniform", torch.float32),
         dt_bias=_vector(mixer + "dt_bias", scalar, "ones", torch.float32),
         norm=_vector(mixer + "norm.weight", Units(None, value_size), "ones"),
-        out_proj=_linear(mixer + "out_proj.weight", inner, hidden),
+        out_proj=_matrix(mixer + "out_proj.weight", inner, hidden),
         **_mlp(config, prefix),
     )
 
@@ -219,18 +218,15 @@ def _attention_layer(config: Config, index: int) -> AttentionLayer:
     norm = Units(None, size)
     return AttentionLayer(
         input_norm=_vector(prefix + "input_layernorm.weight", hidden, "zeros"),
-        in_proj=Parameter(
-            (
-                Piece(q_proj, (hidden, query)),
-                Piece(q_proj, (hidden, gate)),
-                Piece(key, (hidden, kv)),
-                Piece(value, (hidden, kv)),
-            ),
-            transposed=True,
+        in_proj=_linear(
+            Piece(q_proj, (hidden, query)),
+            Piece(q_proj, (hidden, gate)),
+            Piece(key, (hidden, kv)),
+            Piece(value, (hidden, kv)),
         ),
         q_norm=_vector(mixer + "q_norm.weight", norm, "zeros"),
         k_norm=_vector(mixer + "k_norm.weight", norm, "zeros"),
-        out_proj=_linear(mixer + "o_proj.weight", Units("query_heads", heads, size), hidden),
+        out_proj=_matrix(mixer + "o_proj.weight", Units("query_heads", heads, size), hidden),
         **_mlp(config, prefix),
     )
 
@@ -241,14 +237,13 @@ def _mlp(config: Config, prefix: str) -> dict[str, Parameter]:
     shape = (inner.count, hidden.count)
     return {
         "post_norm": _vector(prefix + "post_attention_layernorm.weight", hidden, "zeros"),
-        "gate_up": Parameter(
-            tuple(
+        "gate_up": _linear(
+            *(
                 Piece(Source(prefix + f"mlp.{name}_proj.weight", shape), (hidden, inner))
                 for name in ("gate", "up")
-            ),
-            transposed=True,
+            )
         ),
-        "down": _linear(prefix + "mlp.down_proj.weight", inner, hidden),
+        "down": _matrix(prefix + "mlp.down_proj.weight", inner, hidden),
     }
 
 
@@ -298,7 +293,7 @@ def _vision_block(config: VisionConfig, index: int) -> VisionBlock:
     ]
     return VisionBlock(
         *_layer_norm(prefix + "norm1", hidden),
-        Parameter(tuple(Piece(weight, (hidden, part)) for part in parts), transposed=True),
+        _linear(*(Piece(weight, (hidden, part)) for part in parts)),
         Parameter(tuple(Piece(bias, (part,)) for part in parts)),
         *_biased(prefix + "attn.proj", heads, hidden),
         *_layer_norm(prefix + "norm2", hidden),
@@ -309,16 +304,21 @@ def _vision_block(config: VisionConfig, index: int) -> VisionBlock:
 
 def _biased(name: str, rows: Units, columns: Units) -> tuple[Parameter, Parameter]:
     """A linear map and its bias."""
-    return _linear(name + ".weight", rows, columns), _vector(name + ".bias", columns, "zeros")
+    return _matrix(name + ".weight", rows, columns), _vector(name + ".bias", columns, "zeros")
 
 
 def _layer_norm(name: str, dim: Units) -> tuple[Parameter, Parameter]:
     return _vector(name + ".weight", dim, "ones"), _vector(name + ".bias", dim, "zeros")
 
 
-def _linear(name: str, rows: Units, columns: Units) -> Parameter:
+def _matrix(name: str, rows: Units, columns: Units) -> Parameter:
     shape = (columns.count * columns.size, rows.count * rows.size)
-    return Parameter((Piece(Source(name, shape), (rows, columns)),), transposed=True)
+    return _linear(Piece(Source(name, shape), (rows, columns)))
+
+
+def _linear(*pieces: Piece) -> Parameter:
+    """A weight that the checkpoint holds as [out, in]."""
+    return Parameter(pieces, transposed=True, linear=True)
 
 
 def _vector(name: str, dim: Units, init: str, dtype: torch.dtype | None = None) -> Parameter:

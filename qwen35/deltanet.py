@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import kernels
+from .linear import linear
 from .norms import gated_rms_norm, l2_norm
 from .params import DeltaNetLayer, Params
 from .state import DeltaNetState
@@ -44,8 +45,8 @@ def deltanet(
     channels = layer.conv.shape[1]
     key_dim = (channels - value_dim) // 2
 
-    projected = x @ layer.in_proj
-    qkv, z, b, a = projected.split([channels, value_dim, value_heads, value_heads], dim=-1)
+    widths = [channels, value_dim, value_heads, value_heads]
+    qkv, z, b, a = linear(x, layer.in_proj, sum(widths)).split(widths, dim=-1)
     mixed, conv = _causal_conv(qkv, layer.conv, state.conv, lengths)
     heads, value = mixed.split([2 * key_dim, value_dim], dim=-1)
     query, key = l2_norm(heads.unflatten(-1, (-1, key_size))).chunk(2, dim=2)
@@ -75,7 +76,8 @@ def deltanet(
         out, z = last_token(out, lengths), last_token(z, lengths)
     z = z.unflatten(-1, (-1, value_size))
     out = gated_rms_norm(out, z, layer.norm, config.rms_norm_eps).to(x.dtype)
-    return out.flatten(2) @ layer.out_proj, DeltaNetState(conv, recurrent)
+    mixed = linear(out.flatten(2), layer.out_proj, x.shape[-1])
+    return mixed, DeltaNetState(conv, recurrent)
 
 
 def _causal_conv(

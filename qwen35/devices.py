@@ -77,6 +77,11 @@ def _to_cpu(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return [next(fetched) if t.device.type == "xla" else t for t in tensors]
 
 
+def on_xla_cpu() -> bool:
+    """Whether the XLA device is the CPU."""
+    return xla().runtime.device_type() == "CPU"
+
+
 def release_host_memory() -> None:
     """Return freed host memory to the operating system, where the C library can (glibc).
 

@@ -23,7 +23,15 @@ import torch
 from torch.utils import _pytree
 
 from . import pytree
-from .devices import check_alive, materialize, next_seed, release_host_memory, run_pending, xla
+from .devices import (
+    check_alive,
+    materialize,
+    next_seed,
+    on_xla_cpu,
+    release_host_memory,
+    run_pending,
+    xla,
+)
 from .tracing import UNUSABLE, Donated, Target, Trace, tracing_here, xla_lock
 
 
@@ -287,9 +295,9 @@ class _Graph:
 @functools.cache
 def _initialize_cache(directory: str) -> None:
     """Let torch-xla keep compiled graphs in `directory`, unless the platform is the CPU."""
-    torch_xla = xla()
-    if torch_xla.runtime.device_type() == "CPU":
+    if on_xla_cpu():
         return
+    torch_xla = xla()
     if torch_xla._XLAC._xla_computation_cache_is_initialized():
         raise RuntimeError(
             f"cache_dir={directory!r} comes too late: this process has compiled already, or "

@@ -23,6 +23,7 @@ from .declarations import (
     map_declarations,
 )
 from .devices import device_put
+from .linear import place_weight
 from .params import Params, Runtime, as_dtype
 from .ranks import load_all_ranks
 
@@ -56,6 +57,11 @@ def materialize(
         held = [held_units(dim, sizes, runtime.mesh, runtime.rank) for dim in piece.dims]
         _copy_blocks(parameter, piece, held, read(piece.source), target)
     return result
+
+
+def place(parameter: Parameter, tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """The parameter's tensor on "cpu" or "xla", stored as products there want it."""
+    return place_weight(tensor, device) if parameter.linear else device_put(tensor, device)
 
 
 def _copy_blocks(
@@ -109,10 +115,12 @@ def _runs(dim: Units, units: tuple[int | None, ...]) -> list[tuple[int, int, int
 def dematerialize(
     parameter: Parameter, tensor: torch.Tensor
 ) -> Iterator[tuple[Source, torch.Tensor]]:
-    """The inverse of `materialize` on one device: the checkpoint's tensors of a parameter."""
+    """The inverse of `materialize` and `place` on one device: the checkpoint's tensors of a
+    parameter, of which `tensor` is the value on the CPU."""
     files: dict[Source, torch.Tensor] = {}
     widths = parameter.local_widths({}, None, 0)
-    for piece, ours in zip(parameter.pieces, tensor.split(widths, -1), strict=True):
+    columns = tensor[..., : sum(widths)]
+    for piece, ours in zip(parameter.pieces, columns.split(widths, -1), strict=True):
         last = piece.dims[-1]
         file = files.setdefault(piece.source, torch.empty(piece.source.shape, dtype=tensor.dtype))
         matrix = file.view(file.shape[0], -1).T if parameter.transposed else file
@@ -155,7 +163,7 @@ def init_params(
             scale = (config.vision if of_tower else config).initializer_range
             return _initial(source, seed, scale)
 
-        return device_put(materialize(parameter, read, dtype, sizes, runtime), device)
+        return place(parameter, materialize(parameter, read, dtype, sizes, runtime), device)
 
     return with_tp_index(map_declarations(build, declared), device)
 

@@ -1,4 +1,8 @@
-"""The pytree that holds the parameters, and the static choices that travel with it."""
+"""The pytree that holds the parameters, and the static choices that travel with it.
+
+Shapes are given as they are declared; on XLA:CPU the weight of a linear map can have a few columns
+of zeros more (see `linear`).
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from .devices import device_put, indices
 from .frames import Frames, groups, parse_grid
 from .jit import Jitted, jit
 from .kernels.loop import loop_map
+from .linear import linear
 from .params import VisionBlock, VisionMerger, VisionParams
 from .progress import compile_progress
 from .ranks import on_all_ranks
@@ -139,8 +140,9 @@ def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
         mixed = _attention(vision, block, normed, frames, mask)
         x = x + (all_reduce(mixed, mesh) + block.out_proj_bias)
         normed = _layer_norm(x, block.mlp_norm, block.mlp_norm_bias)
-        inner = F.gelu(normed @ block.up + block.up_bias, approximate="tanh")
-        x = x + (all_reduce(inner @ block.down, mesh) + block.down_bias)
+        inner = F.gelu(_affine(normed, block.up, block.up_bias), approximate="tanh")
+        down = linear(inner, block.down, x.shape[-1])
+        x = x + (all_reduce(down, mesh) + block.down_bias)
     return x.unflatten(0, (batch, length))
 
 
@@ -160,7 +162,7 @@ def _attention(
     """A rank's partial sum [F·P, H] of attention within each frame; x is normed."""
     batch, length = frames.patches.shape[:2]
     size = vision.config.head_dim
-    projected = (x @ block.qkv + block.qkv_bias).unflatten(0, (batch, length))
+    projected = _affine(x, block.qkv, block.qkv_bias).unflatten(0, (batch, length))
     query, key, value = projected.unflatten(-1, (3, -1, size)).unbind(2)  # [F, P, heads, D]
     query = apply_rope(query, frames.cos, frames.sin) * size**-0.5
     key = apply_rope(key, frames.cos, frames.sin)
@@ -176,7 +178,7 @@ def _attention(
 
     out = loop_map(of_rows, mask, heads).flatten(0, 1)  # [F·heads, P, D]
     out = out.unflatten(0, (batch, -1)).transpose(1, 2)
-    return out.flatten(2).flatten(0, 1) @ block.out_proj
+    return linear(out.flatten(2).flatten(0, 1), block.out_proj, vision.config.hidden_size)
 
 
 def score_block(rows: int, length: int) -> tuple[int, int]:
@@ -210,9 +212,14 @@ def _merge(vision: VisionParams, x: Tensor) -> Tensor:
     batch = x.shape[0]
     x = _layer_norm(x, merger.norm, merger.norm_bias)
     x = x.flatten(0, 1).unflatten(0, (-1, vision.config.merge_factor)).flatten(1)
-    x = F.gelu(x @ merger.up + merger.up_bias)
-    x = all_reduce(x @ merger.down, vision.runtime.mesh) + merger.down_bias
+    x = F.gelu(_affine(x, merger.up, merger.up_bias))
+    x = linear(x, merger.down, vision.config.out_hidden_size)
+    x = all_reduce(x, vision.runtime.mesh) + merger.down_bias
     return x.unflatten(0, (batch, -1))
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return linear(x, weight, bias.shape[0]) + bias
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
