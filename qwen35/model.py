@@ -16,7 +16,7 @@ from .ranks import on_all_ranks
 from .rope import rope_table
 from .sharding.collectives import all_gather, all_reduce
 from .stacks import like
-from .state import AttentionState, DeltaNetState, State
+from .state import AttentionState, DeltaNetState, State, held_heads
 from .tokens import last_token
 
 
@@ -294,7 +294,7 @@ def _state_of(
     config, dtype = params.config, params.dtype
     if isinstance(layer, AttentionLayer):
         size = config.head_dim
-        heads = layer.in_proj.shape[1] // (2 * size) - layer.out_proj.shape[0] // size
+        heads = held_heads(params, "kv_heads", params.runtime.rank)
         return [([heads, size, capacity], dtype), ([heads, capacity, size], dtype)]
     conv = [layer.conv.shape[0] - 1, layer.conv.shape[1]]
     heads = layer.a_log.shape[0]

@@ -78,13 +78,18 @@ def init_state(params: Params, batch: int, capacity: int) -> State:
     return spmd.stack([share] * mesh.size, mesh)
 
 
+def held_heads(params: Params, axis: str, rank: int) -> int:
+    """How many heads of a logical axis, "kv_heads" for one, a rank has."""
+    sizes = axis_sizes(params.config)
+    return len(held_units(Units(axis, sizes[axis]), sizes, params.runtime.mesh, rank))
+
+
 def _empty(params: Params, rank: int, batch: int, capacity: int, device: torch.device) -> State:
     """One rank's empty state; all ranks' are alike."""
-    config, mesh = params.config, params.runtime.mesh
-    sizes = axis_sizes(config)
+    config = params.config
 
     def heads(axis: str) -> int:
-        return len(held_units(Units(axis, sizes[axis]), sizes, mesh, rank))
+        return held_heads(params, axis, rank)
 
     def zeros(*shape: int, dtype: torch.dtype = params.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -131,6 +131,23 @@ def test_extra_columns_have_no_effect_on_logits_and_state(params, batch):
         assert_close(ours, theirs)
 
 
+def test_extra_columns_as_wide_as_a_head_are_none():
+    config = dataclasses.replace(
+        CONFIG.text_only(),
+        head_dim=8,
+        num_attention_heads=48,
+        num_key_value_heads=16,
+        mrope_section=(1, 1, 0),
+    )
+    results = []
+    for device in ("cpu", "xla"):
+        tree = qwen35.init_params(config, device=device)
+        token = qwen35.device_put(torch.tensor([7]), device)
+        logits, _ = qwen35.decode(tree, qwen35.init_state(tree, 1, 8), token)
+        results.append(qwen35.device_put(logits, "cpu"))
+    assert_close(*results)
+
+
 def test_extra_columns_have_no_effect_on_image_tokens(params):
     spaced = poisoned(params["xla"].vision, declare(CONFIG).vision)
     generator = torch.Generator().manual_seed(0)
