@@ -26,8 +26,8 @@ from .rope import apply_rope
 from .sharding.collectives import all_reduce
 
 _EPS = 1e-6
-# Attention scores that are held at once, see `score_block`: 2 MiB in float32 stay in a CPU's cache.
-_SCORES = 2**19
+# How much attends at once, see `score_block`: the scores stay in a CPU's cache.
+_QUERIES, _SCORES = 128, 2**18
 
 
 def encode_images(
@@ -166,6 +166,8 @@ def _attention(
     query, key, value = projected.unflatten(-1, (3, -1, size)).unbind(2)  # [F, P, heads, D]
     query = apply_rope(query, frames.cos, frames.sin) * size**-0.5
     key = apply_rope(key, frames.cos, frames.sin)
+    # Padding has the first patch's key, for the greatest score to be that of a valid one.
+    key = torch.where(mask[:, :, None] == 0, key, key[:, :1])
     rows, queries = score_block(batch * query.shape[2], length)
     heads = (query.permute(0, 2, 3, 1), key.transpose(1, 2), value.permute(0, 2, 3, 1))
     heads = tuple(t.flatten(0, 1).unflatten(0, (-1, rows)) for t in heads)
@@ -184,15 +186,14 @@ def _attention(
 def score_block(rows: int, length: int) -> tuple[int, int]:
     """How many of the `rows` (a head of a frame each), and of their queries, attend at once.
 
-    Whole rows where they are small, a divisor of all rows; else queries of one row, halved until
-    their scores with `length` keys fit.
+    Of `length` queries so many that they are few, by halving; of the rows a divisor, so many that
+    their scores with `length` keys fit, at least one.
     """
-    fitting = _SCORES // length**2
-    group = next((n for n in range(min(rows, fitting), 1, -1) if rows % n == 0), 1)
     queries = length
-    while group * queries * length > _SCORES and queries % 2 == 0:
+    while queries >= 2 * _QUERIES and queries % 2 == 0:
         queries //= 2
-    return group, queries
+    fitting = _SCORES // (queries * length)
+    return next((n for n in range(min(rows, fitting), 1, -1) if rows % n == 0), 1), queries
 
 
 def _attend(shared: tuple[Tensor, Tensor, Tensor], query: Tensor) -> Tensor:
@@ -201,8 +202,8 @@ def _attend(shared: tuple[Tensor, Tensor, Tensor], query: Tensor) -> Tensor:
     Scores stand as [rows, keys, Q]: measured a quarter faster on XLA:CPU than [rows, Q, keys].
     """
     key, value, mask = shared
-    scores = (key @ query).float() + mask
-    weights = (scores - scores.amax(1, keepdim=True)).exp().to(value.dtype)
+    scores = (key @ query).float()
+    weights = (scores - scores.amax(1, keepdim=True) + mask).exp().to(value.dtype)
     out = (value @ weights).float() / weights.float().sum(1, keepdim=True)
     return out.to(value.dtype)
 

@@ -221,15 +221,44 @@ def test_padding_changes_nothing(tower, compiled, poison):
     assert_close(out[0, :9], merged[18:])
 
 
+def test_scores_of_padding_do_not_drown_the_others():
+    """Patches that are nearly alike, queries that are opposite to keys: scores far below 0.
+
+    Padding, which would score 0, leaves nothing of the others in a softmax that subtracts the
+    greatest score of all. Scores of hundreds are exact to 1e-4 or so in float32.
+    """
+    content = _BASE | {"depth": 1}
+    model = perturb(Qwen3_5VisionModel(Qwen3_5VisionConfig(**content, attn_implementation="eager")))
+    weight, bias = (getattr(model.blocks[0].attn.qkv, name).data for name in ("weight", "bias"))
+    model.pos_embed.weight.data.zero_()
+    weight[:48] = -64 * weight[48:96]
+    bias[:96] = 0
+    case = Tower(model, ours(model, content))
+    grid = [(1, 6, 6)]  # 36 patches, padded to 40
+    patches = 0.1 * case.patches(grid)
+    _, merged = case.expected(patches, grid)
+    for params in (case.params, qwen35.device_put(case.params, "xla")):
+        torch.testing.assert_close(
+            qwen35.encode_images(params, patches, grid), merged, rtol=0, atol=5e-4
+        )
+
+
 @pytest.mark.parametrize(
-    ("scores", "block"),
-    [(1, (1, 5)), (400, (1, 10)), (40**2, (1, 40)), (3 * 40**2, (2, 40)), (4 * 40**2, (4, 40))],
+    ("queries", "scores", "block"),
+    [
+        (1, 1, (1, 5)),
+        (10, 400, (1, 10)),
+        (10, 3 * 400, (2, 10)),
+        (40, 40**2, (1, 40)),
+        (128, 4 * 40**2, (4, 40)),
+    ],
 )
-def test_blocks_of_scores_are_exact(tower, compiled, monkeypatch, scores, block):
-    """Of the 4 heads' 40 queries: 5, 10, a head's, two heads' and all at a time."""
+def test_blocks_of_scores_are_exact(tower, compiled, monkeypatch, queries, scores, block):
+    """Of the 4 heads' 40 queries: 5, 10, 10 of two heads, a head's and all at a time."""
     case = tower()
     grid = [(1, 6, 6)]
     patches = case.patches(grid)
+    monkeypatch.setattr(vision, "_QUERIES", queries)
     monkeypatch.setattr(vision, "_SCORES", scores)
     assert vision.score_block(4, 40) == block
     [group] = frames.groups(case.config, patches, grid)
