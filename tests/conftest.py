@@ -1,5 +1,7 @@
 """Settings that every test shares: one thread, repeatable property tests, one option."""
 
+import signal
+
 import hypothesis
 import pytest
 import torch
@@ -12,6 +14,10 @@ hypothesis.settings.load_profile("repeatable")
 # The models here are tiny: a second thread costs more in hand-over than it computes, and sums
 # split over threads would make results depend on the machine.
 torch.set_num_threads(1)
+
+# A shell starts background jobs of a script with SIGINT ignored, and that is inherited; the
+# processes that tests interrupt must take it as they do at a keyboard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

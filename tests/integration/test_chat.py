@@ -258,7 +258,7 @@ def test_command(tmp_path):
 
 
 def test_interrupting_an_answer_does_not_end_the_program():
-    process = command("--temperature", "9", "--max-new-tokens", "800")
+    process = command("--temperature", "9", "--seed", "0", "--max-new-tokens", "800")  # all 800
     process.stdin.write(JAPAN + "\n")
     process.stdin.flush()
     assert process.stdout.read(1)  # the answer has begun
@@ -268,7 +268,7 @@ def test_interrupting_an_answer_does_not_end_the_program():
 
 
 def test_termination_ends_the_program():
-    process = command("--temperature", "9", "--max-new-tokens", "800")
+    process = command("--temperature", "9", "--seed", "0", "--max-new-tokens", "800")  # all 800
     process.stdin.write(JAPAN + "\n")
     process.stdin.flush()
     assert process.stdout.read(1)

@@ -13,6 +13,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # lets the tests import the modules that stand beside them
 
+# E402: the path above has to be set first.
 import models  # noqa: E402
 from qwen35.sharding.mesh import Mesh  # noqa: E402
 
