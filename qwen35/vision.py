@@ -186,8 +186,8 @@ def _attention(
 def score_block(rows: int, length: int) -> tuple[int, int]:
     """How many of the `rows` (a head of a frame each), and of their queries, attend at once.
 
-    Of `length` queries so many that they are few, by halving; of the rows a divisor, so many that
-    their scores with `length` keys fit, at least one.
+    The `length` queries are halved until they are fewer than 2 * _QUERIES, or odd; of the rows a
+    divisor attends, as many as keep the scores with `length` keys within _SCORES, at least one.
     """
     queries = length
     while queries >= 2 * _QUERIES and queries % 2 == 0:
