@@ -134,10 +134,9 @@ def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
     patches = torch.where(valid[..., None], frames.patches, 0.0)
     x = patches.flatten(0, 1) @ vision.patch_proj + vision.patch_bias
     x = (x.unflatten(0, (batch, length)) + _positions(vision, frames)).flatten(0, 1)
-    mask = torch.where(valid, 0.0, float("-inf")).T  # [P, 1], added to scores
     for block in vision.blocks:
         normed = _layer_norm(x, block.attention_norm, block.attention_norm_bias)
-        mixed = _attention(vision, block, normed, frames, mask)
+        mixed = _attention(vision, block, normed, frames, valid)
         x = x + (all_reduce(mixed, mesh) + block.out_proj_bias)
         normed = _layer_norm(x, block.mlp_norm, block.mlp_norm_bias)
         inner = F.gelu(_affine(normed, block.up, block.up_bias), approximate="tanh")
@@ -157,9 +156,9 @@ def _positions(vision: VisionParams, frames: Frames) -> Tensor:
 
 
 def _attention(
-    vision: VisionParams, block: VisionBlock, x: Tensor, frames: Frames, mask: Tensor
+    vision: VisionParams, block: VisionBlock, x: Tensor, frames: Frames, valid: Tensor
 ) -> Tensor:
-    """A rank's partial sum [F·P, H] of attention within each frame; x is normed."""
+    """A rank's partial sum [F·P, H] of attention within each frame; x is normed, valid [1, P]."""
     batch, length = frames.patches.shape[:2]
     size = vision.config.head_dim
     projected = _affine(x, block.qkv, block.qkv_bias).unflatten(0, (batch, length))
@@ -167,7 +166,8 @@ def _attention(
     query = apply_rope(query, frames.cos, frames.sin) * size**-0.5
     key = apply_rope(key, frames.cos, frames.sin)
     # Padding has the first patch's key, for the greatest score to be that of a valid one.
-    key = torch.where(mask[:, :, None] == 0, key, key[:, :1])
+    key = torch.where(valid[..., None, None], key, key[:, :1])
+    mask = torch.where(valid, 0.0, float("-inf")).T  # [P, 1], added to scores
     rows, queries = score_block(batch * query.shape[2], length)
     heads = (query.permute(0, 2, 3, 1), key.transpose(1, 2), value.permute(0, 2, 3, 1))
     heads = tuple(t.flatten(0, 1).unflatten(0, (-1, rows)) for t in heads)

@@ -231,8 +231,9 @@ def test_scores_of_padding_do_not_drown_the_others():
     model = perturb(Qwen3_5VisionModel(Qwen3_5VisionConfig(**content, attn_implementation="eager")))
     weight, bias = (getattr(model.blocks[0].attn.qkv, name).data for name in ("weight", "bias"))
     model.pos_embed.weight.data.zero_()
-    weight[:48] = -64 * weight[48:96]
-    bias[:96] = 0
+    width = content["hidden_size"]
+    weight[:width] = -64 * weight[width : 2 * width]
+    bias[: 2 * width] = 0
     case = Tower(model, ours(model, content))
     grid = [(1, 6, 6)]  # 36 patches, padded to 40
     patches = 0.1 * case.patches(grid)
