@@ -22,10 +22,8 @@ def scan(function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -
         the last carry, and all y stacked along a new dimension 0.
     """
     tensors, structure = pytree.tree_flatten(xs)
-    tracked = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (*tensors, *pytree.tree_leaves(carry))
-    )
-    if len(tensors[0]) == 1 or tracked or tensors[0].device.type != "xla":
+    in_python = len(tensors[0]) == 1 or tensors[0].device.type != "xla"
+    if in_python or tracked(*tensors, *pytree.tree_leaves(carry)):
         ys = []
         # Unbound once: an index per round would make a backward pass of as many full-size sums.
         for x in zip(*(tensor.unbind(0) for tensor in tensors), strict=True):
@@ -36,6 +34,11 @@ def scan(function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -
     from torch_xla.experimental.scan import _scan_impl_pytree
 
     return _scan_impl_pytree(function, carry, xs)
+
+
+def tracked(*tensors: torch.Tensor) -> bool:
+    """Whether gradients are asked for of any of the tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def loop_map(function: Callable[[Any, Any], Any], shared: Any, xs: Any) -> Any:

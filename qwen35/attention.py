@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .devices import indices
-from .kernels.loop import loop_map
+from .kernels.loop import loop_map, tracked
 from .kernels.reductions import max_last, sum_last
-from .linear import linear
+from .kernels.thin import is_thin, thin_matmul
+from .linear import has_forms_of_xla_cpu, linear
 from .norms import rms_norm
 from .params import AttentionLayer, Params
 from .rope import apply_rope
@@ -16,6 +17,7 @@ from .state import AttentionState
 from .tokens import last_token
 
 _SCORES = 5 * 2**20  # of all heads that exist at a time: 20 MiB
+_LARGE = 2**21  # bytes of a layer's values, from which a loop over them outweighs its start
 
 
 def attention(
@@ -60,13 +62,16 @@ def attention(
     last_slot = position[:, None] + indices(x.shape[1], x.device)  # that each token sees
     if last_only:
         query, gate, last_slot = (last_token(t, lengths) for t in (query, gate, last_slot))
-    out = _attend(query * size**-0.5, state, last_slot)
+    thin = has_forms_of_xla_cpu(layer.out_proj, x.shape[-1])
+    out = _attend(query * size**-0.5, state, last_slot, thin)
     out = out * gate.float().sigmoid().to(x.dtype)
     return linear(out.flatten(2), layer.out_proj, x.shape[-1]), state
 
 
-def _attend(query: Tensor, state: AttentionState, last_slot: Tensor) -> Tensor:
+def _attend(query: Tensor, state: AttentionState, last_slot: Tensor, thin: bool) -> Tensor:
     """Softmax attention of queries [B, T, Hq, D] over the cache's slots up to `last_slot` [B, T].
+
+    `thin` allows `thin_matmul` where few queries meet many slots.
 
     Scores exist for a block of queries at a time: they stay in a processor's cache, and a long
     context takes the memory of one block.
@@ -76,16 +81,28 @@ def _attend(query: Tensor, state: AttentionState, last_slot: Tensor) -> Tensor:
     scores, count = query.shape[0] * tokens * heads * capacity, 1
     while scores // count > _SCORES and tokens % (2 * count) == 0:
         count *= 2
+    rows = tokens * heads // kv_heads
+    large = state.value.numel() * state.value.itemsize >= _LARGE
+    thin = thin and large and count == 1 and is_thin(rows, size, capacity)
+    thin = thin and is_thin(rows, capacity, size) and not tracked(query, state.key, state.value)
+
+    def product(x: Tensor, cache: Tensor) -> Tensor:
+        """x [B, Hkv, rows, K] @ cache [B, Hkv, K, N]."""
+        if not thin:
+            return x @ cache
+        return thin_matmul(x.flatten(0, 1), cache.flatten(0, 1), cache.shape[-1]).view(
+            *x.shape[:-1], -1
+        )
 
     def of_block(cache: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor]) -> Tensor:
         key, value = cache
         query, last = block  # [B, Hkv, group, T, D], [B, T]
         visible = indices(capacity, key.device) <= last[:, None, None, :, None]
         # Queries of one KV head side by side: a product for each KV head.
-        scores = (query.flatten(2, 3) @ key).float().unflatten(2, query.shape[2:4])
+        scores = product(query.flatten(2, 3), key).float().unflatten(2, query.shape[2:4])
         scores = torch.where(visible, scores, float("-inf"))
         weights = (scores - max_last(scores)).exp()
-        out = weights.to(value.dtype).flatten(2, 3) @ value
+        out = product(weights.to(value.dtype).flatten(2, 3), value)
         # Normalised last: D divisions a query, not one for each slot.
         out = out.float().unflatten(2, query.shape[2:4]) / sum_last(weights)
         return out.to(value.dtype)

@@ -158,7 +158,7 @@ def declare(config: Config, runtime: Runtime = Runtime()) -> Params:
         embed=embed,
         layers=layers,
         norm=_vector("model.norm.weight", hidden, "zeros"),
-        head=Parameter((Piece(output, (hidden, vocab)),), transposed=True),
+        head=_linear(Piece(output, (hidden, vocab))),
         vision=None if config.vision is None else _vision(config.vision, runtime),
         config=config,
         runtime=runtime,

@@ -383,9 +383,13 @@ def _capacity(
                 )
     if capacity is not None:
         return capacity
-    # In steps, so that prompts of similar length share compiled graphs.
-    needed = max(map(len, rows)) + max_new_tokens
-    return min(limit, -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP)
+    return min(limit, round_capacity(max(map(len, rows)) + max_new_tokens))
+
+
+def round_capacity(tokens: int) -> int:
+    """The next capacity in steps: prompts of similar length share compiled graphs, and attention on
+    XLA:CPU gets a count of slots that its fast products take."""
+    return -(-tokens // _CAPACITY_STEP) * _CAPACITY_STEP
 
 
 def _check_count(name: str, value: Any) -> None:

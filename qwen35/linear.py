@@ -1,10 +1,11 @@
-"""Products with a layer's weights, and how far apart XLA:CPU has the rows of those weights.
+"""Products with a layer's weights, and how XLA:CPU stores those weights.
 
-Rows a multiple of 4 KiB apart compete for the same few sets of a processor's caches, and every
-Qwen3.5 has such widths. There a weight is kept with a cache line of zeros after each row. Measured
-on an AVX2 machine with the weights of 0.8b, a product of 8 rows is 1.2 to 1.4 times as fast for it,
-one of 512 rows 1.05 to 1.14 times, one of a single row as before. Where one process holds all ranks
-of a mesh, or loads rank files, weights stay as they are declared.
+There a cache line of zeros follows each row of a weight. Rows a multiple of 4 KiB apart compete for
+the same few sets of a processor's caches, and every Qwen3.5 has such widths: measured on an AVX2
+machine with the weights of 0.8b, a product of 512 rows is 1.05 to 1.14 times as fast for the
+distance. The spare columns also tell a weight of XLA:CPU from one that a graph for Neuron is traced
+with. Where one process holds all ranks of a mesh, or loads rank files, weights stay as they are
+declared.
 """
 
 from __future__ import annotations
@@ -13,28 +14,42 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .devices import device_put, on_xla_cpu
+from .devices import device_put, matmul_float32, on_xla_cpu
+from .kernels.loop import tracked
+from .kernels.thin import is_thin, thin_matmul
 
-_ALIASED, _LINE = 4096, 64  # bytes
+_LINE = 64  # bytes
 _PARTS = 8  # of a tall weight's rows, see `_in_parts`
 
 
 def place_weight(weight: Tensor, device: str) -> Tensor:
-    """A weight [K, N] on "cpu" or "xla", there as [K, N + a few] if its rows need the distance."""
-    aliased = weight.shape[-1] * weight.itemsize % _ALIASED == 0
-    if device == "xla" and aliased and on_xla_cpu():
+    """A weight [K, N] on "cpu" or "xla"; on XLA:CPU it is [K, N + a cache line]."""
+    if device == "xla" and on_xla_cpu():
         weight = pad(weight, (0, _LINE // weight.itemsize))
     return device_put(weight, device)
 
 
-def linear(x: Tensor, weight: Tensor, width: int) -> Tensor:
-    """x [..., K] @ weight: [..., width], whatever stands in the weight beyond that many columns."""
-    inputs, columns = weight.shape
-    if columns == width:
-        return x @ weight
-    one_row = x.numel() == inputs and x.dtype == torch.float32  # parts in bfloat16 would be rounded
-    tall = inputs >= width and inputs % _PARTS == 0
-    product = _in_parts(x, weight) if one_row and tall else x @ weight
+def has_forms_of_xla_cpu(weight: Tensor, width: int) -> bool:
+    """Whether a weight of that many columns was placed on XLA:CPU, and in float32: then products
+    in the forms that are fast there are wanted, with it and beside it."""
+    on_xla = weight.device.type == "xla"
+    return on_xla and weight.shape[1] > width and weight.dtype == torch.float32
+
+
+def linear(x: Tensor, weight: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
+    """x [..., K] @ weight: [..., width], whatever stands in the weight beyond that many columns.
+
+    Accumulated in float32 and returned in `dtype`: x's own if that is None, or float32.
+    """
+    if has_forms_of_xla_cpu(weight, width) and not tracked(x, weight):
+        inputs = len(weight)
+        rows = x.numel() // inputs
+        if rows == 1 and inputs >= width and inputs % _PARTS == 0:
+            return _in_parts(x, weight)[..., :width]
+        if is_thin(rows, inputs, width):
+            product = thin_matmul(x.reshape(1, rows, inputs), weight.unsqueeze(0), width)
+            return product.view(*x.shape[:-1], width)
+    product = x @ weight if dtype in (None, x.dtype) else matmul_float32(x, weight)
     return product[..., :width]
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from .attention import attention
 from .config import FULL
 from .deltanet import deltanet
-from .devices import indices, matmul_float32
+from .devices import indices
+from .linear import linear
 from .mlp import mlp
 from .norms import rms_norm
 from .params import AttentionLayer, DeltaNetLayer, Params
@@ -116,7 +117,10 @@ def decode(
 @on_all_ranks(False)
 def logits(params: Params, hidden: Tensor) -> Tensor:
     """The head: hidden [..., H] after the final norm to logits [..., V], float32."""
-    return all_gather(matmul_float32(hidden, params.head), params.runtime.mesh)
+    whole = params.tp_index is None
+    width = params.config.vocab_size if whole else params.head.shape[1]
+    result = linear(hidden, params.head, width, dtype=torch.float32)
+    return all_gather(result, params.runtime.mesh)
 
 
 def _head(params: Params, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from .. import Params, State, decode, device_put, init_params, init_state, jit, load, prefill
 from ..family import presets
-from ..generate import PREFILL_CHUNK
+from ..generate import PREFILL_CHUNK, round_capacity
 from ..pytree import map_tensors
 from .machine import anonymous_memory, timed
 from .statistics import median
@@ -58,7 +58,8 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
         result[f"compile_prefill_{length}"] = first - result[f"prefill_{length}"]
         again += steps[prefill].compile_count - known
     for context, batch in settings["contexts"]:
-        state = _state_after(params, batch, context, context + settings["steps"] + 1)
+        capacity = round_capacity(context + settings["steps"] + 1)
+        state = _state_after(params, batch, context, capacity)
         token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
         first, state = _decode(steps[decode], params, state, token, 1)
         known = steps[decode].compile_count

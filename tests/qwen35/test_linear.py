@@ -1,10 +1,11 @@
-"""Weights whose rows XLA:CPU has further apart: where, and that nobody sees it in a result."""
+"""Weights as XLA:CPU stores them and products with them: nobody sees either in a result."""
 
 import dataclasses
 import functools
 
 import pytest
 import torch
+from qwen35.kernels.thin import is_thin, thin_matmul
 from torch.utils import _pytree
 
 import qwen35
@@ -69,13 +70,11 @@ def poisoned(tree, declared):
     [
         (1024, torch.float32, 1040),
         (7168, torch.float32, 7184),
-        (1000, torch.float32, 1000),
-        (1536, torch.float32, 1536),
-        (1024, torch.bfloat16, 1024),
-        (2048, torch.bfloat16, 2080),
+        (7, torch.float32, 23),
+        (1024, torch.bfloat16, 1056),
     ],
 )
-def test_rows_are_set_apart_where_they_are_a_multiple_of_4_kib(width, dtype, stored):
+def test_a_cache_line_of_zeros_follows_each_row(width, dtype, stored):
     weight = torch.arange(3.0 * width).view(3, width).to(dtype)
     placed = qwen35.device_put(place_weight(weight, "xla"), "cpu")
     assert placed.shape == (3, stored)
@@ -95,25 +94,64 @@ def test_every_linear_weight_is_set_apart_and_nothing_else(params):
     assert [tuple(tensor.shape) for tensor in here] == [entry.shape for entry in declared]
     wider = [theirs.shape[-1] - ours.shape[-1] for ours, theirs in zip(here, there, strict=True)]
     assert wider == [16 if entry.linear else 0 for entry in declared]
-    # Per text layer its mixer's two and the feed-forward's two; four in a block, two in the merger.
-    assert sum(entry.linear for entry in declared) == 4 * 2 + 4 + 2
+    # Per text layer its mixer's two and the feed-forward's two; four in a block, two in the merger;
+    # the head.
+    assert sum(entry.linear for entry in declared) == 4 * 2 + 4 + 2 + 1
+
+
+def random(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
 @pytest.mark.parametrize("inputs", [8, 1024, 2047, 2048])
-@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (1, 3)])
-def test_linear_of_a_placed_weight(inputs, shape):
-    """Also of one row, where a tall weight's rows are taken in parts."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(*shape, inputs, generator=generator)
-    weight = torch.randn(inputs, 1024, generator=generator) / inputs**0.5
+@pytest.mark.parametrize("width", [24, 1024, 1025])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (1, 3), (4, 3), (13, 1)])
+def test_linear_of_a_placed_weight(inputs, width, shape):
+    """Also of one row, where a tall weight's rows are taken in parts, and of a few: a loop."""
+    x, weight = random(*shape, inputs), random(inputs, width) / inputs**0.5
     placed = place_weight(weight, "xla")
-    product = qwen35.jit(lambda x, weight: linear(x, weight, 1024))
+    product = qwen35.jit(lambda x, weight: linear(x, weight, width))
     ours = product(qwen35.device_put(x, "xla"), placed)
     assert_close(qwen35.device_put(ours, "cpu"), (x.double() @ weight.double()).float())
 
 
+def test_a_row_does_not_see_what_is_wrong_in_another():
+    x, weight = random(3, 64), random(64, 32) / 8
+    x[1, 0], x[2, 5] = float("nan"), float("inf")
+    ours = linear(qwen35.device_put(x, "xla"), place_weight(weight, "xla"), 32).cpu()
+    assert_close(ours[0], x[0] @ weight)
+    assert ours[1].isnan().all() and not ours[2].isfinite().any()
+
+
+def test_gradients_of_few_rows():
+    """Through the loop they would be rounds in Python, so XLA's own product is taken."""
+    x, weight = random(3, 64), random(64, 32) / 8
+    here, there = x.clone().requires_grad_(), qwen35.device_put(x, "xla").requires_grad_()
+    linear(here, weight, 32).square().sum().backward()
+    linear(there, place_weight(weight, "xla"), 32).square().sum().backward()
+    assert_close(there.grad.cpu(), here.grad)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize(("inputs", "width"), [(8, 8), (256, 4096), (4096, 256), (1024, 40)])
+def test_thin_product(groups, inputs, width):
+    assert is_thin(2, inputs, width) and is_thin(12, inputs, width)
+    for rows in (2, 7, 12):
+        x, matrix = random(groups, rows, inputs), random(groups, inputs, width + 3) / inputs**0.5
+        expected = (x.double() @ matrix.double())[..., :width].float()
+        assert_close(thin_matmul(x, matrix, width), expected)
+        on_xla = (qwen35.device_put(t, "xla") for t in (x, matrix))
+        assert_close(thin_matmul(*on_xla, width).cpu(), expected)
+
+
+def test_what_is_not_a_thin_product():
+    assert not is_thin(1, 64, 64) and not is_thin(13, 64, 64)  # XLA's own is as fast
+    assert not is_thin(4, 63, 64) and not is_thin(4, 64, 63)  # the loop takes them eight by eight
+
+
+@pytest.mark.parametrize("capacity", [80, 4096])  # the larger: thin products in attention too
 @pytest.mark.parametrize("batch", [1, 2])
-def test_extra_columns_have_no_effect_on_logits_and_state(params, batch):
+def test_extra_columns_have_no_effect_on_logits_and_state(params, batch, capacity):
     spaced = poisoned(params["xla"], declare(CONFIG))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 60, (2, 70), generator=generator)[:batch]
@@ -121,7 +159,7 @@ def test_extra_columns_have_no_effect_on_logits_and_state(params, batch):
     results = []
     for tree, wrap in ((params["cpu"], lambda step: step), (spaced, qwen35.jit)):
         device = tree.device.type
-        state = qwen35.init_state(tree, batch, 80)
+        state = qwen35.init_state(tree, batch, capacity)
         put = functools.partial(qwen35.device_put, device=device)
         first, state = wrap(qwen35.prefill)(tree, state, put(tokens), put(lengths))
         hidden, _ = wrap(qwen35.forward)(tree, state, put(tokens[:, :3].contiguous()))
