@@ -18,7 +18,13 @@ from .loop import scan
 
 
 def gated_delta_step(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    touched: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One token.
 
@@ -28,6 +34,7 @@ def gated_delta_step(
         log_decay: [B, Hv] float32, at most 0.
         beta: [B, Hv] float32.
         state: [B, Hv, Dk, Dv] float32.
+        touched: [B] bool, the rows whose state changes, or None for all.
 
     Returns:
         Output [B, Hv, Dv] in the value's dtype and the new state, float32.
@@ -40,9 +47,16 @@ def gated_delta_step(
     # than for one of two rows, and in this order it updates the state in place.
     recalled = decay * (key.unsqueeze(2) @ state)
     delta = beta.float()[:, :, None, None] * (value.float().unsqueeze(2) - recalled)
-    state = decay * state + key.unsqueeze(3) * delta
+    state = updated_where(touched, decay * state + key.unsqueeze(3) * delta, state)
     out = (query.unsqueeze(2) @ state).squeeze(2)
     return out.to(value.dtype), state
+
+
+def updated_where(touched: Tensor | None, updated: Tensor, state: Tensor) -> Tensor:
+    """The updated state [B, Hv, Dk, Dv] of the touched rows [B], the old one of the others."""
+    if touched is None:
+        return updated
+    return torch.where(touched[:, None, None, None], updated, state)
 
 
 def gated_delta_prefill(

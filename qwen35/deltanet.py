@@ -67,11 +67,8 @@ def deltanet(
         chunk=params.runtime.chunk,
         implementation=params.runtime.kernels,
         exact=x.dtype == torch.float32,
+        touched=None if lengths is None else lengths > 0,
     )
-    if lengths is not None:
-        # A no-op update can still turn -0 into 0; untouched rows stay bit-identical.
-        touched = (lengths > 0)[:, None, None, None]
-        recurrent = torch.where(touched, recurrent, state.recurrent)
     if last_only:
         out, z = last_token(out, lengths), last_token(z, lengths)
     z = z.unflatten(-1, (-1, value_size))
