@@ -103,11 +103,11 @@ def random(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
-@pytest.mark.parametrize("inputs", [8, 1024, 2047, 2048])
+@pytest.mark.parametrize("inputs", [8, 2047, 2048])
 @pytest.mark.parametrize("width", [24, 1024, 1025])
-@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (1, 3), (4, 3), (13, 1)])
+@pytest.mark.parametrize("shape", [(1,), (2, 1), (4, 3), (13, 1)])
 def test_linear_of_a_placed_weight(inputs, width, shape):
-    """Also of one row, where a tall weight's rows are taken in parts, and of a few: a loop."""
+    """Also of one row, for which the weight's rows are taken in parts, and of a few: in a loop."""
     x, weight = random(*shape, inputs), random(inputs, width) / inputs**0.5
     placed = place_weight(weight, "xla")
     product = qwen35.jit(lambda x, weight: linear(x, weight, width))
