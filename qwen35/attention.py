@@ -71,28 +71,22 @@ def attention(
 def _attend(query: Tensor, state: AttentionState, last_slot: Tensor, thin: bool) -> Tensor:
     """Softmax attention of queries [B, T, Hq, D] over the cache's slots up to `last_slot` [B, T].
 
-    `thin` allows `thin_matmul` where few queries meet many slots.
-
     Scores exist for a block of queries at a time: they stay in a processor's cache, and a long
-    context takes the memory of one block.
+    context takes the memory of one block. `thin` allows `thin_matmul`.
     """
     tokens, heads, size = query.shape[1:]
     kv_heads, capacity = state.value.shape[1:3]
+    thin = thin and _is_thin(query, state)
     scores, count = query.shape[0] * tokens * heads * capacity, 1
-    while scores // count > _SCORES and tokens % (2 * count) == 0:
+    while not thin and scores // count > _SCORES and tokens % (2 * count) == 0:
         count *= 2
-    rows = tokens * heads // kv_heads
-    large = state.value.numel() * state.value.itemsize >= _LARGE
-    thin = thin and large and count == 1 and is_thin(rows, size, capacity)
-    thin = thin and is_thin(rows, capacity, size) and not tracked(query, state.key, state.value)
 
     def product(x: Tensor, cache: Tensor) -> Tensor:
         """x [B, Hkv, rows, K] @ cache [B, Hkv, K, N]."""
         if not thin:
             return x @ cache
-        return thin_matmul(x.flatten(0, 1), cache.flatten(0, 1), cache.shape[-1]).view(
-            *x.shape[:-1], -1
-        )
+        result = thin_matmul(x.flatten(0, 1), cache.flatten(0, 1), cache.shape[-1])
+        return result.unflatten(0, x.shape[:2])
 
     def of_block(cache: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor]) -> Tensor:
         key, value = cache
@@ -112,6 +106,16 @@ def _attend(query: Tensor, state: AttentionState, last_slot: Tensor, thin: bool)
     last = last_slot.unflatten(1, (count, -1)).transpose(0, 1)
     out = loop_map(of_block, (state.key, state.value), (blocks, last))
     return out.permute(1, 0, 4, 2, 3, 5).reshape(-1, tokens, heads, size)
+
+
+def _is_thin(query: Tensor, state: AttentionState) -> bool:
+    """Whether `thin_matmul` gains, for the scores and for the sums of values: few queries [B, T,
+    Hq, D] and many slots."""
+    tokens, heads, size = query.shape[1:]
+    kv_heads, capacity = state.value.shape[1:3]
+    rows = tokens * heads // kv_heads
+    fits = is_thin(rows, size, capacity) and is_thin(rows, capacity, size)
+    return fits and state.value.nbytes >= _LARGE and not tracked(query, *state)
 
 
 def _append(
