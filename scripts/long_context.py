@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 import qwen35
+from qwen35.bench.machine import anonymous_memory, rates
 from qwen35.config import Config
 from qwen35.devices import materialize, release_host_memory
 from qwen35.generate import PREFILL_CHUNK
@@ -73,7 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "preset": options.preset,
         "layers": config.num_hidden_layers,
         "chunk": options.chunk,
-        "read_bytes_per_second": bandwidth(),
+        "read_bytes_per_second": 1e9 * rates({})["read_gbps"],
         "kv_bytes_per_token": sizes["kv_bytes_per_token"],
         "state_bytes": sizes["state_bytes_per_sequence"],
     }
@@ -160,25 +161,6 @@ def read(config: Config, length: int, chunk: int) -> dict[str, Any]:
 def some_tokens(config: Config, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocab_size, (1, count), generator=generator)
-
-
-def bandwidth() -> float:
-    """The best of several sums over 1 GiB."""
-    data = torch.ones(2**28)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        data.sum().item()
-        best = min(best, time.perf_counter() - start)
-    return data.nbytes / best
-
-
-def anonymous_memory() -> int:
-    """Bytes of this process that are no file's pages."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no RssAnon line")
 
 
 def expected_token(report: dict[str, Any], length: int) -> float:

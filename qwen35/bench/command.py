@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ("sides", int, None, "pixels of pictures; default: 512 1024"),
     ):
         option(f"--{name}", type=kind, nargs="+", default=default, metavar="N", help=text)
-    option("--steps", type=int, metavar="N", help="of decode that are timed; default: 16")
+    option("--steps", type=int, metavar="N", help="of decode that are timed; default: 32")
     option("--requests", type=int, metavar="N", help="that arrive; default: 24")
     option("--request-tokens", type=int, nargs=2, metavar=("PROMPT", "NEW"),
            help="the most of each; default: 128 32")  # fmt: skip

@@ -13,7 +13,6 @@ import torch
 
 from ..config import Config
 from ..report import Plots
-from ..summary import summarize
 from . import images_report, serving_report, text_report
 from .processes import Job, Runs, alternate
 from .statistics import medians
@@ -57,7 +56,7 @@ class Settings:
     lengths: tuple[int, ...] = (128, 512, 2048)
     contexts: tuple[int, ...] = (128, 2048, 8192, 32768)
     batches: tuple[int, ...] = (1, 2, 4, 8)
-    steps: int = 16
+    steps: int = 32
     slots: tuple[int, ...] = (1, 2, 4, 8)
     requests: int = 24
     request_tokens: tuple[int, int] = (128, 32)
@@ -118,7 +117,7 @@ def measure(
         "versions": _versions(settings.reference),
         "machine": machine | {"processor": _processor(), "threads": settings.threads},
         "settings": dataclasses.asdict(settings),
-        "parts": _parts(config, settings, machine, runs),
+        "parts": _parts(settings, runs),
         "runs": runs,
     }
 
@@ -197,16 +196,13 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
     return jobs
 
 
-def _parts(
-    config: Config, settings: Settings, machine: dict[str, Any], runs: dict[str, Runs]
-) -> dict[str, Any]:
+def _parts(settings: Settings, runs: dict[str, Runs]) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     ours, theirs = runs.get("text", []), runs.get("text, transformers", [])
     if "ttft" in settings.parts:
         parts["ttft"] = text_report.ttft(list(settings.lengths), ours, theirs)
     if "tpot" in settings.parts:
-        kv = summarize(config, torch.float32)["kv_bytes_per_token"]
-        parts["tpot"] = text_report.tpot(settings.decodes, ours, theirs, kv, machine["read_gbps"])
+        parts["tpot"] = text_report.tpot(settings.decodes, ours, theirs)
     if "throughput" in settings.parts:
         parts["throughput"] = serving_report.throughput(
             list(settings.slots), runs["batches"], runs["arrivals"]

@@ -15,10 +15,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .. import Params, State, decode, device_put, init_params, init_state, jit, load, prefill
+from ..config import Config
 from ..family import presets
 from ..generate import PREFILL_CHUNK, round_capacity
 from ..pytree import map_tensors
-from .machine import anonymous_memory, timed
+from ..summary import summarize
+from .machine import anonymous_memory, read_buffer, read_gbps, timed
 from .statistics import median
 
 
@@ -33,7 +35,9 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
         Beside the figures of both: `load`; `compile_…`, what the first call took longer; `host_…`,
         seconds until a decode step is on its way, and `host_work_…`, the processor time that the
         calling thread took for it (on the CPU the step competes with the host for the cores);
-        `recompilations` after the first calls; `read_bytes`, the weights that a decode step reads.
+        `read_gbps_…`, the rate at which the machine read memory between the steps, and
+        `read_share_…`, the rate of a step as a share of that of the read before it;
+        `recompilations` after the first calls.
     """
     result: dict[str, Any] = {}
     device_put(torch.zeros(1), "xla").cpu()  # starts the device
@@ -57,26 +61,30 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
         result[f"prefill_{length}"] = median(fill() for _ in range(_repeats(length)))
         result[f"compile_prefill_{length}"] = first - result[f"prefill_{length}"]
         again += steps[prefill].compile_count - known
+    buffer = read_buffer()
     for context, batch in settings["contexts"]:
         capacity = round_capacity(context + settings["steps"] + 1)
         state = _state_after(params, batch, context, capacity)
         token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
-        first, state = _decode(steps[decode], params, state, token, 1)
-        known = steps[decode].compile_count
-        later, state = _decode(steps[decode], params, state, token, settings["steps"])
+        first, state = _decode(steps[decode], params, state, token)
+        known, taken, rates = steps[decode].compile_count, [], []
+        for _ in range(settings["steps"]):
+            # In turn, since the speed of a machine that others share wanders.
+            rates.append(read_gbps(buffer))
+            one, state = _decode(steps[decode], params, state, token)
+            taken.append(one)
         again += steps[decode].compile_count - known
-        name = decode_name(context, batch)
+        name, later = decode_name(context, batch), _middle(taken)
+        read = step_bytes(params.config, context, batch) / 1e9
+        shares = [read / one.whole / rate for one, rate in zip(taken, rates, strict=True)]
+        result[f"read_gbps_{name}"] = median(rates)
+        result[f"read_share_{name}"] = median(shares)
         result[f"decode_{name}"] = later.whole
         result[f"host_{name}"] = later.call
         result[f"host_work_{name}"] = later.work
         result[f"compile_decode_{name}"] = first.whole - later.whole
         del state
-    # Decode reads every weight once but the embedding's rows that no token of the step names.
-    weights = sum(leaf.nbytes for leaf in pytree.tree_leaves(params))
-    return result | {
-        "recompilations": again,
-        "read_bytes": weights - (0 if params.embed is None else params.embed.nbytes),
-    }
+    return result | {"recompilations": again}
 
 
 @torch.no_grad()
@@ -117,6 +125,16 @@ def reference(settings: Mapping[str, Any]) -> dict[str, Any]:
         result["memory_decode"] = anonymous_memory()
         del cache
     return result
+
+
+def step_bytes(config: Config, context: int, batch: int) -> int:
+    """Bytes that a decode step has to read: every weight of the text model once, less an embedding
+    apart from the head, of which it takes a row for each token; and each row's keys and values."""
+    sizes = summarize(config.text_only(), torch.float32)
+    weights = sizes["weight_bytes"]
+    if not sizes["tied_embeddings"]:
+        weights -= 4 * sizes["parameters"]["embedding"]
+    return weights + batch * context * sizes["kv_bytes_per_token"]
 
 
 def decode_name(context: int, batch: int) -> str:
@@ -170,13 +188,16 @@ def compilation(_: Mapping[str, Any]) -> dict[str, Any]:
             start = time.perf_counter()
             steps[step].compile(params, state, given)
             result[f"compile_{step.__name__}_{count}_layers"] = time.perf_counter() - start
-        taken, _ = _decode(steps[decode], params, state, token, 50)
-        result[f"host_{count}_layers"] = taken.call
+        taken = []
+        for _ in range(50):
+            one, state = _decode(steps[decode], params, state, token)
+            taken.append(one)
+        result[f"host_{count}_layers"] = _middle(taken).call
     return result
 
 
 class _Step(NamedTuple):
-    """Medians, in seconds."""
+    """Seconds of a decode step."""
 
     call: float  # until the step is on its way
     work: float  # processor time of the calling thread for that
@@ -184,17 +205,19 @@ class _Step(NamedTuple):
 
 
 def _decode(
-    step: Callable[..., Any], params: Params, state: State, token: torch.Tensor, count: int
+    step: Callable[..., Any], params: Params, state: State, token: torch.Tensor
 ) -> tuple[_Step, State]:
-    """What `count` decode steps take, and the state after them."""
-    taken = []
-    for _ in range(count):
-        start, busy = time.perf_counter(), time.thread_time()
-        logits, state = step(params, state, token)
-        work, call = time.thread_time() - busy, time.perf_counter() - start
-        logits.cpu()
-        taken.append((call, work, time.perf_counter() - start))
-    return _Step(*map(median, zip(*taken, strict=True))), state
+    """What a decode step takes, and the state after it."""
+    start, busy = time.perf_counter(), time.thread_time()
+    logits, state = step(params, state, token)
+    work, call = time.thread_time() - busy, time.perf_counter() - start
+    logits.cpu()
+    return _Step(call, work, time.perf_counter() - start), state
+
+
+def _middle(steps: list[_Step]) -> _Step:
+    """Each duration's median."""
+    return _Step(*map(median, zip(*steps, strict=True)))
 
 
 def _fill(step, params: Params, state: State, tokens: torch.Tensor) -> State:

@@ -16,29 +16,23 @@ def ttft(lengths: list[int], ours: Runs, theirs: Runs) -> list[dict[str, Any]]:
     return [{"prompt": n} | _compared(f"prefill_{n}", ours, theirs) for n in lengths]
 
 
-def tpot(
-    contexts: list[list[int]],
-    ours: Runs,
-    theirs: Runs,
-    kv_bytes_per_token: int,
-    read_gbps: float,
-) -> list[dict[str, Any]]:
+def tpot(contexts: list[list[int]], ours: Runs, theirs: Runs) -> list[dict[str, Any]]:
     """A row for each pair of context and batch.
 
     `read_share` is what a step reads of weights, keys and values, over its time, as a share of the
-    machine's read bandwidth; `over_first`, the time over the first row's.
+    rate at which the machine read memory just before it; `over_first`, the time over the first
+    row's.
     """
     rows = []
     for context, batch in contexts:
         name = decode_name(context, batch)
         row = {"context": context, "batch": batch} | _compared(f"decode_{name}", ours, theirs)
-        read = ours[0]["read_bytes"] + batch * context * kv_bytes_per_token
         rows.append(
             row
             | {
                 "host": median(run[f"host_{name}"] for run in ours),
                 "tokens_per_second": batch / row["ours"],
-                "read_share": read / row["ours"] / 1e9 / read_gbps,
+                "read_share": median(run[f"read_share_{name}"] for run in ours),
                 "over_first": row["ours"] / (rows or [row])[0]["ours"],
             }
         )

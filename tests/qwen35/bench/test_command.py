@@ -5,11 +5,16 @@ Times are not judged: what a run must have, and what has to be positive, is.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils import _pytree as pytree
 
+import qwen35
+from qwen35.bench import text
 from qwen35.bench.neuron import protocol
 from qwen35.cli import main
 
@@ -47,6 +52,37 @@ def test_text_against_transformers(tmp_path, capfd):
     assert "round 1 of 1: text, transformers" in said
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_that_a_step_reads(tied):
+    """All leaves but an embedding apart from the head; of 40 slots the 30 that are filled."""
+    narrow = {"hidden_size": 96, "intermediate_size": 112, "vocab_size": 208, "vision": None}
+    config = dataclasses.replace(qwen35.presets["0.8b"], tie_word_embeddings=tied, **narrow)
+    params = qwen35.init_params(config, seed=0)
+    assert (params.embed is None) == tied
+    weights = [leaf for leaf in pytree.tree_leaves(params) if leaf is not params.embed]
+    state = qwen35.init_state(params, 3, 40)
+    caches = sum(leaf.nbytes for leaf in pytree.tree_leaves(state) if 40 in leaf.shape)
+    read = sum(leaf.nbytes for leaf in weights) + caches * 30 // 40
+    assert text.step_bytes(config, context=30, batch=3) == read
+
+
+@pytest.mark.slow
+def test_a_steps_share_of_the_read_bandwidth(monkeypatch):
+    """On a machine that reads 10 GB/s: what a step reads, over its time, as a share of that."""
+    reads = []
+    monkeypatch.setattr(text, "read_gbps", lambda buffer: reads.append(buffer.nbytes) or 10.0)
+    settings = {"model": str(DEMO), "lengths": (), "contexts": [(40, 3)], "steps": 1}
+    threads = torch.get_num_threads()
+    try:
+        result = text.ours(settings)
+    finally:
+        torch.set_num_threads(threads)
+    assert reads == [2**30] and result["read_gbps_40_x3"] == 10.0
+    config = qwen35.Config.from_pretrained(DEMO)
+    rate = text.step_bytes(config, 40, 3) / result["decode_40_x3"] / 1e9
+    assert result["read_share_40_x3"] == pytest.approx(rate / 10.0)
+
+
 @pytest.mark.slow
 def test_the_engine_alone(capfd):
     requests = ["--requests", "3", "--request-tokens", "12", "4", "--loads", "0.8"]
@@ -71,8 +107,6 @@ def test_the_engine_alone(capfd):
 @pytest.mark.slow
 def test_the_protocol_for_neuron():
     """The function, on the CPU's XLA; no device has run it."""
-    import qwen35
-
     params = qwen35.load(DEMO, dtype="bfloat16", device="xla")
     result = protocol(params, prompt=8, steps=3, repeats=2)
     assert (result["prompt"], result["steps"], result["repeats"]) == (8, 3, 2)
