@@ -12,6 +12,7 @@ import torch
 
 _READ_BYTES = 2**30
 _GEMM_SIZE = 2048
+_SPIN = 0.02  # seconds: for less than that torch's threads wait for more work in a loop
 
 
 def rates(_: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,11 +34,15 @@ def read_buffer() -> torch.Tensor:
 
 
 def read_gbps(data: torch.Tensor) -> float:
-    """The rate, in GB/s, at which all cores of this process read a buffer once, to sum it."""
+    """The rate, in GB/s, at which all cores of this process read a buffer once, to sum it.
+
+    Returns when torch's threads sleep, so that the cores are free for what is timed next.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     seconds = timed(lambda: data.sum().item())
     torch.set_num_threads(threads)
+    time.sleep(_SPIN)
     return data.nbytes / seconds / 1e9
 
 
