@@ -38,7 +38,7 @@ Continue a prompt. Text streams to standard output as it is made.
 With pictures, the prompt is a message to which the model answers, in the checkpoint's chat format:
 
   qwen35 generate --model DIR --image a.png --image b.jpg --prompt "What differs?"
-  qwen35 generate --model DIR --video clip.mp4 --prompt "What happens?"
+  qwen35 generate --model DIR --video clip.mp4 --prompt "What happens?" --no-thinking
 """
 
 _INFO_HELP = """\
@@ -129,6 +129,11 @@ def _add_generate(commands) -> None:
             help=f"show the model this {kind}, before the prompt; may be repeated{needs}",
         )
     parser.add_argument(
+        "--no-thinking",
+        action="store_true",
+        help="with pictures: answer without thinking first, where the chat format lets one choose",
+    )
+    parser.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s"
     )
     parser.add_argument(
@@ -177,7 +182,10 @@ def _add_generate(commands) -> None:
 def _generate(options: argparse.Namespace) -> int:
     from .launch import launch
 
-    prompt = _read_prompt(options.prompt, alone=not (options.image or options.video))
+    pictures = bool(options.image or options.video)
+    if options.no_thinking and not pictures:
+        raise ValueError("--no-thinking is for pictures: a prompt alone is continued as it is")
+    prompt = _read_prompt(options.prompt, alone=not pictures)
     with launch(options.tp, options.device, options.timeout) as where:
         return _generate_on(where, options, prompt)
 
@@ -192,7 +200,9 @@ def _generate_on(where: Launch, options: argparse.Namespace, prompt: str) -> int
     tokenizer = together((Processor if pictures else Tokenizer).from_pretrained, options.model)
     seen = prompt
     if pictures:  # before the weights are read: a bad picture is found at once
-        seen = together(tokenizer, [user_message(prompt, options.image, options.video)])
+        message = user_message(prompt, options.image, options.video)
+        template = {"enable_thinking": False} if options.no_thinking else {}
+        seen = together(tokenizer, [message], **template)
     if where.processes > 1:
         config = together(Config.from_pretrained, options.model)
         process.agree(config=config, prompt=prompt, options=_shared(options))

@@ -264,6 +264,8 @@ def test_command_line(file):
     result = run(*common, "--prompt", "What colour is it?")
     assert result.returncode == 0, result.stderr
     assert result.stdout == "four green squares\n</think>\n\ngreen\n"
+    result = run(*common, "--prompt", "What colour is it?", "--no-thinking")
+    assert result.stdout == "green\n", result.stderr
 
 
 def test_nothing_of_transformers_looks_at_pictures(file):

@@ -310,6 +310,7 @@ def test_command_on_a_damaged_directory(capsys, model, damage, words):
         (["--prompt", "a", "--seed", "-1"], ["-1"]),
         (["--prompt", "a", "--dtype", "int8"], ["int8"]),
         (["--prompt", "a", "--device", "gpu"], ["gpu"]),
+        (["--prompt", "a", "--no-thinking"], ["--no-thinking is for pictures"]),
         ([], ["--prompt"]),
     ],
 )
