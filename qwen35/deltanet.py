@@ -92,6 +92,8 @@ def _causal_conv(
     out = out / (1.0 + (-out).exp())  # SiLU
     if lengths is None:
         return out, window[:, tokens:]
+    if tokens == 1:  # cheaper than to gather
+        return out, torch.where(lengths[:, None, None] > 0, window[:, 1:], history)
     index = lengths[:, None] + torch.arange(taps - 1, device=x.device)
     index = index.to(torch.int64)[:, :, None].expand(-1, -1, x.shape[2])
     return out, window.gather(1, index)
