@@ -146,12 +146,16 @@ def run_pending() -> None:
         xla()._XLAC._xla_sync_live_tensors(device_name(), devices=[], wait=True)
 
 
+def wait_for_device() -> None:
+    """Wait for the graphs in flight."""
+    xla()._XLAC._xla_wait_device_ops([])
+
+
 def check_alive(name: str, tensors: Sequence[torch.Tensor]) -> None:
     """Wait for the graph in flight, then raise RuntimeError if a tensor has no value by now."""
-    core = xla()._XLAC
     # Running a graph waits as well, but unlike this it keeps the interpreter's lock meanwhile.
-    core._xla_wait_device_ops([])
-    if True in map(core._is_placecholder, tensors):
+    wait_for_device()
+    if True in map(xla()._XLAC._is_placecholder, tensors):
         raise RuntimeError(
             f"{name}: an argument has lost its value: it shares memory with a tensor that was "
             "donated, or its computation failed"

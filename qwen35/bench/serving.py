@@ -9,45 +9,64 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import Engine, Params, Tokenizer, load
+from ..devices import wait_for_device
 from ..engine import PREFILL_CHUNK
 from ..request import Request
 from .statistics import median, percentile, poisson_arrivals
+
+_TURN = 8  # steps
 
 
 def batches(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens per second while all slots are busy.
 
+    Engines of so many slots take a few steps each in turn, so that a machine whose speed wanders
+    treats them alike.
+
     Args:
         settings: `model`; `slots`, a list; `prompt`, tokens of each; `steps` that are timed.
 
     Returns:
-        `rate_N` for N slots, and `speedup_N` over the first of them.
+        `rate_N` for N slots, and `speedup_N` over the first of them: medians over the turns.
     """
     params, tokenizer = _load(settings["model"])
+    engines = [_busy_engine(params, tokenizer, slots, settings) for slots in settings["slots"]]
+    turns = []
+    for start in range(0, settings["steps"], _TURN):
+        steps = min(_TURN, settings["steps"] - start)
+        turns.append([_rate(engine, steps) for engine in engines])
     result: dict[str, Any] = {}
-    for slots in settings["slots"]:
-        # The first must not end before the last has begun, a step for each chunk of a prompt later.
-        new_tokens = settings["steps"] + 2 + slots * -(-settings["prompt"] // PREFILL_CHUNK)
-        engine = Engine(
-            params,
-            tokenizer,
-            slots=slots,
-            capacity=settings["prompt"] + new_tokens,
-            cache_bytes=0,
-        )
-        prompts = _prompts(params, slots, settings["prompt"])
-        requests = [engine.submit(prompt, max_new_tokens=new_tokens) for prompt in prompts]
-        while None in engine.running:  # compiles on the way
-            engine.step()
-            _raise_errors(requests)
-        engine.step()
-        start = time.perf_counter()
-        tokens = sum(len(engine.step()) for _ in range(settings["steps"]))
-        result[f"rate_{slots}"] = tokens / (time.perf_counter() - start)
-        result[f"speedup_{slots}"] = (
-            result[f"rate_{slots}"] / result[f"rate_{settings['slots'][0]}"]
-        )
+    for number, slots in enumerate(settings["slots"]):
+        result[f"rate_{slots}"] = median(rates[number] for rates in turns)
+        result[f"speedup_{slots}"] = median(rates[number] / rates[0] for rates in turns)
     return result
+
+
+def _busy_engine(
+    params: Params, tokenizer: Tokenizer, slots: int, settings: Mapping[str, Any]
+) -> Engine:
+    """An engine with a request in every slot, each with all timed steps before it."""
+    # The first must not end before the last has begun, a step for each chunk of a prompt later.
+    new_tokens = settings["steps"] + 2 + slots * -(-settings["prompt"] // PREFILL_CHUNK)
+    engine = Engine(
+        params, tokenizer, slots=slots, capacity=settings["prompt"] + new_tokens, cache_bytes=0
+    )
+    prompts = _prompts(params, slots, settings["prompt"])
+    requests = [engine.submit(prompt, max_new_tokens=new_tokens) for prompt in prompts]
+    while None in engine.running:  # compiles on the way
+        engine.step()
+        _raise_errors(requests)
+    engine.step()
+    return engine
+
+
+def _rate(engine: Engine, steps: int) -> float:
+    """Tokens per second over some steps, the last one's work on the device included."""
+    wait_for_device()
+    start = time.perf_counter()
+    tokens = sum(len(engine.step()) for _ in range(steps))
+    wait_for_device()
+    return tokens / (time.perf_counter() - start)
 
 
 def arrivals(settings: Mapping[str, Any]) -> dict[str, Any]:
