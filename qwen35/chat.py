@@ -15,7 +15,7 @@ from typing import Any
 from .config import CheckpointError
 from .engine import Engine
 from .multimodal import Processor, Prompt, user_message
-from .request import Request, ThinkingBudget
+from .request import Request, ThinkingBudget, cache_keys
 from .sampling import Sampling
 from .saved_state import load_state, save_state
 from .tokenizer import Tokenizer
@@ -155,9 +155,12 @@ class Chat:
         return message["content"]
 
     def save(self, path: str | Path) -> None:
-        """Writes the conversation and the state after it to a file."""
-        length, row = self.engine.recall(self._keys)
-        content = {"messages": self.messages, "keys": self._keys[:length]}
+        """Writes the conversation to a file, with the state that the next question goes on from:
+        the one after the answer, or, where the template will show that otherwise, as without its
+        thought, the last one before."""
+        keys = self._keys[: _shared(self._keys, self._next_keys())]
+        length, row = self.engine.recall(keys)
+        content = {"messages": self.messages, "keys": keys[:length]}
         try:
             text = json.dumps({"format": _FORMAT, **content})
         except TypeError:
@@ -180,6 +183,16 @@ class Chat:
         if keys:
             self.engine.adopt(keys, saved.state, saved.logits)
         self.messages, self._keys = content["messages"], keys
+
+    def _next_keys(self) -> tuple[int, ...]:
+        """What the next question's prompt will be, but for its text."""
+        asked = list(self.messages)
+        while asked and asked[-1]["role"] == "user":  # its answer failed
+            asked.pop()
+        asked.append({"role": "user", "content": ""})
+        prompt, tokens = self._render(asked, add_generation_prompt=False)
+        pictures = prompt if isinstance(prompt, Prompt) and prompt.images.grid else None
+        return cache_keys(tokens, pictures)
 
     def _check_vision(self) -> None:
         if self._processor is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -149,38 +150,47 @@ def test_an_answer_cut_short_stays_in_the_history(make):
     assert say(chat, FRANCE)[0].finish_reason in ("stop", "length")
 
 
-@pytest.mark.parametrize("turns", [0, 2])
-def test_a_saved_conversation_goes_on_elsewhere(make, tmp_path, turns):
-    chat = make(thinking=False)
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_a_saved_conversation_goes_on_elsewhere(make, tmp_path, turns, thinking):
+    """What would not be read again here is not read there."""
+    chat = make(thinking=thinking)
     for question in [FRANCE, JAPAN][:turns]:
         say(chat, question)
     chat.save(tmp_path / "chat")
-    other = make(thinking=False)
-    say(other, "What is the opposite of hot?")
+    other = make(thinking=thinking)
     other.load(tmp_path / "chat")
     assert other.messages == chat.messages
     ours, theirs = say(chat, FRANCE)[0], say(other, FRANCE)[0]
     assert ours.new_tokens == theirs.new_tokens and ours.tokens == theirs.tokens
+    assert ours.cached_tokens == theirs.cached_tokens and (theirs.cached_tokens > 0) == (turns > 0)
     if turns:
         again = other.retry()
         list(other.engine.stream(again))
-        small = make({"capacity": 64})
-        with pytest.raises(ValueError, match="capacity of 64"):
+        small = make({"capacity": 8})
+        with pytest.raises(ValueError, match="capacity of 8"):
             small.load(tmp_path / "chat")
         assert small.messages == []
 
 
-def test_the_state_itself_is_saved(make, tmp_path):
-    """Asking the last question again needs nothing but the file."""
-    chat = make(thinking=False)
+def test_where_the_template_only_adds_all_is_saved(make, tokenizer, tmp_path):
+    """The next question reads its own words, and the end token, which was chosen and never read."""
+    only_adds = (
+        "{% set answer = '<|im_start|>assistant\n<think>\n\n</think>\n\n' %}"
+        "{% for message in messages %}"
+        "{{ answer if message.role == 'assistant' else '<|im_start|>user\n' }}"
+        "{{ message.content + '<|im_end|>\n' }}{% endfor %}"
+        "{{ answer if add_generation_prompt else '' }}"
+    )
+    hf = copy.copy(tokenizer.hf)
+    hf.chat_template = only_adds
+    adding = qwen35.Tokenizer(hf)
+    chat, other = (Chat(make().engine, adding, thinking=False) for _ in range(2))
     request, _ = say(chat, JAPAN)
     chat.save(tmp_path / "chat")
-    other = make(thinking=False)
     other.load(tmp_path / "chat")
-    prompt = (*request.tokens, *request.new_tokens)
-    known = other.engine.submit(prompt, max_new_tokens=1)
-    list(other.engine.stream(known))
-    assert known.cached_tokens == len(prompt) - 1  # the end token was chosen, never read
+    following, _ = say(other, FRANCE)
+    assert following.cached_tokens == len(request.tokens) + len(request.new_tokens) - 1
 
 
 def test_a_conversation_that_is_too_long_is_refused(make):

@@ -240,6 +240,28 @@ def test_a_conversation_about_two_pictures(params, processor):
     assert chat.messages == before
 
 
+def test_a_saved_conversation_about_a_picture_goes_on_elsewhere(params, processor, file, tmp_path):
+    """The picture is known there, not read again."""
+    chat, other = (
+        qwen35.Chat(
+            qwen35.Engine(params, processor, slots=1, capacity=256), processor, thinking=False
+        )
+        for _ in range(2)
+    )
+    request = chat.ask("What shape is it?", [str(file)])
+    list(chat.engine.stream(request))
+    chat.finish(request)
+    chat.save(tmp_path / "chat")
+    other.load(tmp_path / "chat")
+    request = other.ask("What colour is it?")
+    list(other.engine.stream(request))
+    assert other.finish(request) == "green"
+    tokens = request.tokens[: request.cached_tokens]
+    assert tokens.count(params.config.image_token_id) == request.tokens.count(
+        params.config.image_token_id
+    )
+
+
 def run(*arguments, **options):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
