@@ -191,8 +191,7 @@ class Chat:
             asked.pop()
         asked.append({"role": "user", "content": ""})
         prompt, tokens = self._render(asked, add_generation_prompt=False)
-        pictures = prompt if isinstance(prompt, Prompt) and prompt.images.grid else None
-        return cache_keys(tokens, pictures)
+        return cache_keys(tokens, prompt if isinstance(prompt, Prompt) else None)
 
     def _check_vision(self) -> None:
         if self._processor is None:

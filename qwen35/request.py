@@ -125,7 +125,7 @@ def cache_keys(tokens: Sequence[int], pictures: Prompt | None) -> tuple[int, ...
 
     All pictures have the same placeholder; what the model reads there comes from their pixels.
     """
-    if pictures is None:
+    if pictures is None or not pictures.images.grid:
         return tuple(tokens)
     keys, images = list(tokens), pictures.images
     places, patches = iter(images.index.tolist()), images.patches

@@ -152,19 +152,20 @@ def test_an_answer_cut_short_stays_in_the_history(make):
 
 @pytest.mark.parametrize("thinking", [False, True])
 @pytest.mark.parametrize("turns", [0, 1, 2])
-def test_a_saved_conversation_goes_on_elsewhere(make, tmp_path, turns, thinking):
+def test_a_saved_conversation_goes_on_elsewhere(make, tokenizer, tmp_path, turns, thinking):
     """What would not be read again here is not read there."""
     chat = make(thinking=thinking)
     for question in [FRANCE, JAPAN][:turns]:
         say(chat, question)
     chat.save(tmp_path / "chat")
     other = make(thinking=thinking)
+    say(other, "What is the opposite of hot?")
     other.load(tmp_path / "chat")
     assert other.messages == chat.messages
     ours, theirs = say(chat, FRANCE)[0], say(other, FRANCE)[0]
     assert ours.new_tokens == theirs.new_tokens and ours.tokens == theirs.tokens
-    assert ours.cached_tokens == theirs.cached_tokens and (theirs.cached_tokens > 0) == (turns > 0)
     if turns:
+        assert ours.cached_tokens == theirs.cached_tokens > len(tokenizer.encode(FRANCE))
         again = other.retry()
         list(other.engine.stream(again))
         small = make({"capacity": 8})
