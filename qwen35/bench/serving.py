@@ -66,7 +66,10 @@ def _rate(engine: Engine, steps: int) -> float:
     start = time.perf_counter()
     tokens = sum(len(engine.step()) for _ in range(steps))
     wait_for_device()
-    return tokens / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    if tokens != steps * len(engine.running):
+        raise RuntimeError(f"{tokens} tokens in {steps} steps: not all slots were busy")
+    return tokens / seconds
 
 
 def arrivals(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qwen35
+from qwen35.bench import serving
 from qwen35.bench.serving import _prompts
 from qwen35.bench.statistics import (
     median,
@@ -79,6 +80,22 @@ def test_arrivals_are_seeded():
 def test_a_rate_must_be_positive(rate):
     with pytest.raises(ValueError, match="rate must be positive"):
         poisson_arrivals(rate, 3, seed=0)
+
+
+def test_engines_take_turns(monkeypatch):
+    """On a machine that gets slower with every turn, three slots give twice what one gives."""
+    turns = []
+
+    def rate(slots: int, steps: int) -> float:
+        turns.append((slots, steps))
+        return {1: 10.0, 3: 20.0}[slots] / (1 + (len(turns) - 1) // 2)
+
+    monkeypatch.setattr(serving, "_load", lambda model: (None, None))
+    monkeypatch.setattr(serving, "_busy_engine", lambda params, tokenizer, slots, settings: slots)
+    monkeypatch.setattr(serving, "_rate", rate)
+    result = serving.batches({"model": "", "slots": (1, 3), "steps": 20})
+    assert turns == [(1, 8), (3, 8), (1, 8), (3, 8), (1, 4), (3, 4)]
+    assert result == {"rate_1": 5.0, "speedup_1": 1.0, "rate_3": 10.0, "speedup_3": 2.0}
 
 
 def test_random_prompts_have_words_only():
