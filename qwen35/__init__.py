@@ -1,24 +1,24 @@
 """Qwen3.5 (gated DeltaNet + GQA hybrids) as pure functions over explicit pytrees, on torch-xla."""
 
-from .chat import Chat, sampling_defaults
-from .checkpoint import load, save
-from .config import CheckpointError, Config, VisionConfig
-from .devices import device_put
-from .engine import Engine, QueueFull
-from .family import presets
-from .generate import generate, stream
-from .jit import jit
-from .materialize import init_params
-from .model import decode, forward, logits, prefill
-from .multimodal import Processor, Prompt, user_message
-from .params import Params, Runtime, VisionParams
-from .results import Completion, Piece, Timings, TokenLogprob
-from .sampling import Sampling
-from .saved_state import SavedState, load_state, save_state
-from .slots import grow
-from .state import AttentionState, DeltaNetState, State, init_state
-from .tokenizer import Tokenizer
-from .vision import encode_images
+from .files.checkpoint import load, save
+from .files.materialize import init_params
+from .files.saved_state import SavedState, load_state, save_state
+from .generation.chat import Chat, sampling_defaults
+from .generation.engine import Engine, QueueFull
+from .generation.generate import generate, stream
+from .generation.results import Completion, Piece, Timings, TokenLogprob
+from .generation.sampling import Sampling
+from .model.config import CheckpointError, Config, VisionConfig
+from .model.decoder import decode, forward, logits, prefill
+from .model.params import Params, Runtime, VisionParams
+from .model.presets import presets
+from .model.rows import grow
+from .model.state import AttentionState, DeltaNetState, State, init_state
+from .prompts.processor import Processor, Prompt, user_message
+from .prompts.tokenizer import Tokenizer
+from .vision.tower import encode_images
+from .xla.devices import device_put
+from .xla.jit import jit
 
 __all__ = [
     "AttentionState",

@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 
 from qwen35.bench.checkpoints import random_checkpoint
-from qwen35.bench.command import say
 from qwen35.bench.processes import Job, Runs, alternate
 from qwen35.bench.statistics import medians, ratio
+from qwen35.commands.bench import say
 
 CONTEXTS = (128, 2048)
 PROMPTS = (128, 512, 2048)

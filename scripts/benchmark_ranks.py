@@ -24,10 +24,10 @@ from multiprocessing.connection import Connection
 from unittest import mock
 
 import torch
-from qwen35.sharding import spmd
-from qwen35.sharding.mesh import Mesh
 
 import qwen35
+from qwen35.sharding import spmd
+from qwen35.sharding.mesh import Mesh
 
 BLOCK, WARM_UP = 20, 20
 
@@ -63,7 +63,7 @@ def serve(connection: Connection, tp: int, layers: int, steps: int) -> None:
     params = qwen35.init_params(config_of(layers), device="xla", runtime=runtime)
     blocks = {"right": decoder(params, steps)}
     if tp > 1:
-        with mock.patch("qwen35.model.all_reduce", lambda x, mesh: x):
+        with mock.patch("qwen35.model.decoder.all_reduce", lambda x, mesh: x):
             blocks["alone"] = decoder(params, steps)
     connection.send(list(blocks))
     while (name := connection.recv()) is not None:

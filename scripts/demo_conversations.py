@@ -15,8 +15,8 @@ from demo_training import Padded, pad
 from PIL import Image
 
 import qwen35
-from qwen35.images import image_patches
-from qwen35.preprocessor import PatchSettings
+from qwen35.prompts.images import image_patches
+from qwen35.prompts.settings import PatchSettings
 
 ALONE = 32  # pictures of a step of the tower alone
 PICTURES = 12  # conversations of a step that start with pictures of about one size …

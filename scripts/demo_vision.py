@@ -39,8 +39,8 @@ from torch.utils import _pytree as pytree
 from transformers import PreTrainedTokenizerBase
 
 import qwen35
-from qwen35.params import VisionParams
-from qwen35.preprocessor import PatchSettings, VideoSettings
+from qwen35.model.params import VisionParams
+from qwen35.prompts.settings import PatchSettings, VideoSettings
 
 STEPS = 1000  # for the tower alone, and as many for the whole
 CONTEXT_LENGTH = 1024

@@ -6,7 +6,7 @@
   scripts/export_hlo.py --preset 27b --tp 8 --phase vision --tokens 1024 out/
 
 OUT gets PHASE.hlo.pb (what `neuronx-cc compile --framework XLA` takes; it has not been fed to it
-here), PHASE.hlo.txt and PHASE.json. Exit code 1: the graph breaks a rule of `qwen35.lint`.
+here), PHASE.hlo.txt and PHASE.json. Exit code 1: the graph breaks a rule of `qwen35.graphs.lint`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import json
 import sys
 from pathlib import Path
 
-from qwen35.sharding.mesh import Mesh
-
 from qwen35 import Config, presets
-from qwen35.export import PHASES, report, trace
+from qwen35.graphs.export import PHASES, report, trace
+from qwen35.sharding.mesh import Mesh
 
 
 def main() -> int:

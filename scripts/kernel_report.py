@@ -11,6 +11,7 @@ critical-path estimate, DMA bytes and memory peaks. Modelled figures, never meas
 import argparse
 
 import numpy as np
+
 from qwen35.kernels import emulator
 
 KERNELS = {

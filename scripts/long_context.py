@@ -28,11 +28,11 @@ import torch
 
 import qwen35
 from qwen35.bench.machine import anonymous_memory, rates
-from qwen35.config import Config
-from qwen35.devices import materialize, release_host_memory
-from qwen35.generate import PREFILL_CHUNK
-from qwen35.pytree import tensors
-from qwen35.summary import summarize
+from qwen35.generation.generate import PREFILL_CHUNK
+from qwen35.graphs.summary import summarize
+from qwen35.model.config import Config
+from qwen35.xla.devices import materialize, release_host_memory
+from qwen35.xla.trees import tensors
 
 LENGTHS = (512, 2048, 8192, 32768)
 LINEAR = "linear_attention"

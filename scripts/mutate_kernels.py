@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kernels"))
 import checks
 import harness
+
 from qwen35.kernels import emulator
 
 ROOT = Path(__file__).resolve().parent.parent

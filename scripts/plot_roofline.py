@@ -14,12 +14,12 @@ import argparse
 import sys
 
 import matplotlib
-from qwen35.sharding.mesh import Mesh
 
 from qwen35 import presets
-from qwen35.export import report, trace
-from qwen35.placement import TRN2_CORE_BYTES
-from qwen35.roofline import HARDWARE, PUBLISHED, collective_bytes
+from qwen35.graphs.export import report, trace
+from qwen35.graphs.placement import TRN2_CORE_BYTES
+from qwen35.graphs.roofline import HARDWARE, PUBLISHED, collective_bytes
+from qwen35.sharding.mesh import Mesh
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (1024, 4096, 16384, 65536, 262144)

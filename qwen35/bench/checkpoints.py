@@ -6,9 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ..checkpoint import save
-from ..family import presets
-from ..materialize import init_params
+from ..files.checkpoint import save
+from ..files.materialize import init_params
+from ..model.presets import presets
 
 # The names that the published vocabulary has; here they close one of 256 bytes.
 _SPECIAL = (

@@ -18,7 +18,10 @@ _QUESTION = "What is in this picture?"
 
 def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of this project for each of `sides`, pictures of so many pixels each way."""
-    from .. import Processor, encode_images, generate, load
+    from ..files.checkpoint import load
+    from ..generation.generate import generate
+    from ..prompts.processor import Processor
+    from ..vision.tower import encode_images
 
     params = load(settings["model"], device="xla", check_finite=False)
     processor = Processor.from_pretrained(settings["model"])
@@ -76,7 +79,8 @@ def reference(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def our_memory(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Bytes that the tower takes for a picture of `side`, beside its weights and the patches."""
-    from .. import encode_images, load
+    from ..files.checkpoint import load
+    from ..vision.tower import encode_images
 
     vision = load(settings["model"], device="xla", check_finite=False).vision
     patches, grid = _patches(vision.config, settings["side"])
@@ -103,9 +107,11 @@ def reference_memory(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def compilation(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds to compile each step of the ladder of padded sizes, up to a picture of `side`."""
-    from .. import device_put, jit, load
-    from ..frames import groups, ladder
-    from ..vision import tower
+    from ..files.checkpoint import load
+    from ..vision.frames import groups, ladder
+    from ..vision.tower import tower
+    from ..xla.devices import device_put
+    from ..xla.jit import jit
 
     vision = load(settings["model"], device="xla", check_finite=False).vision
     config = vision.config

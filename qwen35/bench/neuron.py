@@ -15,10 +15,15 @@ from typing import Any
 
 import torch
 
-from .. import Params, decode, device_put, init_state, jit, load, prefill
-from ..launch import launch
+from ..commands.launch import launch
+from ..files.checkpoint import load
+from ..graphs.roofline import PUBLISHED
+from ..model.decoder import decode, prefill
+from ..model.params import Params
+from ..model.state import init_state
 from ..report import about
-from ..roofline import PUBLISHED
+from ..xla.devices import device_put
+from ..xla.jit import jit
 from .statistics import median
 from .tables import milliseconds, table
 

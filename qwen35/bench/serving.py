@@ -8,10 +8,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .. import Engine, Params, Tokenizer, load
-from ..devices import wait_for_device
-from ..engine import PREFILL_CHUNK
-from ..request import Request
+from ..files.checkpoint import load
+from ..generation.engine import PREFILL_CHUNK, Engine
+from ..generation.request import Request
+from ..model.params import Params
+from ..prompts.tokenizer import Tokenizer
+from ..xla.devices import wait_for_device
 from .statistics import median, percentile, poisson_arrivals
 
 _TURN = 8  # steps

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config import Config
+from ..model.config import Config
 from ..report import Plots
 from . import images_report, serving_report, text_report
 from .processes import Job, Runs, alternate

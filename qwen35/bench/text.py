@@ -14,12 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from .. import Params, State, decode, device_put, init_params, init_state, jit, load, prefill
-from ..config import Config
-from ..family import presets
-from ..generate import PREFILL_CHUNK, round_capacity
-from ..pytree import map_tensors
-from ..summary import summarize
+from ..files.checkpoint import load
+from ..files.materialize import init_params
+from ..generation.generate import PREFILL_CHUNK, round_capacity
+from ..graphs.summary import summarize
+from ..model.config import Config
+from ..model.decoder import decode, prefill
+from ..model.params import Params
+from ..model.presets import presets
+from ..model.state import State, init_state
+from ..xla.devices import device_put
+from ..xla.jit import jit
+from ..xla.trees import map_tensors
 from .machine import anonymous_memory, read_buffer, read_gbps, timed
 from .statistics import median
 

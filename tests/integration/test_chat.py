@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import qwen35
-from qwen35.chat import Chat, sampling_defaults
+from qwen35.generation.chat import Chat, sampling_defaults
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 JAPAN = "What is the capital of Japan?"

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from transformers import AutoModelForCausalLM
 
 import qwen35
-from qwen35 import cli
+from qwen35.commands import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "demo"

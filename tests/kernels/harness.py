@@ -2,6 +2,7 @@
 
 import numpy as np
 import oracle
+
 from qwen35.kernels import emulator
 
 STEP = emulator.load("nki_recurrent", "gated_delta_step")

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from qwen35.kernels import emulator
 
 from qwen35 import kernels
-from qwen35.devices import xla
+from qwen35.kernels import emulator
+from qwen35.xla.devices import xla
 
 TARGET = "AwsNeuronCustomNativeKernel"
 STATUS_RETURNING = 2  # the API version in AWS's example

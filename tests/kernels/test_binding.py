@@ -11,10 +11,11 @@ import oracle
 import pytest
 import torch
 from calling import CONFIG, SIZES, Recorder, run, tensors
-from qwen35.kernels import binding, emulator, host, portable
 
 import qwen35
-from qwen35 import Config, kernels, pytree
+from qwen35 import Config, kernels
+from qwen35.kernels import binding, emulator, host, portable
+from qwen35.xla import trees
 
 BOUND = 1e-5  # relative; the kernels' own in float32
 
@@ -229,7 +230,7 @@ def params():
         scale = 2 * tensor.shape[0] ** -0.5 if tensor.dim() == 2 else 0.5
         return scale * torch.randn(tensor.shape, generator=generator)
 
-    return pytree.map_tensors(draw, qwen35.init_params(Config.from_dict(CONFIG)))
+    return trees.map_tensors(draw, qwen35.init_params(Config.from_dict(CONFIG)))
 
 
 @torch.no_grad()
@@ -279,7 +280,7 @@ def test_the_model_on_the_emulator_gives_the_portable_logits_and_tokens(params, 
 def test_a_bfloat16_model_lets_the_kernels_multiply_in_16_bits(params, monkeypatch):
     recorder = Recorder(host.launch)
     monkeypatch.setattr(host, "launch", recorder)
-    low = pytree.map_tensors(lambda x: x.bfloat16() if x.dim() == 2 else x, params)
+    low = trees.map_tensors(lambda x: x.bfloat16() if x.dim() == 2 else x, params)
     tokens = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         expected, _ = qwen35.prefill(low, qwen35.init_state(low, 1, 8), tokens)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from qwen35.kernels.loop import loop_map, scan
 
 import qwen35
+from qwen35.kernels.loop import loop_map, scan
 
 
 def round_of(carry, x):

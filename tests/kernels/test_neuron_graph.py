@@ -13,13 +13,15 @@ import pytest
 import stand_in
 import torch
 from calling import CONFIG, SIZES, run, tensors
-from qwen35.kernels import binding, portable
-from qwen35.sharding.mesh import Mesh
 
 import qwen35
-from qwen35 import Config, export, kernels, tracing
-from qwen35.devices import device_put, xla
-from qwen35.placement import abstract_params
+from qwen35 import Config, kernels
+from qwen35.graphs import export
+from qwen35.graphs.placement import abstract_params
+from qwen35.kernels import binding, portable
+from qwen35.sharding.mesh import Mesh
+from qwen35.xla import tracing
+from qwen35.xla.devices import device_put, xla
 
 LAYERS = 3  # with DeltaNet, of four
 _HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_key_value_heads": 2}

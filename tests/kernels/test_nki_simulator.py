@@ -11,6 +11,7 @@ import harness
 import numpy as np
 import oracle
 import pytest
+
 from qwen35.kernels import binding, emulator
 
 MISSING = emulator.nki_unavailable()

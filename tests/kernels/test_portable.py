@@ -8,6 +8,7 @@ states large beside what the tokens add.
 
 import pytest
 import torch
+
 from qwen35.kernels import portable
 
 BOUND = 1e-5  # of the largest entry; fp32 rounding through these chains is about 1e-6

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qwen35.kernels.reductions import max_last, mean_last, sum_last
 
 

@@ -15,9 +15,9 @@ sys.path.insert(0, str(HERE))  # lets the tests import the modules that stand be
 
 # E402: the path above has to be set first.
 import models  # noqa: E402
-from qwen35.sharding.mesh import Mesh  # noqa: E402
 
 import qwen35  # noqa: E402
+from qwen35.sharding.mesh import Mesh  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import torch
 
-from qwen35.declarations import Units, axis_sizes, held_units
+from qwen35.model.declarations import Units, axis_sizes, held_units
 
 
 def join_dim(shares: list[torch.Tensor], dim: int, units: Units, sizes, mesh) -> torch.Tensor:

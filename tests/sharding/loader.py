@@ -6,9 +6,9 @@ Says "ready" when all is imported, waits for a line, loads, says how large the t
 import sys
 
 import torch
-from qwen35.sharding.mesh import Mesh
 
 import qwen35
+from qwen35.sharding.mesh import Mesh
 
 path, tp, rank = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import qwen35
-from qwen35.declarations import declarations, declare
+from qwen35.model.declarations import declarations, declare
 
 _SMALL = {
     "vocab_size": 160,

@@ -7,13 +7,13 @@ from unittest import mock
 
 import models
 import torch
-from qwen35.sharding import collectives, process, spmd
-from qwen35.sharding.mesh import Mesh
 from torch.utils import _pytree as pytree
 
 import qwen35
-from qwen35.declarations import Units
-from qwen35.jit import jit
+from qwen35.model.declarations import Units
+from qwen35.sharding import collectives, process, spmd
+from qwen35.sharding.mesh import Mesh
+from qwen35.xla.jit import jit
 
 
 def exercise(mesh: Mesh, rank: int, path: str) -> models.Said:
@@ -110,14 +110,16 @@ def mutants(mesh: Mesh, rank: int, path: str) -> dict[str, torch.Tensor]:
         return Units(axis, count, size, start)
 
     results = {"right": logits()}
-    with mock.patch("qwen35.model.all_reduce", wraps=collectives.all_reduce) as reduce:
+    with mock.patch("qwen35.model.decoder.all_reduce", wraps=collectives.all_reduce) as reduce:
         logits()
     for number in range(reduce.call_count):
-        with mock.patch("qwen35.model.all_reduce", without(number)):
+        with mock.patch("qwen35.model.decoder.all_reduce", without(number)):
             results[f"without all-reduce {number}"] = logits()
-    with mock.patch("qwen35.model.all_gather", lambda x, mesh: torch.cat([x] * mesh.tp, -1)):
+    with mock.patch(
+        "qwen35.model.decoder.all_gather", lambda x, mesh: torch.cat([x] * mesh.tp, -1)
+    ):
         results["without the gather"] = logits()
-    with mock.patch("qwen35.declarations.Units", contiguous):
+    with mock.patch("qwen35.model.declarations.Units", contiguous):
         results["queries and gates not interleaved"] = logits(qwen35.load(path, runtime=runtime))
     wrong = qwen35.Runtime(mesh=mesh, rank=(rank + 1) % mesh.size)
     shifted = qwen35.load(path, runtime=wrong).with_runtime(rank=rank)

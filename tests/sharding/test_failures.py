@@ -6,12 +6,12 @@ import time
 import models
 import pytest
 import torch
+
+import qwen35
+from qwen35.files.presharded import convert
 from qwen35.sharding import process, spmd
 from qwen35.sharding.collectives import all_gather, all_reduce
 from qwen35.sharding.mesh import Mesh
-
-import qwen35
-from qwen35.presharded import convert
 
 
 def test_every_collective_and_the_interleaving_matter(checkpoint, run_ranks):

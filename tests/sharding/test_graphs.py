@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from qwen35.kernels.loop import scan
-from qwen35.sharding.mesh import Mesh
 
 import qwen35
-from qwen35 import lint as rules
-from qwen35.export import alias_field, lower, report, trace
-from qwen35.hlo import Module
-from qwen35.lint import Case, lint
-from qwen35.placement import describe
-from qwen35.roofline import HARDWARE, floor, roofline
+from qwen35.graphs import lint as rules
+from qwen35.graphs.export import alias_field, lower, report, trace
+from qwen35.graphs.hlo import Module
+from qwen35.graphs.lint import Case, lint
+from qwen35.graphs.placement import describe
+from qwen35.graphs.roofline import HARDWARE, floor, roofline
+from qwen35.kernels.loop import scan
+from qwen35.sharding.mesh import Mesh
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SMALL = qwen35.Config(
@@ -125,7 +125,7 @@ BROKEN = {
     "weights_are_arguments_read_once": changed(logits=lambda p, s, t, y: y + (p["w"] * 2).sum()),
     "state_is_donated": changed(state=lambda p, s, t, y: {"s": (s["s"] + y).bfloat16()}),
     "collectives_as_designed": changed(
-        logits=lambda p, s, t, y: qwen35.model.all_reduce(y, Mesh(tp=2))
+        logits=lambda p, s, t, y: qwen35.model.decoder.all_reduce(y, Mesh(tp=2))
     ),
     "small_constants": changed(
         logits=lambda p, s, t, y: y + torch.arange(300_000, device=y.device).sum()

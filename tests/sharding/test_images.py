@@ -9,9 +9,9 @@ import dataclasses
 
 import models
 import pytest
-from qwen35.sharding.mesh import Mesh
 
 import qwen35
+from qwen35.sharding.mesh import Mesh
 
 
 def assert_same(said, checkpoint, name):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwen35.sharding.layout import RULES, local_units, possible_tp
-from qwen35.sharding.mesh import Mesh
 from torch.utils import _pytree as pytree
 
 import qwen35
-from qwen35.declarations import axis_sizes, declarations, declare
-from qwen35.materialize import materialize
+from qwen35.files.materialize import materialize
+from qwen35.model.declarations import axis_sizes, declarations, declare
+from qwen35.sharding.layout import RULES, local_units, possible_tp
+from qwen35.sharding.mesh import Mesh
 
 SIZES_27B = axis_sizes(qwen35.presets["27b"])
 

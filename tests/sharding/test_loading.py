@@ -15,11 +15,11 @@ from unittest import mock
 import models
 import pytest
 import torch
-from qwen35.sharding.mesh import Mesh
 from torch.utils import _pytree as pytree
 
 import qwen35
-from qwen35.presharded import convert
+from qwen35.files.presharded import convert
+from qwen35.sharding.mesh import Mesh
 
 HERE = Path(__file__).parent
 CONVERT = HERE.parents[1] / "scripts" / "convert.py"
@@ -99,7 +99,7 @@ def write_large(directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
     """In files of about 128 MB, as a large model's are many."""
-    with mock.patch("qwen35.checkpoint._SHARD_BYTES", 128 * 2**20):
+    with mock.patch("qwen35.files.checkpoint._SHARD_BYTES", 128 * 2**20):
         directory = write_large(tmp_path_factory.mktemp("large"))
     assert len(list(directory.glob("model-*-of-*.safetensors"))) > 3
     return directory

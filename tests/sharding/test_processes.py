@@ -4,11 +4,11 @@ import joining
 import models
 import pytest
 import torch
-from qwen35.sharding.mesh import Mesh
 from torch.utils import _pytree as pytree
 
 import qwen35
-from qwen35.declarations import axis_sizes, declarations, declare
+from qwen35.model.declarations import axis_sizes, declarations, declare
+from qwen35.sharding.mesh import Mesh
 
 
 def slow(*values):

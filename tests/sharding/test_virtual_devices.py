@@ -9,10 +9,10 @@ import joining
 import models
 import pytest
 import torch
-from qwen35.sharding.mesh import Mesh
 from torch.utils import _pytree as pytree
 
 import qwen35
+from qwen35.sharding.mesh import Mesh
 
 slow = pytest.mark.slow
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import scenarios
 import torch
+
 from qwen35.sharding import process
 from qwen35.sharding.mesh import Mesh
 

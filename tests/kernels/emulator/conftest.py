@@ -3,6 +3,7 @@
 import textwrap
 
 import pytest
+
 from qwen35.kernels import emulator
 
 _FRAME = """

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from qwen35.kernels import emulator
 
 HEAD = "import nki\nimport nki.isa as nisa\nimport nki.language as nl\n\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from qwen35.kernels import emulator
 from qwen35.kernels.emulator import rules as rule_table
 from qwen35.kernels.emulator.rules import RULES

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from qwen35.kernels import emulator
 
 RNG = np.random.default_rng(3)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from qwen35.kernels import emulator
 
 RNG = np.random.default_rng(1)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from qwen35.kernels import emulator
 
 # (expression on a tile t [16, 4, 6], NumPy's equivalent)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 import qwen35
 from qwen35.bench import text
 from qwen35.bench.neuron import protocol
-from qwen35.cli import main
+from qwen35.commands.cli import main
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
 COMMON = ["bench", "--model", str(DEMO), "--rounds", "1", "--threads", "1"]

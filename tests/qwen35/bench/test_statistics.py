@@ -10,14 +10,7 @@ import pytest
 import qwen35
 from qwen35.bench import serving
 from qwen35.bench.serving import _prompts
-from qwen35.bench.statistics import (
-    median,
-    medians,
-    percentile,
-    poisson_arrivals,
-    ratio,
-    spread,
-)
+from qwen35.bench.statistics import median, medians, percentile, poisson_arrivals, ratio, spread
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 24])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qwen35 import cli
+from qwen35.commands import cli
 
 PROMPT = "What is in them?"
 STEPS = 32

@@ -3,8 +3,8 @@
 import torch
 
 import qwen35
-from qwen35.agreement import measure
-from qwen35.reference import TransformersModel
+from qwen35.evaluation.agreement import measure
+from qwen35.evaluation.reference import TransformersModel
 
 
 @torch.no_grad()

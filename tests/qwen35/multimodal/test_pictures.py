@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import qwen35
-from qwen35.images import MAX_SOURCE_PIXELS, read_image
+from qwen35.prompts.images import MAX_SOURCE_PIXELS, read_image
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 8, 3)).astype(np.uint8)

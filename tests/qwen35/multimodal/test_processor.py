@@ -21,7 +21,8 @@ from transformers.models.qwen3_vl import video_processing_qwen3_vl as hf_video
 from transformers.video_utils import VideoMetadata
 
 import qwen35
-from qwen35 import images, preprocessor, video
+from qwen35.prompts import images, video
+from qwen35.prompts.settings import PatchSettings, VideoSettings
 
 GREY = 2 / 255  # one grey level, after (x - 0.5) / 0.5
 ROUNDING = 1e-6
@@ -181,7 +182,7 @@ def test_video_sizes_and_sampling(oracle, processor):
         frames = draw.randint(2, 60)
         height, width = (int(10 ** draw.uniform(0.3, 3.5)) for _ in range(2))
         cap = draw.random() < 0.5
-        settings = preprocessor.VideoSettings.from_dict(
+        settings = VideoSettings.from_dict(
             {**hf.to_dict(), "cap_pixels_per_frame": cap, "max_video_tokens": 9}
         )
         budget = settings.max_pixels
@@ -309,7 +310,7 @@ def test_older_names_of_the_limits(oracle):
     """`min_pixels` and `max_pixels` come before `size`, as in transformers."""
     content = json.loads((oracle.directory / "preprocessor_config.json").read_text())
     content |= {"min_pixels": 3 * 64 * 64, "max_pixels": 9 * 64 * 64}
-    settings = preprocessor.PatchSettings.from_dict(content)
+    settings = PatchSettings.from_dict(content)
     hf = Qwen2VLImageProcessorPil(**content)
     for size in ((40, 30), (150, 160), (500, 400)):
         _, grid = images.image_patches(picture(*size), settings)

@@ -1,0 +1,201 @@
+"""`qwen35 chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..generation.chat import Chat
+    from ..generation.request import Request
+
+HELP = """\
+Chat with a model. A line is a message; the answer streams to standard output. Ctrl-C stops an
+answer, Ctrl-D ends. Sampling follows the checkpoint's generation_config.json.
+
+  qwen35 chat --model demo --no-thinking
+  qwen35 chat --model DIR --system "You are brief." --thinking-tokens 500
+
+"""
+COMMANDS = """\
+/retry          another answer to the last message
+/edit TEXT      ask this instead of the last message
+/image PATH     show an image with the next message
+/reset          forget the conversation
+/save PATH      write it to a file, with the model's state
+/load PATH      go on with it
+/exit           end
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's options."""
+    parser.set_defaults(run=run)
+    option = parser.add_argument
+    option("--model", required=True, metavar="DIR", help="checkpoint directory")
+    option("--system", metavar="TEXT", help="the system prompt")
+    option("--no-thinking", action="store_true", help="answer without thinking first")
+    option("--thinking-tokens", type=int, metavar="N", help="close a thought of N tokens")
+    option("--max-new-tokens", type=int, default=1024, metavar="N", help="an answer's; %(default)s")
+    option("--temperature", type=float, metavar="T", help="default: the checkpoint's")
+    option("--top-k", type=int, metavar="K", help="default: the checkpoint's")
+    option("--top-p", type=float, metavar="P", help="default: the checkpoint's")
+    option("--presence-penalty", type=float, metavar="X", help="default: 0")
+    option("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    option("--capacity", type=int, metavar="N", help="the most tokens of a conversation")
+    option("--load", metavar="PATH", help="go on with a saved conversation")
+    option("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")
+    option("--device", choices=("xla", "cpu"), default="xla", help="default: %(default)s")
+    option("--no-check-finite", action="store_true", help="skip the scan for NaN and Inf")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code."""
+    from ..files.checkpoint import load
+    from ..generation.chat import Chat, sampling_defaults
+    from ..generation.engine import Engine
+    from ..prompts.processor import Processor
+    from ..prompts.tokenizer import Tokenizer
+
+    names = ("temperature", "top_k", "top_p", "presence_penalty", "seed")
+    chosen = {name: getattr(options, name) for name in names}
+    sampling = dataclasses.replace(
+        sampling_defaults(options.model),
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    params = load(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        check_finite=not options.no_check_finite,
+        progress=True,
+    )
+    kind = Tokenizer if params.vision is None else Processor
+    tokenizer = kind.from_pretrained(options.model)
+    longest = params.config.max_position_embeddings
+    limit = longest if options.capacity is None else options.capacity
+    engine = Engine(
+        params, tokenizer, slots=1, capacity=min(1024, limit), max_capacity=limit, progress=True
+    )
+    chat = Chat(
+        engine,
+        tokenizer,
+        system=options.system,
+        thinking=not options.no_thinking,
+        thinking_tokens=options.thinking_tokens,
+        sampling=sampling,
+        max_new_tokens=options.max_new_tokens,
+    )
+    if options.load:
+        chat.load(options.load)
+    _converse(chat)
+    return 0
+
+
+def _converse(chat: Chat) -> None:
+    images: list[str] = []
+    for line in _lines():
+        try:
+            _handle(chat, line, images)
+        except (ValueError, OSError) as error:
+            _note(f"error: {error}")
+        except EOFError:
+            return
+
+
+def _handle(chat: Chat, line: str, images: list[str]) -> None:
+    command, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if not command.startswith("/"):
+        shown, images[:] = list(images), []
+        _answer(chat, chat.ask(line, shown))
+    elif command == "/retry":
+        chat.sampling = dataclasses.replace(chat.sampling, seed=chat.sampling.seed + 1)
+        _answer(chat, chat.retry())
+    elif command == "/edit" and rest:
+        _answer(chat, chat.edit(rest))
+    elif command == "/image" and rest:
+        chat.check_image(rest)  # now, not when a question has been typed
+        images.append(rest)
+    elif command == "/reset":
+        images.clear()
+        chat.reset()
+    elif command == "/save" and rest:
+        chat.save(rest)
+        _note(f"saved to {rest}")
+    elif command == "/load" and rest:
+        chat.load(rest)
+        _note(f"{sum(message['role'] == 'user' for message in chat.messages)} questions so far")
+    elif command == "/exit":
+        raise EOFError
+    else:
+        sys.stderr.write(COMMANDS)
+
+
+def _answer(chat: Chat, request: Request) -> None:
+    """Streams an answer until it ends or Ctrl-C is pressed."""
+    with _interruption() as interrupted:
+        while not request.done:
+            for piece in chat.engine.step():
+                print(piece.text, end="", flush=True)
+            if interrupted():
+                chat.engine.cancel(request)
+    print(flush=True)
+    if request.error is not None:
+        _note(f"error: {request.error}; /retry asks again")
+        return
+    chat.finish(request)
+    completion = request.completion()
+    rate = completion.timings.tokens_per_second
+    _note(
+        f"{completion.finish_reason}; {len(request.tokens) - request.cached_tokens} tokens read, "
+        f"{request.cached_tokens} known; first token after {completion.timings.first_token:.2f} s"
+        + ("" if rate is None else f", then {rate:.1f} per second")
+    )
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C of the block into an answer to "interrupted?"; a step is not torn."""
+    pressed = []
+
+    def note(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines() -> Iterator[str]:
+    """The user's lines, with editing and history where a person types them."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        with contextlib.suppress(ImportError):  # not on every platform
+            import readline  # noqa: F401 - importing it is what gives `input` both
+        _note("/help lists commands")
+    while True:
+        try:
+            line = input("> ") if interactive else sys.stdin.readline()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            _note("\nCtrl-D or /exit ends")
+            continue
+        if not interactive and not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

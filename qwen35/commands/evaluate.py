@@ -1,0 +1,267 @@
+"""`qwen35 eval`: perplexity of texts, tasks of lm-eval, agreement with transformers."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..model.params import Params
+    from ..prompts.tokenizer import Tokenizer
+    from ..report import Plots
+
+HELP = """\
+Measure a model. Results go to standard output; --output writes them as JSON and as a Markdown page
+with plots.
+
+  qwen35 eval perplexity --model demo --text README.md CONTRIBUTING.md
+  qwen35 eval tasks --model demo --tasks demo --include-path evals
+  qwen35 eval agreement --model demo --reference transformers
+"""
+
+_PERPLEXITY_HELP = """\
+Perplexity and bits per byte of text files, each read from its beginning with the state carried
+along; of one longer than the window, a sliding window. Every token is counted once.
+
+  qwen35 eval perplexity --model demo --text README.md
+  qwen35 eval perplexity --model DIR --text a.txt b.txt --window 2048 --output report
+"""
+
+_TASKS_HELP = """\
+Tasks of lm-eval, EleutherAI's evaluation harness (pip install 'qwen35[evals]'): names of its own
+tasks, groups and tags, whose data it downloads, or YAML files, which may name local data. Those in
+evals/ of the repository ask the demo checkpoint for what it has learnt, and download nothing.
+
+  qwen35 eval tasks --model demo --tasks demo --include-path evals
+  qwen35 eval tasks --model demo --tasks evals/demo_chat.yaml --chat --no-thinking
+  qwen35 eval tasks --model DIR --tasks arc_easy 'mmlu_*' --num-fewshot 5 --output report
+  qwen35 eval tasks --model DIR --tasks my_task.yaml --limit 20 --samples --json
+
+With --chat, questions go through the checkpoint's chat template. A thinking model then thinks
+before it answers, and the answer is what comes after "</think>"; tasks that compare likelihoods
+need --no-thinking. `lm-eval ls tasks` lists names; `python -m qwen35.evaluation.harness run
+--model qwen35` is lm-eval's own command line with this model in it.
+"""
+
+_AGREEMENT_HELP = """\
+How far this package agrees with another implementation on the same checkpoint: the reference is
+transformers in float32, on the CPU. Teacher-forced on what the reference writes: top-1 and top-5
+overlap, the Kullback-Leibler divergence, the largest difference of a logit. Free-running: tokens
+that both write alike before the first that differs. With bfloat16, transformers in bfloat16 is
+compared too: what comes of rounding alone.
+
+  qwen35 eval agreement --model demo --reference transformers
+  qwen35 eval agreement --model DIR --dtype bfloat16 --prompts prompts.txt --output report
+"""
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Declares what can be measured, each a command of its own."""
+    commands = parser.add_subparsers(dest="measure", metavar="MEASURE", required=True)
+    _add_perplexity(commands)
+    _add_tasks(commands)
+    _add_agreement(commands)
+
+
+def _command(commands, name: str, summary: str, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = parser.add_argument
+    option("--model", required=True, metavar="DIR", help="checkpoint directory")
+    option("--device", choices=("xla", "cpu"), default="xla", help="default: %(default)s")
+    option("--no-check-finite", action="store_true", help="skip the scan for NaN and Inf")
+    option("--json", action="store_true", help="print one JSON object instead of a table")
+    option("--output", metavar="DIR", help="write the report into this directory")
+    return parser
+
+
+def _add_perplexity(commands) -> None:
+    parser = _command(commands, "perplexity", "perplexity of texts", _PERPLEXITY_HELP)
+    parser.set_defaults(run=_perplexity)
+    option = parser.add_argument
+    option("--text", required=True, nargs="+", metavar="FILE", help="UTF-8 text files")
+    option("--window", type=int, metavar="N", help="tokens; default: 4096, or the model's limit")
+    option("--stride", type=int, metavar="N", help="of the window; default: half of it")
+    option("--prefix", default="", metavar="TEXT", help="before each text, not scored; for example "
+           "'<|endoftext|>'. Without one a text's first token is not scored")  # fmt: skip
+    option("--batch", type=int, default=1, metavar="N", help="windows at a time; %(default)s")
+    option("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")
+
+
+def _perplexity(options: argparse.Namespace) -> int:
+    from ..evaluation.perplexity import perplexity, render
+    from ..report import about
+
+    texts = {name: _read(name) for name in options.text}
+    _make_output(options)
+    tokenizer = _tokenizer(options)
+    params = _load(options, options.dtype)
+    result = about(options.model, options.dtype, options.device) | perplexity(
+        params,
+        tokenizer,
+        texts,
+        window=options.window,
+        stride=options.stride,
+        prefix=options.prefix,
+        batch=options.batch,
+        progress=True,
+    )
+    plots: Plots = {"nats by context": lambda axes: _plot_context(axes, result["by_context"])}
+    return _hand_over(options, "perplexity", "Perplexity", result, render(result), plots)
+
+
+def _plot_context(axes: Any, bins: list[dict]) -> None:
+    axes.plot([entry["from"] for entry in bins], [entry["nats_per_token"] for entry in bins], "o-")
+    axes.set(xscale="log", xlabel="tokens before the scored one", ylabel="nats per token")
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(bottom=0)
+
+
+def _add_tasks(commands) -> None:
+    parser = _command(commands, "tasks", "tasks of lm-eval", _TASKS_HELP)
+    parser.set_defaults(run=_tasks)
+    option = parser.add_argument
+    option("--tasks", required=True, nargs="+", metavar="NAME", help="names or YAML files")
+    option("--include-path", nargs="+", default=[], metavar="DIR", help="look for names in these "
+           "directories first")  # fmt: skip
+    option("--num-fewshot", type=int, metavar="N", help="examples before each question; default: "
+           "the task's")  # fmt: skip
+    option("--limit", type=int, metavar="N", help="only the first documents of each task")
+    option("--batch", type=int, default=8, metavar="N", help="requests at a time; %(default)s")
+    option("--chat", action="store_true", help="put questions through the chat template")
+    option("--no-thinking", action="store_true", help="with --chat: answer without thinking first")
+    option("--system", metavar="TEXT", help="the system prompt")
+    option("--max-length", type=int, metavar="N", help="tokens; default: the model's limit")
+    option("--seed", type=int, default=0, metavar="S", help="of tasks that sample; %(default)s")
+    option("--samples", action="store_true", help="keep requests and responses in the JSON")
+    option("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("lm-eval is not installed: pip install 'qwen35[evals]'")
+    from ..evaluation.harness import Qwen35LM
+    from ..evaluation.tasks import find_tasks, plots, render, run_tasks
+    from ..report import about
+
+    if options.no_thinking and not options.chat:
+        raise ValueError("--no-thinking is for --chat: without a chat template nothing thinks")
+    thinking = not options.no_thinking if options.chat else None
+    tasks = find_tasks(options.tasks, options.include_path)
+    _make_output(options)
+    model = Qwen35LM(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch,
+        max_length=options.max_length,
+        enable_thinking=thinking,
+        think_end_token="</think>" if thinking else None,
+        seed=options.seed,
+        check_finite=not options.no_check_finite,
+    )
+    result = about(options.model, options.dtype, options.device, "lm_eval") | run_tasks(
+        model,
+        tasks,
+        fewshot=options.num_fewshot,
+        limit=options.limit,
+        chat=options.chat,
+        system=options.system,
+        samples=options.samples,
+    )
+    return _hand_over(options, "tasks", "Tasks", result, render(result), plots(result))
+
+
+def _add_agreement(commands) -> None:
+    parser = _command(commands, "agreement", "agreement with transformers", _AGREEMENT_HELP)
+    parser.set_defaults(run=_agreement)
+    option = parser.add_argument
+    option("--reference", choices=("transformers",), default="transformers", help="%(default)s")
+    option("--prompts", metavar="FILE", help="UTF-8 text, one a line; default: eight short ones")
+    option("--max-new-tokens", type=int, default=32, metavar="N", help="a prompt's; %(default)s")
+    option("--worst", type=int, default=5, metavar="N", help="prompts to show; %(default)s")
+    option("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"],
+           help="default: both")  # fmt: skip
+
+
+def _agreement(options: argparse.Namespace) -> int:
+    from ..evaluation.agreement import PROMPTS, measure
+    from ..evaluation.agreement_page import plots, render
+    from ..report import about
+
+    texts = PROMPTS
+    if options.prompts is not None:
+        texts = [line for line in _read(options.prompts).splitlines() if line.strip()]
+        if not texts:
+            raise ValueError(f"{options.prompts} has no prompts: one a line is wanted")
+    _make_output(options)
+    dtypes = list(dict.fromkeys(options.dtype))
+    result = measure(
+        options.model,
+        texts,
+        dtypes=dtypes,
+        max_new_tokens=options.max_new_tokens,
+        device=options.device,
+        check_finite=not options.no_check_finite,
+        progress=True,
+    )
+    result = about(options.model, ", ".join(dtypes), options.device, options.reference) | result
+    text = render(result, options.worst)
+    return _hand_over(options, "agreement", "Agreement", result, text, plots(result))
+
+
+def _tokenizer(options: argparse.Namespace) -> Tokenizer:
+    from ..prompts.tokenizer import Tokenizer
+
+    return Tokenizer.from_pretrained(options.model)
+
+
+def _load(options: argparse.Namespace, dtype: str) -> Params:
+    from ..files.checkpoint import load
+
+    return load(
+        options.model,
+        dtype=dtype,
+        device=options.device,
+        check_finite=not options.no_check_finite,
+        vision=False,
+        progress=True,
+    )
+
+
+def _read(name: str) -> str:
+    """A file's text, its line ends as they are: bits per byte counts them."""
+    try:
+        return Path(name).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text ({error})") from None
+
+
+def _make_output(options: argparse.Namespace) -> None:
+    """Makes the report's directory: that it can't be is found before the work, not after."""
+    if options.output is not None:
+        Path(options.output).mkdir(parents=True, exist_ok=True)
+
+
+def _hand_over(
+    options: argparse.Namespace, name: str, title: str, result: dict, text: str, plots: Plots
+) -> int:
+    """Writes the report, if asked for, and prints the result, whatever came of the report."""
+    from ..report import plain, write_report
+
+    try:
+        if options.output is not None:
+            page, drawn = write_report(options.output, name, title, result, text, plots)
+            missing = "" if drawn else " (without plots: matplotlib is not installed)"
+            print(f"wrote {page} and {page.with_suffix('.json').name}{missing}", file=sys.stderr)
+    finally:
+        print(json.dumps(plain(result), ensure_ascii=False) if options.json else text)
+    return 0

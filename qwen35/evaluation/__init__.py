@@ -1,0 +1,1 @@
+"""Scores: perplexity, agreement with transformers, lm-eval's tasks."""

@@ -1,0 +1,360 @@
+"""How far a model agrees with a reference on the same checkpoint: logits and greedy tokens.
+
+Two questions are asked of each prompt. *Teacher-forced*: after the prompt and each of the tokens
+that the reference wrote, how far apart are the two distributions of the next one? *Free-running*:
+how many tokens do both write alike, each going on from its own? The first has an answer at every
+token; the second says what a user sees, and one near tie decides all that follows.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..files.checkpoint import load
+from ..generation.generate import generate
+from ..generation.sampling import Sampling
+from ..model.config import Config
+from ..model.decoder import forward, logits
+from ..model.params import Params
+from ..model.state import State, init_state
+from ..prompts.tokenizer import Tokenizer, TokenizerLike
+from ..xla.devices import device_put
+from ..xla.jit import jit
+from ..xla.progress import compile_progress
+from .reference import NAME, TransformersModel, require
+from .scoring import CHUNK, check_counts, ladder
+
+# Languages, code, arithmetic, and places where a line goes on.
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, there was a little fox",
+    "To be, or not to be, that is",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "Die Hauptstadt von Deutschland heißt",
+    "水の沸点は摂氏",
+    "2 + 2 = 4, 4 + 4 = 8, 8 + 8 =",
+    'def fibonacci(n: int) -> int:\n    """',
+)
+_TOP = 5
+_BATCH = 8
+
+
+class Model(Protocol):
+    """What is compared."""
+
+    def logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        """Logits [last, V] float32, on the CPU, after each of the last tokens."""
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
+    ) -> list[list[int]]:
+        """For each prompt the likeliest tokens, one by one, to an end token or `count` of them."""
+
+
+class Compared(NamedTuple):
+    """Two models' distributions at n places; all [n], on the CPU.
+
+    kl float64: the Kullback-Leibler divergence of the candidate's from the reference's, in nats.
+    top1 bool: whether both have the same likeliest token. top5 float64: the share of the
+    reference's five likeliest tokens that are among the candidate's. difference float64: of logits,
+    the largest.
+    """
+
+    kl: Tensor
+    top1: Tensor
+    top5: Tensor
+    difference: Tensor
+
+
+def compare(reference: Tensor, candidate: Tensor) -> Compared:
+    """Compares logits [n, V] with the reference's, in float64."""
+    reference, candidate = reference.double(), candidate.double()
+    known, said = reference.log_softmax(-1), candidate.log_softmax(-1)
+    count = min(_TOP, reference.shape[1])
+    top, other = reference.topk(count).indices, candidate.topk(count).indices
+    return Compared(
+        kl=(known.exp() * (known - said)).sum(-1).clamp(min=0.0),  # rounding alone goes below 0
+        top1=reference.argmax(-1) == candidate.argmax(-1),
+        top5=(top[:, :, None] == other[:, None, :]).sum((1, 2)).double() / count,
+        difference=(reference - candidate).abs().amax(-1),
+    )
+
+
+class Qwen35Model:
+    """Our parameters as a `Model`: `forward` for logits, `generate` for tokens.
+
+    Args:
+        params: on the device to run on.
+        tokenizer: the checkpoint's.
+        longest: tokens that a prompt and its continuation have at most.
+        chunk: tokens that a step takes.
+        progress: show compilations on standard error.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        tokenizer: TokenizerLike,
+        longest: int,
+        *,
+        chunk: int = CHUNK,
+        progress: bool = False,
+    ) -> None:
+        self.params = params
+        self._tokenizer = tokenizer
+        self._capacity = min(ladder(longest), params.config.max_position_embeddings)
+        self._chunk = min(chunk, self._capacity)
+        self._progress = progress
+
+    def logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        read, say = _steps(self.params.device.type == "xla", self._progress)
+        state, parts = init_state(self.params, 1, self._capacity), []
+        for start in range(0, len(tokens), self._chunk):
+            piece = list(tokens[start : start + self._chunk])
+            row = torch.tensor([piece + [0] * (self._chunk - len(piece))])
+            inputs = device_put((row, torch.tensor([len(piece)])), self.params.device.type)
+            hidden, state = read(self.params, state, *inputs)
+            parts.append(device_put(hidden, "cpu")[0, : len(piece)])
+        # A whole power of two of places, so that prompts share a graph.
+        hidden = F.pad(torch.cat(parts)[-last:], (0, 0, 0, ladder(last) - last))
+        return device_put(say(self.params, device_put(hidden, self.params.device.type)), "cpu")[
+            :last
+        ]
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
+    ) -> list[list[int]]:
+        sampling = Sampling(stop=sorted(ends))
+        written: list[list[int]] = []
+        for start in range(0, len(prompts), _BATCH):
+            completions = generate(
+                self.params,
+                self._tokenizer,
+                [list(prompt) for prompt in prompts[start : start + _BATCH]],
+                max_new_tokens=count,
+                sampling=sampling,
+                capacity=self._capacity,
+                progress=self._progress,
+            )
+            written += [list(completion.tokens) for completion in completions]
+        return written
+
+
+def _read_step(
+    params: Params, state: State, tokens: Tensor, lengths: Tensor
+) -> tuple[Tensor, State]:
+    return forward(params, state, tokens, lengths)
+
+
+def _logits_step(params: Params, hidden: Tensor) -> Tensor:
+    return logits(params, hidden)
+
+
+@functools.cache
+def _steps(compiled: bool, progress: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if not compiled:
+        return torch.no_grad()(_read_step), torch.no_grad()(_logits_step)
+    report = compile_progress if progress else None
+    return jit(_read_step, donate=("state",), progress=report), jit(_logits_step, progress=report)
+
+
+def measure(
+    directory: str | Path,
+    texts: Sequence[str] = PROMPTS,
+    *,
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    max_new_tokens: int = 32,
+    device: str = "xla",
+    check_finite: bool = True,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Compares a checkpoint here with the same checkpoint in transformers.
+
+    The reference is transformers in float32 on the CPU, whatever is compared with it: this package
+    in each of `dtypes`, and with bfloat16 among them transformers in bfloat16 too, which shows what
+    bfloat16 alone comes to. Two models are in memory at a time.
+
+    Args:
+        directory: the checkpoint.
+        texts: prompts.
+        max_new_tokens: the most tokens to write after each.
+        device: "xla" or "cpu", where this package runs.
+
+    Returns:
+        Plain values for JSON: the settings, and `comparisons`, for each its `model`, `dtype`,
+        `device` and what `agreement` returns. `seconds` of it all.
+
+    Raises:
+        ValueError: transformers can't be imported; a prompt is empty or too long.
+    """
+    require()
+    check_counts(max_new_tokens=max_new_tokens)
+    start = time.perf_counter()
+    tokenizer, config = Tokenizer.from_pretrained(directory), Config.from_pretrained(directory)
+    prompts = list(map(tokenizer.encode, texts))
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    if not prompts or not all(prompts):
+        raise ValueError("a prompt is empty: at least one token is needed")
+    if longest > config.max_position_embeddings:
+        raise ValueError(
+            f"the longest prompt and {max_new_tokens} more tokens are {longest}, over the model's "
+            f"max_position_embeddings of {config.max_position_embeddings}"
+        )
+    ends = frozenset((*config.eos_token_ids, *tokenizer.end_token_ids))
+    reference = TransformersModel(directory, "float32")
+    continuations = reference.greedy(prompts, max_new_tokens, ends)
+    comparisons = []
+    theirs = [(NAME, dtype) for dtype in dtypes if dtype == "bfloat16"]
+    for name, dtype in [*(("qwen35", dtype) for dtype in dtypes), *theirs]:
+        candidate: Model
+        if name == NAME:
+            candidate = TransformersModel(directory, dtype)
+        else:
+            params = load(
+                directory,
+                dtype=dtype,
+                device=device,
+                check_finite=check_finite,
+                vision=False,
+                progress=progress,
+            )
+            candidate = Qwen35Model(params, tokenizer, longest, progress=progress)
+            del params
+        result = agreement(
+            reference,
+            candidate,
+            prompts,
+            continuations,
+            ends=ends,
+            max_new_tokens=max_new_tokens,
+            decode=tokenizer.decode,
+            progress=progress,
+        )
+        where = "cpu" if name == NAME else device
+        comparisons.append({"model": name, "dtype": dtype, "device": where, **result})
+        del candidate
+    return {
+        "reference": {"model": NAME, "dtype": "float32", "device": "cpu"},
+        "max_new_tokens": max_new_tokens,
+        "comparisons": comparisons,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def agreement(
+    reference: Model,
+    candidate: Model,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    ends: Collection[int] = (),
+    max_new_tokens: int,
+    decode: Callable[[list[int]], str],
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Compares a candidate with the reference.
+
+    Args:
+        prompts: token ids.
+        continuations: what the reference wrote after each, with `greedy`.
+        ends: tokens that end a text.
+        max_new_tokens: the most that the continuations could have.
+        decode: token ids to text, for people.
+
+    Returns:
+        Plain values for JSON. Teacher-forced, over all places at which a token of a continuation
+        is chosen: `places`, and of `Compared` `top1`, `top5`, `kl_mean`, `kl_max`,
+        `logit_difference`. Free-running: `equal_tokens`, written alike before the first that
+        differs, as a share of what the reference wrote, and `equal_prompts`, of which all are.
+        `prompts`: the same for each, with `prompt`, `reference`, `candidate` (what they wrote) and
+        `first_difference`: None, or `place`, the two tokens there, and `margin`, by how much
+        the reference's logit of its own token is above that of the candidate's. `by_place`: of
+        the i-th token `kl_mean`, `kl_max` and `equal`, the share of prompts alike up to it.
+    """
+    written = candidate.greedy(prompts, max_new_tokens, ends)
+    entries, compared = [], []
+    rows = list(zip(prompts, continuations, written, strict=True))
+    for prompt, wanted, got in tqdm(rows, "compare", unit="prompt", disable=not progress):
+        tokens, count = [*prompt, *wanted[:-1]], len(wanted)
+        known = reference.logits(tokens, count)
+        here = compare(known, candidate.logits(tokens, count))
+        compared.append(here)
+        entries.append(_entry(list(prompt), list(wanted), got, known, here, decode))
+    lengths = sum(entry["places"] for entry in entries)
+    together = Compared(*(torch.cat(column) for column in zip(*compared, strict=True)))
+    equal = sum(entry["equal_tokens"] * entry["places"] for entry in entries)
+    return {
+        **_measures(together),
+        "equal_tokens": equal / lengths,
+        "equal_prompts": sum(entry["first_difference"] is None for entry in entries),
+        "prompts": entries,
+        "by_place": _by_place(entries, compared),
+    }
+
+
+def _measures(compared: Compared) -> dict[str, Any]:
+    return {
+        "places": len(compared.kl),
+        "top1": float(compared.top1.double().mean()),
+        "top5": float(compared.top5.mean()),
+        "kl_mean": float(compared.kl.mean()),
+        "kl_max": float(compared.kl.max()),
+        "logit_difference": float(compared.difference.max()),
+    }
+
+
+def _entry(
+    prompt: list[int],
+    wanted: list[int],
+    got: list[int],
+    known: Tensor,
+    compared: Compared,
+    decode: Callable[[list[int]], str],
+) -> dict[str, Any]:
+    pairs = list(zip(wanted, got, strict=False))
+    place = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+    difference = None
+    if place is not None:
+        one, other = pairs[place]
+        difference = {
+            "place": place,
+            "reference": decode([one]),
+            "candidate": decode([other]),
+            "margin": float(known[place, one] - known[place, other]),
+        }
+    return {
+        "prompt": decode(prompt),
+        **_measures(compared),
+        "equal_tokens": (len(wanted) if place is None else place) / len(wanted),
+        "first_difference": difference,
+        "reference": decode(wanted),
+        "candidate": decode(got),
+    }
+
+
+def _by_place(entries: list[dict], compared: list[Compared]) -> list[dict[str, Any]]:
+    places = []
+    for place in range(max(entry["places"] for entry in entries)):
+        values = torch.stack([one.kl[place] for one in compared if len(one.kl) > place])
+        alike = [
+            entry["first_difference"] is None or entry["first_difference"]["place"] > place
+            for entry in entries
+        ]
+        places.append(
+            {
+                "place": place,
+                "kl_mean": float(values.mean()),
+                "kl_max": float(values.max()),
+                "equal": sum(alike) / len(alike),
+            }
+        )
+    return places

@@ -1,0 +1,80 @@
+"""The implementation that `eval agreement` compares with: transformers' own, on the CPU.
+
+Nothing else of the package but the benchmarks imports its modelling code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.params import as_dtype
+
+NAME = "transformers"
+
+
+def require() -> Any:
+    """transformers' `AutoModelForCausalLM`.
+
+    Raises:
+        ValueError: transformers or its models are not installed.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise ValueError(
+            "the reference needs transformers with its models, which can't be imported "
+            f"({error}): pip install 'transformers>=5.20'"
+        ) from None
+    return AutoModelForCausalLM
+
+
+class TransformersModel:
+    """A checkpoint in transformers, as `agreement` asks for models.
+
+    Args:
+        directory: the checkpoint.
+        dtype: of its weights and its arithmetic.
+
+    Raises:
+        ValueError: transformers has no such models, or finds not all of its weights.
+    """
+
+    def __init__(self, directory: str | Path, dtype: str) -> None:
+        model, info = require().from_pretrained(
+            directory, dtype=as_dtype(dtype), local_files_only=True, output_loading_info=True
+        )
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ValueError(
+                f"transformers finds no weights for {len(missing)} tensors in {directory}, the "
+                f"first is {missing[0]}: it would draw them"
+            )
+        self.model = model.eval()
+
+    @torch.no_grad()
+    def logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        """Logits [last, V] float32 after each of the last tokens."""
+        row = torch.tensor([list(tokens)])
+        return self.model(row, use_cache=False, logits_to_keep=last).logits[0].float()
+
+    @torch.no_grad()
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
+    ) -> list[list[int]]:
+        """For each prompt the likeliest tokens, one by one, to an end token or `count` of them."""
+        return [self._greedy(prompt, count, ends) for prompt in prompts]
+
+    def _greedy(self, prompt: Sequence[int], count: int, ends: Collection[int]) -> list[int]:
+        chosen: list[int] = []
+        piece, past = torch.tensor([list(prompt)]), None
+        while len(chosen) < count and not (chosen and chosen[-1] in ends):
+            out = self.model(piece, past_key_values=past, use_cache=True, logits_to_keep=1)
+            past = out.past_key_values
+            chosen.append(int(out.logits[0, -1].argmax()))
+            piece = torch.tensor([chosen[-1:]])
+        return chosen

@@ -1,0 +1,259 @@
+"""Log probabilities of given tokens: what perplexity and multiple-choice tasks are made of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..model.decoder import forward, logits
+from ..model.params import Params
+from ..model.rows import take_row
+from ..model.state import State, init_state
+from ..xla.devices import device_put
+from ..xla.jit import jit
+from ..xla.progress import compile_progress
+
+CHUNK = 256
+_SMALLEST = 16  # of chunks and capacities: rows of a few tokens share one graph
+_POSITIONS = 64  # whose logits exist at a time: 62 MiB of them at a vocabulary of 248,320
+
+
+class Scores(NamedTuple):
+    """What the model says of a row of n tokens, on the CPU; entry i is about token i + 1.
+
+    logprobs [n-1] float32: its log probability (natural) after all tokens before it.
+    greedy [n-1] bool: whether it is the most likely token there.
+    """
+
+    logprobs: Tensor
+    greedy: Tensor
+
+
+def score(
+    params: Params,
+    rows: Sequence[Sequence[int]],
+    *,
+    batch: int = 1,
+    chunk: int = CHUNK,
+    progress: bool = False,
+) -> list[Scores]:
+    """Scores every token of each row but the first, which nothing precedes.
+
+    Rows go through the model `chunk` tokens at a time with the state carried from one chunk to the
+    next, so that neither chunk nor batch changes a score beyond rounding. One graph serves all
+    rows of a call; logits of a few positions exist at a time, however long a row is.
+
+    Args:
+        params: the parameters, on the device to run on.
+        rows: token ids, at least two in each.
+        batch: rows that go together, those of similar length.
+        chunk: tokens of a row that a step takes.
+        progress: draw progress on standard error.
+
+    Raises:
+        ValueError: a row of fewer than two tokens, an id outside the vocabulary, or a row longer
+            than the model's `max_position_embeddings`.
+    """
+    check_counts(batch=batch, chunk=chunk)
+    _check_rows(params, rows)
+    results: list[Scores | None] = [None] * len(rows)
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    longest = len(rows[order[0]]) - 1 if rows else 0
+    batch, chunk = min(batch, max(1, len(rows))), min(chunk, ladder(longest))
+    capacity = _capacity(params, longest)
+    steps = _steps(params.device.type == "xla", progress)
+    with _bar(sum(map(len, rows)) - len(rows), progress) as bar:
+        for start in range(0, len(rows), batch):
+            chosen = order[start : start + batch]
+            state = init_state(params, batch, capacity)
+            group = _filled([rows[index] for index in chosen], batch)
+            scores = _score_group(steps, params, state, group, chunk, bar)
+            for index, row in zip(chosen, scores, strict=True):
+                results[index] = row
+    return results
+
+
+def score_continuations(
+    params: Params,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    batch: int = 1,
+    chunk: int = CHUNK,
+    progress: bool = False,
+) -> Iterator[tuple[int, Scores]]:
+    """Scores continuations of contexts, and yields (index of the pair, scores) as they come.
+
+    Entry i of the scores is about token i of the continuation. A context is read once, and without
+    logits, however many continuations it has: all of them go on from the same state.
+
+    Args:
+        params: the parameters, on the device to run on.
+        pairs: token ids of a context and of a continuation, at least one in each.
+        batch: contexts, and then continuations of theirs, that go together.
+        chunk, progress: see `score`.
+
+    Raises:
+        ValueError: an empty context or continuation; else as `score`, of both as one row.
+    """
+    check_counts(batch=batch, chunk=chunk)
+    for number, (context, continuation) in enumerate(pairs):
+        if not context or not continuation:
+            empty = "continuation" if context else "context"
+            raise ValueError(f"pair {number} has an empty {empty}: at least one token is needed")
+    _check_rows(params, [[*context, *continuation] for context, continuation in pairs])
+    return _score_continuations(params, pairs, batch, chunk, progress)
+
+
+def _score_continuations(
+    params: Params,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    batch: int,
+    chunk: int,
+    progress: bool,
+) -> Iterator[tuple[int, Scores]]:
+    members: dict[tuple[int, ...], list[int]] = {}
+    for index, (context, _) in enumerate(pairs):
+        members.setdefault(tuple(context), []).append(index)
+    contexts = sorted(members, key=len, reverse=True)
+    longest = max((len(context) + len(more) - 1 for context, more in pairs), default=0)
+    batch, capacity = min(batch, max(1, len(pairs))), _capacity(params, longest)
+    read_chunk = min(chunk, ladder(len(contexts[0]) - 1)) if contexts else chunk
+    score_chunk = min(chunk, ladder(max((len(more) for _, more in pairs), default=0)))
+    steps = _steps(params.device.type == "xla", progress)
+    total = sum(map(len, contexts)) - len(contexts) + sum(len(more) for _, more in pairs)
+    with _bar(total, progress) as bar:
+        for start in range(0, len(contexts), batch):
+            group = contexts[start : start + batch]
+            state = init_state(params, batch, capacity)
+            # The last token of a context is read with the continuation, whose first it predicts.
+            before = _filled([context[:-1] for context in group], batch)
+            state = _read_group(steps, params, state, before, read_chunk, bar)
+            forks = [(row, index) for row, key in enumerate(group) for index in members[key]]
+            forks.sort(key=lambda fork: -len(pairs[fork[1]][1]))
+            for first in range(0, len(forks), batch):
+                chosen = forks[first : first + batch]
+                source = [row for row, _ in chosen] + [0] * (batch - len(chosen))
+                fork = steps.fork(state, device_put(torch.tensor(source), params.device.type))
+                rows = [[*pairs[index][0][-1:], *pairs[index][1]] for _, index in chosen]
+                rows = _filled(rows, batch)
+                scores = _score_group(steps, params, fork, rows, score_chunk, bar)
+                yield from zip((index for _, index in chosen), scores, strict=True)
+
+
+def _filled(rows: list[Sequence[int]], batch: int) -> list[Sequence[int]]:
+    """With idle rows up to the batch: the graph stays the same."""
+    return rows + [()] * (batch - len(rows))
+
+
+def _read_group(
+    steps: _Steps, params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
+) -> State:
+    """The state after the rows' tokens."""
+    for start in range(0, max(map(len, group)), chunk):
+        pieces = [list(row[start : start + chunk]) for row in group]
+        tokens = torch.tensor([piece + [0] * (chunk - len(piece)) for piece in pieces])
+        lengths = torch.tensor(list(map(len, pieces)))
+        state = steps.read(params, state, *device_put((tokens, lengths), params.device.type))
+        bar.update(int(lengths.sum()))
+    return state
+
+
+def _score_group(
+    steps: _Steps, params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
+) -> list[Scores]:
+    """Scores of the rows, idle ones left out, after `state`, which is consumed."""
+    parts = []
+    for start in range(0, max(map(len, group)) - 1, chunk):
+        pieces = [list(row[start : start + chunk + 1]) for row in group]
+        tokens = torch.tensor([piece + [0] * (chunk + 1 - len(piece)) for piece in pieces])
+        lengths = torch.tensor([max(0, len(piece) - 1) for piece in pieces])
+        inputs = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), lengths)
+        inputs = device_put(inputs, params.device.type)
+        logprobs, greedy, state = steps.score(params, state, *inputs)
+        parts.append(device_put((logprobs, greedy), "cpu"))
+        bar.update(int(lengths.sum()))
+    logprobs, greedy = (torch.cat(column, 1) for column in zip(*parts, strict=True))
+    return [
+        Scores(logprobs[row, : len(tokens) - 1].clone(), greedy[row, : len(tokens) - 1].clone())
+        for row, tokens in enumerate(group)
+        if tokens
+    ]
+
+
+def _read_step(params: Params, state: State, tokens: Tensor, lengths: Tensor) -> State:
+    return forward(params, state, tokens, lengths)[1]
+
+
+def _score_step(
+    params: Params, state: State, tokens: Tensor, targets: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, State]:
+    hidden, state = forward(params, state, tokens, lengths)
+    logprobs, greedy = [], []
+    blocks = hidden.flatten(0, 1).split(_POSITIONS)
+    for block, target in zip(blocks, targets.flatten().split(_POSITIONS), strict=True):
+        said = logits(params, block)
+        logprobs.append(said.log_softmax(-1).gather(1, target[:, None]).squeeze(1))
+        greedy.append(said.argmax(-1) == target)
+    shape = tokens.shape
+    return torch.cat(logprobs).reshape(shape), torch.cat(greedy).reshape(shape), state
+
+
+class _Steps(NamedTuple):
+    read: Callable[..., Any]
+    score: Callable[..., Any]
+    fork: Callable[..., Any]
+
+
+@functools.cache
+def _steps(compiled: bool, progress: bool) -> _Steps:
+    """The functions, compiled for XLA; compiled graphs are shared between calls."""
+    if not compiled:
+        return _Steps(*map(torch.no_grad(), (_read_step, _score_step, take_row)))
+    report = compile_progress if progress else None
+    read, score_ = (jit(f, donate=("state",), progress=report) for f in (_read_step, _score_step))
+    return _Steps(read, score_, jit(take_row, progress=report))
+
+
+def _capacity(params: Params, tokens: int) -> int:
+    return min(params.config.max_position_embeddings, ladder(tokens))
+
+
+def ladder(length: int) -> int:
+    """The power of two that holds `length` tokens, so that similar lengths share a graph."""
+    return max(_SMALLEST, 1 << (max(length, 1) - 1).bit_length())
+
+
+def check_counts(**values: Any) -> None:
+    """Raises ValueError unless all values are positive integers."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, not {value!r}")
+
+
+def _check_rows(params: Params, rows: Sequence[Sequence[int]]) -> None:
+    vocabulary, limit = params.config.vocab_size, params.config.max_position_embeddings
+    for number, row in enumerate(rows):
+        if len(row) < 2:
+            raise ValueError(
+                f"row {number} has {len(row)} tokens: at least one to score and one before it "
+                "are needed"
+            )
+        if len(row) - 1 > limit:
+            raise ValueError(
+                f"row {number} has {len(row)} tokens, over the model's max_position_embeddings "
+                f"of {limit}"
+            )
+        wrong = next((token for token in row if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise ValueError(
+                f"row {number} has token id {wrong}, outside the vocabulary of {vocabulary}"
+            )
+
+
+def _bar(tokens: int, show: bool) -> tqdm:
+    return tqdm(total=tokens, desc="score", unit="token", disable=not show, leave=False)

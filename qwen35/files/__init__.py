@@ -1,0 +1,1 @@
+"""Checkpoints, rank files and states on disk."""

@@ -1,0 +1,270 @@
+"""Checkpoints split ahead of time: one file per rank, read from start to end.
+
+`rank-00003-of-00008.safetensors` holds rank 3's tensors as they stand in memory, under their
+paths in the tree; `rank-00003-of-00008.json` beside it says of which model and mesh they are, and
+the file's SHA-256. The second is in place before the first gets its name, so a file with that name
+is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..graphs.placement import abstract_params
+from ..model.config import CheckpointError, Config
+from ..model.params import Params, Runtime, as_dtype
+from ..xla import trees
+
+_CHUNK = 2**24
+# Of tokenizer and processor, taken over as they are.
+_EXTRAS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32"}
+
+
+def is_presharded(directory: Path) -> bool:
+    """Whether the directory holds rank files instead of a Hugging Face checkpoint."""
+    return any(directory.glob("rank-*-of-*.safetensors"))
+
+
+def rank_file(directory: Path, tp: int, rank: int) -> Path:
+    """Where a rank's tensors are."""
+    return directory / f"rank-{rank:05d}-of-{tp:05d}.safetensors"
+
+
+def convert(
+    source: str | Path,
+    directory: str | Path,
+    tp: int,
+    *,
+    dtype: torch.dtype | str = torch.bfloat16,
+    vision: bool = True,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Writes the rank files of a checkpoint. Started again, it goes on where it was stopped.
+
+    Memory is one rank's share. Ranks that are there, complete and of this model are left alone.
+    `vision` is that of `qwen35.load`.
+
+    Raises:
+        CheckpointError, ValueError: as `qwen35.load`, or another conversion stands in `directory`.
+    """
+    from ..sharding.mesh import Mesh
+    from . import checkpoint
+
+    source, directory = Path(source), Path(directory)
+    config, mesh = Config.from_pretrained(source), Mesh(tp=tp)
+    config = config if vision else config.text_only()
+    directory.mkdir(parents=True, exist_ok=True)
+    wanted = {rank_file(directory, tp, rank) for rank in range(tp)}
+    others = sorted(set(directory.glob("rank-*-of-*.safetensors")) - wanted)
+    if others:
+        raise CheckpointError(f"{directory}: holds {others[0].name}, of a conversion to another tp")
+    for extra in _EXTRAS:
+        if (source / extra).is_file():
+            _replace(directory / extra, [(source / extra).read_bytes()])
+    content = (source / "config.json").read_bytes()
+    if not vision:
+        content = json.dumps(config.to_dict(), indent=2).encode() + b"\n"
+    _replace(directory / "config.json", [content])
+    for rank in range(tp):
+        file = rank_file(directory, tp, rank)
+        facts = _facts(config, tp, rank, as_dtype(dtype))
+        if file.is_file() and _complete(file, facts):
+            report(f"{file.name}: there already")
+            continue
+        runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
+        params = checkpoint.load(source, dtype=dtype, runtime=runtime, vision=vision)
+        digest = _write(file, params, facts)
+        report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {digest[:12]}")
+
+
+def load_rank(
+    directory: Path, *, dtype: torch.dtype, runtime: Runtime, check_finite: bool, vision: bool
+) -> Params:
+    """One rank's parameters, on the CPU, from its file in one sequential read.
+
+    Arguments are those of `qwen35.load`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another tp, dtype or configuration.
+    """
+    config = Config.from_pretrained(directory)
+    tp = 1 if runtime.mesh is None else runtime.mesh.tp
+    rank = 0 if runtime.mesh is None else runtime.mesh.coordinates(runtime.rank)[1]
+    file = rank_file(directory, tp, rank)
+    if not file.is_file():
+        present = sorted(path.name for path in directory.glob("rank-*-of-*.safetensors"))
+        made_for = sorted({int(name[14:19]) for name in present})
+        reason = (
+            f"the directory was converted for tp {', '.join(map(str, made_for))}, not {tp}"
+            if tp not in made_for
+            else f"of its {tp} ranks only {len(present)} are there: scripts/convert.py completes it"
+        )
+        raise CheckpointError(f"{file}: no such file; {reason}")
+    digest = _check_facts(file, _facts(config, tp, rank, dtype))
+    tensors = _read(file, digest)
+    config = config if vision else config.text_only()
+    abstract = abstract_params(config, dtype=dtype, runtime=runtime)
+
+    infinite = []
+
+    def take(path: str, expected: Tensor) -> Tensor:
+        tensor = tensors.get(path)
+        if tensor is None or tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+            seen = "missing" if tensor is None else f"{list(tensor.shape)} {tensor.dtype}"
+            raise CheckpointError(
+                f"{file}: {path} is {seen}, the config needs {list(expected.shape)} "
+                f"{expected.dtype}"
+            )
+        if check_finite and not all(
+            block.isfinite().all() for block in tensor.view(-1).split(2**20)
+        ):
+            infinite.append(path)
+        return tensor
+
+    taken = iter([take(path, leaf) for path, leaf in _named(abstract)])
+    if infinite:
+        raise CheckpointError(
+            f"{file}: NaN or infinite values in {', '.join(infinite)} "
+            "(check_finite=False or --no-check-finite loads it all the same)"
+        )
+    return trees.map_tensors(lambda _: next(taken), abstract)
+
+
+def _named(params: Params) -> Iterator[tuple[str, Tensor]]:
+    for path, leaf in trees.named_leaves(params, ""):
+        yield path.removeprefix("."), leaf
+
+
+def _facts(config: Config, tp: int, rank: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What a rank file depends on."""
+    name = str(dtype).removeprefix("torch.")
+    return {"tp": tp, "rank": rank, "dtype": name, "config": config.to_dict()}
+
+
+def _check_facts(file: Path, expected: dict[str, Any]) -> str:
+    """The file's recorded SHA-256; raises CheckpointError if it was made for something else."""
+    sidecar = file.with_suffix(".json")
+    try:
+        facts = json.loads(sidecar.read_text(encoding="utf-8"))
+        digest = facts.pop("sha256")
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{sidecar}: not readable as a rank's record ({error!r})") from None
+    expected = json.loads(json.dumps(expected))  # tuples as lists
+    for name, value in expected.items():
+        seen = facts.get(name)
+        if name == "config" and seen != value:
+            fields = sorted(k for k in seen.keys() | value.keys() if seen.get(k) != value.get(k))
+            first = fields[0]
+            raise CheckpointError(
+                f"{file}: made for another config: {first} is {seen.get(first)!r} there and "
+                f"{value.get(first)!r} in config.json"
+            )
+        if seen != value:
+            raise CheckpointError(f"{file}: made for {name} {seen!r}, not {value!r}")
+    return digest
+
+
+def _complete(file: Path, facts: dict[str, Any]) -> bool:
+    """Whether a rank's file is the one that would be written; another model's is an error."""
+    digest = _check_facts(file, facts)
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == digest
+
+
+def _write(file: Path, params: Params, facts: dict[str, Any]) -> str:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    # Wide dtypes first: without gaps between them, that keeps every tensor aligned.
+    tensors = sorted(_named(params), key=lambda entry: -entry[1].itemsize)
+    for path, tensor in tensors:
+        end = place + tensor.nbytes
+        entry = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape)}
+        header[path] = entry | {"data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    hasher = hashlib.sha256()
+
+    def content() -> Iterator[Any]:
+        yield len(text).to_bytes(8, "little")
+        yield text
+        for _, tensor in tensors:
+            yield memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+
+    def hashed() -> Iterator[Any]:
+        for part in content():
+            hasher.update(part)
+            yield part
+
+    partial = _write_partial(file, hashed())
+    record = facts | {"sha256": hasher.hexdigest()}
+    _replace(file.with_suffix(".json"), [json.dumps(record, indent=1).encode() + b"\n"])
+    _publish(partial, file)
+    return hasher.hexdigest()
+
+
+def _replace(file: Path, content: Any) -> None:
+    _publish(_write_partial(file, content), file)
+
+
+def _write_partial(file: Path, content: Any) -> Path:
+    partial = file.with_name(f".{file.name}.partial")
+    with open(partial, "wb") as out:
+        for part in content:
+            out.write(part)
+        out.flush()
+        os.fsync(out.fileno())
+    return partial
+
+
+def _publish(partial: Path, file: Path) -> None:
+    os.replace(partial, file)
+    directory = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _read(file: Path, digest: str) -> dict[str, Tensor]:
+    """All tensors of a rank file, as views of one buffer; the checksum is taken on the way."""
+    hasher = hashlib.sha256()
+    with open(file, "rb", buffering=0) as content:
+        size = os.fstat(content.fileno()).st_size
+        buffer = torch.empty(size, dtype=torch.uint8)
+        view = memoryview(buffer.numpy())
+        filled = 0
+        while filled < size:
+            got = content.readinto(view[filled : filled + _CHUNK])
+            if not got:
+                break
+            hasher.update(view[filled : filled + got])
+            filled += got
+    if hasher.hexdigest() != digest:
+        raise CheckpointError(f"{file}: damaged, its SHA-256 is not the recorded {digest[:12]}…")
+    length = int.from_bytes(bytes(view[:8]), "little")
+    header = json.loads(bytes(view[8 : 8 + length]))
+    dtypes = {name: dtype for dtype, name in _NAMES.items()}
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first, last = (8 + length + offset for offset in entry["data_offsets"])
+            part = buffer[first:last].view(dtypes[entry["dtype"]])
+            tensors[name] = part.view(entry["shape"])
+    return tensors

@@ -1,0 +1,1 @@
+"""Prompts to streamed text: sampling, batches, the engine, conversations."""

@@ -1,0 +1,273 @@
+"""A conversation over the engine: messages in, answers out, nothing read twice.
+
+Every turn renders the whole conversation with the checkpoint's chat template, and the engine's
+prefix cache finds how much of it has been read: all, where the template only adds; up to the last
+message before a change, where it rewrites history, as by leaving out earlier thoughts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files.saved_state import load_state, save_state
+from ..model.config import CheckpointError
+from ..prompts.processor import Processor, Prompt, user_message
+from ..prompts.tokenizer import Tokenizer
+from .engine import Engine
+from .request import Request, ThinkingBudget, cache_keys
+from .sampling import Sampling
+
+_END = "</think>"
+_CLOSE = "\n</think>\n\n"
+_FORMAT = "qwen35 chat 1"
+
+
+class Chat:
+    """One conversation.
+
+    Args:
+        engine: where it runs; others may run there too. Without a prefix cache every turn is read
+            from the start.
+        tokenizer: the checkpoint's, with its chat template; a `Processor` to show images.
+        system: the system prompt.
+        thinking: what the template's `enable_thinking` gets.
+        thinking_tokens: the most tokens of a thought, which is then closed; None leaves it be.
+        sampling: how answers are sampled.
+        max_new_tokens: the most tokens of an answer, thought included; fewer where the engine's
+            capacity ends.
+
+    Attributes:
+        messages: the conversation, as the template takes it.
+
+    Raises:
+        ValueError: a thinking budget for a tokenizer that has no single token "</think>".
+        CheckpointError: the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer | Processor,
+        *,
+        system: str | None = None,
+        thinking: bool = True,
+        thinking_tokens: int | None = None,
+        sampling: Sampling = Sampling(),
+        max_new_tokens: int = 1024,
+    ) -> None:
+        self.engine = engine
+        self.thinking = thinking
+        self.sampling = sampling
+        self.max_new_tokens = max_new_tokens
+        self._processor = tokenizer if isinstance(tokenizer, Processor) else None
+        self._tokenizer = tokenizer.tokenizer if isinstance(tokenizer, Processor) else tokenizer
+        self._system = system
+        self._budget = self._thinking_budget(thinking_tokens) if thinking else None
+        self._keys: tuple[int, ...] = ()  # of all that has been read
+        if not self._tokenizer.hf.chat_template:
+            raise CheckpointError("the checkpoint's tokenizer has no chat template")
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts anew, with the system prompt."""
+        self.messages: list[dict[str, Any]] = []
+        self._keys = ()
+        if self._system:
+            self.messages.append({"role": "system", "content": self._system})
+
+    def ask(self, text: str, images: Sequence[Any] = ()) -> Request:
+        """Adds a message of the user and queues the answer; `finish` takes that into the history.
+
+        Args:
+            text: the message.
+            images: paths, or whatever a `Processor` takes.
+
+        Raises:
+            ValueError: images without a processor, or a conversation that does not fit.
+        """
+        content: Any = text
+        if images:
+            self._check_vision()
+            parts = [{"type": "image", "image": image} for image in images]
+            content = [*parts, {"type": "text", "text": text}]
+        self.messages.append({"role": "user", "content": content})
+        try:
+            return self._submit()
+        except BaseException:
+            self.messages.pop()
+            raise
+
+    def check_image(self, image: Any) -> None:
+        """Raises the ValueError with which `ask` would refuse the image, if it would."""
+        self._check_vision()
+        self._processor([user_message("", [image])])
+
+    def retry(self) -> Request:
+        """Queues another answer to the last message of the user, whose answer is dropped.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not any(message["role"] == "user" for message in self.messages):
+            raise ValueError("nothing has been asked yet")
+        while self.messages[-1]["role"] != "user":
+            self.messages.pop()
+        return self._submit()
+
+    def edit(self, text: str) -> Request:
+        """Queues an answer to another text in place of that of the user's last message.
+
+        Its images stay. A text that is refused leaves the conversation as it was.
+
+        Raises:
+            ValueError: there is no such message, or the conversation does not fit.
+        """
+        places = [n for n, message in enumerate(self.messages) if message["role"] == "user"]
+        if not places:
+            raise ValueError("nothing has been asked yet")
+        before, content = self.messages, self.messages[places[-1]]["content"]
+        parts = [] if isinstance(content, str) else content
+        self.messages = before[: places[-1]]
+        try:
+            return self.ask(text, [part["image"] for part in parts if part["type"] == "image"])
+        except BaseException:
+            self.messages = before
+            raise
+
+    def finish(self, request: Request) -> str:
+        """Takes an answer, also one that was cut short, into the history, and returns it.
+
+        Raises the exception that ended it, if one did; the history then ends with the question.
+        """
+        if request.error is not None:
+            raise request.error
+        self._keys = (*request.keys, *request.new_tokens)
+        thought, found, answer = request.text.rpartition(_END)
+        if self.thinking and not found:  # cut short while thinking
+            thought, answer = request.text, ""
+        message = {"role": "assistant", "content": answer.strip("\n")}
+        if thought.strip():
+            message["reasoning_content"] = thought.strip("\n")
+        self.messages.append(message)
+        return message["content"]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the conversation to a file, with the state that the next question goes on from:
+        the one after the answer, or, where the template will show that otherwise, as without its
+        thought, the last one before."""
+        keys = self._keys[: _shared(self._keys, self._next_keys())]
+        length, row = self.engine.recall(keys)
+        content = {"messages": self.messages, "keys": keys[:length]}
+        try:
+            text = json.dumps({"format": _FORMAT, **content})
+        except TypeError:
+            raise ValueError("only images given as paths or URLs can be saved") from None
+        params = self.engine.batch.params
+        save_state(path, params, row.state, logits=row.logits, metadata={"chat": text})
+
+    def load(self, path: str | Path) -> None:
+        """Goes on with a conversation that `save` wrote; the present one is dropped.
+
+        Raises:
+            CheckpointError: it is damaged, no conversation, or another model's.
+            ValueError: it is too long for the engine.
+        """
+        saved = load_state(path, self.engine.batch.params)
+        content = json.loads(saved.metadata.get("chat", "{}"))
+        if content.get("format") != _FORMAT:
+            raise CheckpointError(f"{path}: a saved state, but not of a conversation")
+        keys = tuple(content["keys"])
+        if keys:
+            self.engine.adopt(keys, saved.state, saved.logits)
+        self.messages, self._keys = content["messages"], keys
+
+    def _next_keys(self) -> tuple[int, ...]:
+        """What the next question's prompt will be, but for its text."""
+        asked = list(self.messages)
+        while asked and asked[-1]["role"] == "user":  # its answer failed
+            asked.pop()
+        asked.append({"role": "user", "content": ""})
+        prompt, tokens = self._render(asked, add_generation_prompt=False)
+        return cache_keys(tokens, prompt if isinstance(prompt, Prompt) else None)
+
+    def _check_vision(self) -> None:
+        if self._processor is None:
+            raise ValueError("this checkpoint has no vision: it can't be shown an image")
+
+    def _submit(self) -> Request:
+        prompt, tokens = self._render(self.messages, add_generation_prompt=True)
+        # The next turn leaves this prompt where the answer starts, or before, if the template
+        # starts an answer otherwise than it shows it later; an edit leaves it where the question
+        # starts. Templates decide where that is, so it is found by rendering both.
+        other = "b" if str(self.messages[-1]["content"]).lstrip().startswith("a") else "a"
+        edited = [*self.messages[:-1], {"role": "user", "content": other}]
+        boundaries = tuple(
+            _shared(tokens, self._render(messages, add_generation_prompt=False)[1])
+            for messages in (edited, self.messages)
+        )
+        room = self.engine.max_capacity - len(tokens)
+        return self.engine.submit(
+            prompt,
+            max_new_tokens=max(1, min(self.max_new_tokens, room)),
+            sampling=self.sampling,
+            thinking=self._budget,
+            boundaries=boundaries,
+        )
+
+    def _render(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool
+    ) -> tuple[Prompt | list[int], list[int]]:
+        """Messages as a prompt, and its token ids."""
+        options = {
+            "add_generation_prompt": add_generation_prompt,
+            "enable_thinking": self.thinking,
+        }
+        if self._processor is not None:
+            prompt = self._processor(messages, **options)
+            return prompt, prompt.tokens[0].tolist()
+        text = self._tokenizer.hf.apply_chat_template(messages, tokenize=False, **options)
+        tokens = self._tokenizer.encode(text)
+        return tokens, tokens
+
+    def _thinking_budget(self, tokens: int | None) -> ThinkingBudget | None:
+        if tokens is None:
+            return None
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+            raise ValueError(f"thinking_tokens must be an integer >= 0, not {tokens!r}")
+        end = self._tokenizer.encode(_END)
+        if len(end) != 1:
+            raise ValueError(
+                f"a thinking budget needs {_END} to be one token, and this tokenizer has it as "
+                f"{len(end)}"
+            )
+        return ThinkingBudget(tokens, end[0], tuple(self._tokenizer.encode(_CLOSE)))
+
+
+def _shared(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens two sequences start with in common."""
+    same = [ours == theirs for ours, theirs in zip(tokens, others, strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def sampling_defaults(directory: str | Path) -> Sampling:
+    """What a checkpoint's generation_config.json recommends; without one, the likeliest tokens.
+
+    Raises:
+        CheckpointError: the file is damaged, or a value is out of range.
+    """
+    file = Path(directory) / "generation_config.json"
+    if not file.is_file():
+        return Sampling()
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        values = {name: content[name] for name in names if content.get(name) is not None}
+        if content.get("do_sample"):
+            return Sampling(**{"temperature": 1.0, **values})
+        penalty = values.get("repetition_penalty", 1.0)
+        return Sampling(repetition_penalty=penalty)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{file}: {error}") from None

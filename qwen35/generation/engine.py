@@ -1,0 +1,445 @@
+"""Continuous batching: requests join and leave a running batch between two steps.
+
+A step reads some prompt tokens of the request at the head of the queue (a batch of its own, put
+into a slot when the prompt is read), chooses a token for every slot in use, and decodes all slots
+at once; idle ones are rows of length 0. `Batch` has the tensors; here is only who is next.
+
+Choosing is a graph of its own, not the end of decode's as in `generate`: logits to choose from also
+come from a prompt just read and out of the prefix cache, a thinking budget may put another token in
+the chosen one's place, and one decode graph then serves the likeliest tokens (no more than an
+argmax) and drawn ones. Logits stay on the device; a step moves one token per slot to the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..model.params import Params
+from ..model.rows import grow
+from ..model.state import State
+from ..prompts.inputs import Messages, RowPictures, encode_pictures, encode_prompts, piece
+from ..prompts.processor import Prompt
+from ..prompts.tokenizer import TextStream, TokenizerLike
+from .batch import Batch, Rows
+from .generate import end_tokens
+from .prefix_cache import CacheStats, PrefixCache
+from .request import Request, ThinkingBudget, cache_keys
+from .results import Piece
+from .sampling import Sampling
+
+# Smaller than `generate`'s, which cuts its chunk to the prompt: here one graph serves all prompts,
+# a short one pays for a whole chunk, and so does what is left of a prompt before each snapshot.
+PREFILL_CHUNK = 64
+SNAPSHOT_EVERY = 256
+CACHE_BYTES = 1 << 30
+
+
+class QueueFull(RuntimeError):
+    """As many requests wait as may: try again after some steps."""
+
+
+class _Filling(NamedTuple):
+    """A request whose prompt is being read.
+
+    row: what has been read, `done` tokens. stops: the lengths still to come at which the prompt is
+    cut and the state kept; the last is the prompt's. pictures: the prompt's, or None.
+    """
+
+    request: Request
+    row: Rows
+    done: int
+    stops: tuple[int, ...]
+    pictures: RowPictures | None
+
+
+class Engine:
+    """Runs many requests at once; a request's tokens are those that it would get alone.
+
+    Not thread-safe: one thread submits and steps.
+
+    Args:
+        params: on the device to run on; not split over a mesh.
+        tokenizer: as for `generate`.
+        slots: requests that run at once.
+        capacity: tokens that a slot holds, prompt and continuation.
+        max_capacity: where larger, a request that needs more makes the slots grow to the next
+            power of two, which compiles anew. None is `capacity`: nothing is compiled later.
+        prefill_chunk: prompt tokens that one prefill step takes.
+        budget: prompt tokens, in whole chunks, that are read between two decode steps: more gets
+            new requests started sooner, less keeps the running ones going. None is one chunk.
+        queue: requests that may wait.
+        cache_bytes: host memory for the prefix cache; 0 does without.
+        snapshot_every: tokens of a prompt between two snapshots for the prefix cache.
+        top_logprobs: the most likely tokens that a request can have reported.
+        clock: seconds, for deadlines and timings.
+        progress: show compilations on standard error.
+
+    Attributes:
+        batch: the slots' tensors.
+        cache: the prefix cache, or None.
+        waiting, running: requests in the queue; by slot, None where it is idle.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        tokenizer: TokenizerLike,
+        *,
+        slots: int = 8,
+        capacity: int = 2048,
+        max_capacity: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+        budget: int | None = None,
+        queue: int = 256,
+        cache_bytes: int = CACHE_BYTES,
+        snapshot_every: int = SNAPSHOT_EVERY,
+        top_logprobs: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+        progress: bool = False,
+    ) -> None:
+        budget = prefill_chunk if budget is None else budget
+        _check_positive(
+            slots=slots,
+            capacity=capacity,
+            prefill_chunk=prefill_chunk,
+            budget=budget,
+            queue=queue,
+            snapshot_every=snapshot_every,
+        )
+        if params.runtime.mesh is not None and params.runtime.mesh.size > 1:
+            raise ValueError(f"the engine runs on one device, not on {params.runtime.mesh}")
+        vocabulary = params.config.vocab_size
+        if not isinstance(top_logprobs, int) or not 0 <= top_logprobs <= vocabulary:
+            raise ValueError(f"top_logprobs must be from 0 to {vocabulary}, not {top_logprobs!r}")
+        limit = params.config.max_position_embeddings
+        capacity = min(capacity, limit)
+        self.max_capacity = min(max(capacity, max_capacity or 0), limit)
+        self.batch = Batch(
+            params,
+            slots=slots,
+            capacity=capacity,
+            chunk=min(prefill_chunk, capacity),
+            top_logprobs=top_logprobs,
+            progress=progress,
+        )
+        self.cache = PrefixCache(cache_bytes) if cache_bytes else None
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request | None] = [None] * slots
+        self._tokenizer = tokenizer
+        self._ends = end_tokens(params, tokenizer)
+        self._budget = budget
+        self._queue = queue
+        self._snapshot_every = snapshot_every
+        self._top_logprobs = top_logprobs
+        self._clock = clock
+        self._filling: _Filling | None = None
+        self._next_id = 0
+
+    def submit(
+        self,
+        prompt: str | Prompt | Messages | Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = Sampling(),
+        timeout: float | None = None,
+        thinking: ThinkingBudget | None = None,
+        boundaries: Sequence[int] = (),
+    ) -> Request:
+        """Queues a request; requests start in the order of their submission.
+
+        Args:
+            prompt: as one of `generate`'s.
+            max_new_tokens: the most tokens to add.
+            sampling: how its tokens are chosen.
+            timeout: seconds from now after which it ends, whatever it has.
+            thinking: ends a thought that gets too long.
+            boundaries: prompt lengths at which the prefix cache keeps the state: where another
+                prompt may go on differently, such as the end of a chat's last message.
+
+        Raises:
+            QueueFull: as many requests wait as may.
+            ValueError: the prompt is empty or does not fit, or settings are out of range.
+        """
+        if not isinstance(prompt, str | Prompt) and not len(prompt):
+            raise ValueError("the prompt is empty: at least one token is needed")
+        [row], [seen] = encode_prompts(self.batch.params, self._tokenizer, [prompt])
+        tokens, pictures = tuple(row), seen if seen is not None and seen.images.grid else None
+        self._check(tokens, max_new_tokens, sampling, thinking)
+        if len(self.waiting) >= self._queue:
+            raise QueueFull(f"{len(self.waiting)} requests wait already, as many as may")
+        now = self._clock()
+        request = Request(
+            id=self._next_id,
+            tokens=tokens,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            thinking=thinking,
+            deadline=None if timeout is None else now + timeout,
+            boundaries=tuple(boundaries),
+            ends=self._ends.union(sampling.stop),
+            stream=TextStream(self._tokenizer),
+            submitted=now,
+            keys=cache_keys(tokens, pictures),
+            pictures=pictures,
+        )
+        self._next_id += 1
+        self.waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request, which keeps what it has; one that has ended stays as it is."""
+        if not request.done:
+            with self._guard(request):
+                self._end(request, "cancelled")
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not self.waiting and self._filling is None and not any(self.running)
+
+    def step(self) -> list[Piece]:
+        """Reads some of a prompt, adds a token to every running request, and returns them.
+
+        What goes wrong in one request ends that one as "error". If a step of all slots fails, it
+        ends all that run; the engine goes on with those that wait.
+        """
+        self._expire()
+        pieces: list[Piece] = []
+        try:
+            self._read_prompts()
+            self._choose(pieces)
+            self._decode()
+        except BaseException as error:
+            self._reset(error)
+            if not isinstance(error, Exception):
+                raise
+        return pieces
+
+    def run(self) -> Iterator[Piece]:
+        """Steps until nothing is left to do, and yields the pieces of all requests."""
+        while not self.idle:
+            yield from self.step()
+
+    def stream(self, request: Request) -> Iterator[Piece]:
+        """Steps until the request has ended, and yields its pieces; others go on besides.
+
+        Raises the exception that ended it, if one did.
+        """
+        while not request.done:
+            yield from (piece for piece in self.step() if piece.row == request.id)
+        if request.error is not None:
+            raise request.error
+
+    def warm_up(self) -> None:
+        """Compiles all that any request of the present capacity needs: no later step compiles."""
+        self.batch.warm_up()
+
+    def keep(self, keys: Sequence[int], row: Rows) -> None:
+        """Puts a row that has read a prompt of these keys into the prefix cache."""
+        if self.cache is not None:
+            kv = self.batch.keys_and_values(row, self.cache.known(keys), len(keys))
+            self.cache.insert(keys, kv, self.batch.snapshot(row))
+
+    def recall(self, keys: Sequence[int]) -> tuple[int, Rows]:
+        """How many of these keys the prefix cache has a state for, and the row after those."""
+        if self.cache is not None:
+            match = self.cache.lookup(keys)
+            if match.snapshot is not None:
+                return match.length, self.batch.restore(match)
+        return 0, self.batch.blank()
+
+    def adopt(self, keys: Sequence[int], state: State, logits: Tensor) -> None:
+        """Puts a state of one row that has read these keys, as of `load_state`, into the cache.
+
+        Raises:
+            ValueError: it is longer than the engine's capacity.
+        """
+        if len(keys) > self.max_capacity:
+            raise ValueError(
+                f"a state of {len(keys)} tokens is over the engine's capacity of "
+                f"{self.max_capacity}"
+            )
+        self._make_room(len(keys))
+        self.keep(keys, Rows(grow(state, self.batch.capacity), logits))
+
+    @property
+    def compile_count(self) -> int:
+        """Graphs compiled so far; engines share them."""
+        return self.batch.compile_count
+
+    @property
+    def stats(self) -> CacheStats:
+        """What the prefix cache did and holds."""
+        return self.cache.stats if self.cache is not None else CacheStats()
+
+    def _read_prompts(self) -> None:
+        """Reads prompts for one step's budget, in order; a slot is taken when one is read."""
+        budget = self._budget
+        while budget > 0:
+            if self._filling is None:
+                if not self.waiting or None not in self.running:
+                    return
+                request = self.waiting.popleft()
+                with self._guard(request):
+                    self._filling = self._start(request)
+                continue
+            filling = self._filling
+            with self._guard(filling.request):
+                if filling.done < len(filling.request.tokens):
+                    budget -= self.batch.chunk
+                    filling = self._filling = self._read(filling)
+                if filling.done == len(filling.request.tokens):
+                    self._join(filling)
+
+    def _start(self, request: Request) -> _Filling:
+        """A row to read the prompt into, from the cache's best start."""
+        size = len(request.tokens)
+        self._make_room(size + request.max_new_tokens)
+        pictures = request.pictures and encode_pictures(self.batch.params, request.pictures)
+        if self.cache is None:
+            return _Filling(request, self.batch.blank(), 0, (size,), pictures)
+        match = self.cache.lookup(request.keys)
+        request.cached_tokens = match.length
+        # Where this prompt leaves another one, a third may leave it too.
+        stops = {size, match.shared, *request.boundaries, *range(0, size, self._snapshot_every)}
+        ahead = tuple(sorted(stop for stop in stops if match.length < stop <= size))
+        row = self.batch.restore(match) if match.snapshot is not None else self.batch.blank()
+        return _Filling(request, row, match.length, ahead, pictures)
+
+    def _read(self, filling: _Filling) -> _Filling:
+        """One chunk of the prompt."""
+        request, row, done, stops, pictures = filling
+        end = min(done + self.batch.chunk, stops[0])
+        here = None if pictures is None else piece([pictures], done, self.batch.chunk)
+        row = self.batch.prefill(row, request.tokens[done:end], here)
+        if end == stops[0]:
+            stops = stops[1:]
+            self.keep(request.keys[:end], row)
+        return filling._replace(row=row, done=end, stops=stops)
+
+    def _join(self, filling: _Filling) -> None:
+        """Gives the request a slot."""
+        request, slot = filling.request, self.running.index(None)
+        self.batch.put(slot, filling.row, request.sampling, request.tokens)
+        self.running[slot], self._filling = request, None
+
+    def _choose(self, pieces: list[Piece]) -> None:
+        """A token for every running request, from the logits of the step before."""
+        running = [request for request in self.running if request is not None]
+        if not running:
+            return
+        last = [r.new_tokens[-1] if r and r.new_tokens else None for r in self.running]
+        limits = [r.sampling.logprobs if r else None for r in self.running]
+        plain = all(request.sampling.plain for request in running)
+        chosen, now = self.batch.choose(last, limits, plain), self._clock()
+        for slot, (token, logprob) in enumerate(chosen):
+            request = self.running[slot]
+            if request is not None:
+                with self._guard(request):
+                    pieces.append(request.push(token, logprob, now))
+                    if request.done:
+                        self._leave(slot, request.new_tokens[:-1])  # the last is not decoded
+
+    def _decode(self) -> None:
+        """Runs the tokens just chosen."""
+        if any(self.running):
+            self.batch.decode([r.new_tokens[-1] if r else None for r in self.running])
+
+    def _leave(self, slot: int, decoded: Sequence[int]) -> None:
+        """Frees a slot, and keeps its state for a prompt that goes on from there."""
+        request, self.running[slot] = self.running[slot], None
+        if self.cache is not None:
+            self.keep((*request.keys, *decoded), self.batch.take(slot))
+
+    def _make_room(self, needed: int) -> None:
+        if needed > self.batch.capacity:
+            self.batch.grow(min(1 << (needed - 1).bit_length(), self.max_capacity))
+            if self._filling is not None:
+                row = self._filling.row
+                row = row._replace(state=grow(row.state, self.batch.capacity))
+                self._filling = self._filling._replace(row=row)
+
+    def _expire(self) -> None:
+        now = self._clock()
+        filling = [self._filling.request] if self._filling is not None else []
+        for request in [*self.waiting, *filling, *filter(None, self.running)]:
+            if request.deadline is not None and now >= request.deadline:
+                with self._guard(request):
+                    self._end(request, "timeout")
+
+    def _end(self, request: Request, reason: str) -> None:
+        """Takes a request out between two steps, wherever it is."""
+        request.finish_reason = reason
+        if request in self.running:
+            self._leave(self.running.index(request), request.new_tokens)
+        self._forget(request)
+        request.text += request.stream.finish()
+
+    def _forget(self, request: Request) -> None:
+        if self._filling is not None and self._filling.request is request:
+            self._filling = None
+        if request in self.waiting:
+            self.waiting.remove(request)
+        if request in self.running:
+            self.running[self.running.index(request)] = None
+
+    @contextlib.contextmanager
+    def _guard(self, request: Request) -> Iterator[None]:
+        """An exception in here ends this request and nothing else."""
+        try:
+            yield
+        except Exception as error:
+            request.finish_reason, request.error = "error", error
+            self._forget(request)
+
+    def _reset(self, error: BaseException) -> None:
+        """Ends all running requests: a step that failed may have consumed their state."""
+        for request in filter(None, self.running):
+            request.finish_reason = "error"
+            request.error = error if isinstance(error, Exception) else RuntimeError("interrupted")
+        self.running = [None] * len(self.running)
+        self.batch.reset()
+
+    def _check(
+        self,
+        tokens: tuple[int, ...],
+        max_new_tokens: int,
+        sampling: Sampling,
+        thinking: ThinkingBudget | None,
+    ) -> None:
+        vocabulary = self.batch.params.config.vocab_size
+        wrong = next((token for token in tokens if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise ValueError(
+                f"the prompt has token id {wrong}, outside the vocabulary of {vocabulary}"
+            )
+        _check_positive(max_new_tokens=max_new_tokens)
+        needed = len(tokens) + max_new_tokens
+        if needed > self.max_capacity:
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens and {max_new_tokens} more are asked for: "
+                f"{needed} in all, over the engine's capacity of {self.max_capacity}"
+            )
+        sampling.check_vocabulary(vocabulary)
+        if (sampling.logprobs or 0) > self._top_logprobs:
+            raise ValueError(
+                f"logprobs is {sampling.logprobs}, over the engine's top_logprobs of "
+                f"{self._top_logprobs}"
+            )
+        if thinking is not None and sampling.logprobs is not None:
+            raise ValueError("a thinking budget puts in tokens of its own, without logprobs")
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, not {value!r}")

@@ -1,0 +1,345 @@
+"""Choosing the next token from logits: pure functions over per-row tensors, part of a step's graph.
+
+No operation sorts. A draw is the argmax of logits with Gumbel noise added, and top-k and top-p are
+thresholds, found bit by bit: each of the fixed number of rounds compares all logits with a
+candidate and sums. Settings are data: other values, or other ones in each row, need no other graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..xla.devices import indices
+from .threefry import gumbel
+
+# Added to a token's count when it stands in the prompt.
+_IN_PROMPT = 1 << 20
+# A single setting for several rows gives each its own seed; the golden ratio spreads them.
+_SEED_STEP = 0x9E3779B97F4A7C15
+_SEEDS = 2**62
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a row's tokens are chosen.
+
+    In this order: logit bias and banned tokens, the penalties, temperature, top-k, top-p over
+    what top-k leaves, min-p, the draw. Tokens of equal logits stay or go together.
+
+    Attributes:
+        temperature: 0 takes the most likely token; above, logits are divided by it.
+        seed: a token's draw depends on the seed, its position in the sequence and the row's logits
+            alone. Of a batch with one setting for all, row b has a seed derived from this and b,
+            row 0 this one.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens up to and including the one whose probability brings
+            their sum to top_p; 1 keeps all.
+        min_p: keep tokens at least min_p times as likely as the most likely one; 0 keeps all.
+        repetition_penalty: logits of tokens in prompt or continuation are divided by it where
+            positive and multiplied where negative (Keskar et al., "CTRL", 2019); 1 is off.
+        presence_penalty: subtracted from logits of tokens in the continuation.
+        frequency_penalty: the same for each time they are there.
+        logit_bias: by token id, what is added to its logit.
+        banned: ids that are never chosen.
+        stop: ids that end the row, besides the model's own end tokens.
+        logprobs: report log probabilities of the chosen token and of this many most likely ones,
+            as the model gives them, before all of the above. None reports none.
+    """
+
+    temperature: float = 0.0
+    seed: int = 0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
+    banned: Iterable[int] = ()
+    stop: Iterable[int] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        def check(name: str, good: bool, wanted: str) -> None:
+            if not good:
+                raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+
+        check("temperature", _number(self.temperature) and self.temperature >= 0, "a number >= 0")
+        check("seed", _whole(self.seed) and self.seed < _SEEDS, "an integer from 0 to 2^62 - 1")
+        check("top_k", _whole(self.top_k) and self.top_k < 2**24, "an integer >= 0 (0: all tokens)")
+        check("top_p", _number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1")
+        check("min_p", _number(self.min_p) and 0 <= self.min_p <= 1, "from 0 to 1")
+        penalty = self.repetition_penalty
+        check("repetition_penalty", _number(penalty) and penalty > 0, "a number above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            check(name, _number(getattr(self, name)), "a number")
+        check("logprobs", self.logprobs is None or _whole(self.logprobs), "None or an integer >= 0")
+        bias = self.logit_bias
+        pairs = tuple(bias.items() if isinstance(bias, Mapping) else map(tuple, bias))
+        good = all(len(pair) == 2 and _whole(pair[0]) and _number(pair[1]) for pair in pairs)
+        check("logit_bias", good, "numbers by token id (banned forbids a token)")
+        object.__setattr__(self, "logit_bias", pairs)
+        for name in ("banned", "stop"):
+            ids = tuple(getattr(self, name))
+            check(name, all(map(_whole, ids)), "token ids")
+            object.__setattr__(self, name, ids)
+
+    @property
+    def penalized(self) -> bool:
+        """Whether tokens have to be counted."""
+        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return penalties != (1, 0, 0)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the most likely token is all that is asked for."""
+        biased = self.logit_bias or self.banned
+        return not (self.temperature or self.penalized or biased or self.logprobs is not None)
+
+    def for_row(self, row: int) -> Sampling:
+        """The settings of row `row` of a batch that has been given this one for all."""
+        if row == 0:
+            return self
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Sampling(**values | {"seed": (self.seed + row * _SEED_STEP) % _SEEDS})
+
+    def check_vocabulary(self, vocabulary: int) -> None:
+        """Raises ValueError for an id outside the vocabulary, or if nothing may be chosen."""
+        biased = tuple(token for token, _ in self.logit_bias)
+        for name, ids in (("logit_bias", biased), ("banned", self.banned), ("stop", self.stop)):
+            wrong = [token for token in ids if token >= vocabulary]
+            if wrong:
+                raise ValueError(
+                    f"{name} has token id {wrong[0]}, outside the vocabulary of {vocabulary}"
+                )
+        if len(set(self.banned)) == vocabulary:
+            raise ValueError(f"banned has all {vocabulary} tokens: one must be left to choose")
+        if self.logprobs is not None and self.logprobs > vocabulary:
+            raise ValueError(f"logprobs is {self.logprobs}, over the vocabulary of {vocabulary}")
+
+
+class Draw(NamedTuple):
+    """seed [B, 2] int32, temperature [B] float32 (0: no noise)."""
+
+    seed: Tensor
+    temperature: Tensor
+
+
+class Filters(NamedTuple):
+    """top_k (0: off), top_p, min_p: [B] float32."""
+
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+
+class Penalties(NamedTuple):
+    """repetition, presence, frequency: [B] float32."""
+
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
+
+
+class Controls(NamedTuple):
+    """The settings of B rows as a pytree. What is None is in no row's settings, nor in the graph.
+
+    bias [B, V] float32: added to the logits, -inf for banned tokens.
+    """
+
+    draw: Draw | None = None
+    filters: Filters | None = None
+    penalties: Penalties | None = None
+    bias: Tensor | None = None
+
+
+MOST_LIKELY = Controls()
+
+
+class Choice(NamedTuple):
+    """token [B] int64; logprob [B], top_tokens [B, n] and top_logprobs [B, n], or None."""
+
+    token: Tensor
+    logprob: Tensor | None = None
+    top_tokens: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+
+def controls_for(
+    samplings: Sequence[Sampling], vocabulary: int, *, everything: bool = False
+) -> Controls:
+    """The controls of rows with these settings, on the CPU.
+
+    Args:
+        samplings: one for each row.
+        vocabulary: V.
+        everything: make all parts, whether or not a row uses them: one graph for any settings.
+
+    Raises:
+        ValueError: settings have ids outside the vocabulary.
+    """
+    for sampling in samplings:
+        sampling.check_vocabulary(vocabulary)
+
+    def columns(*names: str) -> list[Tensor]:
+        rows = [[float(getattr(sampling, name)) for sampling in samplings] for name in names]
+        return list(torch.tensor(rows, dtype=torch.float32))
+
+    def used(condition: Callable[[Sampling], Any]) -> bool:
+        return everything or any(map(condition, samplings))
+
+    draw = filters = penalties = bias = None
+    if used(lambda s: s.temperature):
+        words = [(_signed(s.seed), _signed(s.seed >> 32)) for s in samplings]
+        draw = Draw(torch.tensor(words, dtype=torch.int32), *columns("temperature"))
+    if used(lambda s: s.temperature and (s.top_k or s.top_p < 1 or s.min_p)):
+        filters = Filters(*columns("top_k", "top_p", "min_p"))
+    if used(lambda s: s.penalized):
+        kinds = ("repetition", "presence", "frequency")
+        penalties = Penalties(*columns(*(f"{kind}_penalty" for kind in kinds)))
+    if used(lambda s: s.logit_bias or s.banned):
+        bias = torch.zeros(len(samplings), vocabulary)
+        for row, sampling in enumerate(samplings):
+            for token, value in sampling.logit_bias:
+                bias[row, token] += value
+            bias[row, list(sampling.banned)] = -math.inf
+    return Controls(draw, filters, penalties, bias)
+
+
+def counts_for(prompts: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
+    """What penalties need to know of prompts: counts [B, V] int32, on the CPU.
+
+    A count is the times that a token is in the continuation, plus 2^20 if it is in the prompt.
+    """
+    counts = torch.zeros(len(prompts), vocabulary, dtype=torch.int32)
+    for row, prompt in enumerate(prompts):
+        counts[row, list(prompt)] = _IN_PROMPT
+    return counts
+
+
+def count(counts: Tensor, token: Tensor, active: Tensor | None = None) -> Tensor:
+    """The counts [B, V] after token [B] has become part of the (active [B]) continuations."""
+    here = indices(counts.shape[1], token.device) == token[:, None]
+    if active is not None:
+        here = here & active[:, None]
+    return counts + here.to(torch.int32)
+
+
+def choose(
+    logits: Tensor,
+    controls: Controls = MOST_LIKELY,
+    position: Tensor | None = None,
+    counts: Tensor | None = None,
+    logprobs: int | None = None,
+) -> Choice:
+    """The next token of each row.
+
+    Args:
+        logits: [B, V] float32, as the model gives them.
+        controls: the rows' settings; without any, the most likely token is taken.
+        position: [B] int32, the position that the token will have; a draw needs it.
+        counts: [B, V] int32; penalties need them.
+        logprobs: how many most likely tokens to report, None for no log probabilities. Static.
+    """
+    token = _token(logits, controls, position, counts)
+    if logprobs is None:
+        return Choice(token)
+    normal = logits.log_softmax(-1)
+    top_tokens, top_values = [], []
+    rest, ids = normal, indices(logits.shape[1], logits.device)
+    for _ in range(logprobs):
+        best = rest.argmax(-1, keepdim=True)
+        top_tokens.append(best)
+        top_values.append(rest.gather(1, best))
+        rest = torch.where(ids == best, -math.inf, rest)
+    chosen = normal.gather(1, token[:, None]).squeeze(1)
+    if not logprobs:
+        return Choice(token, chosen)
+    return Choice(token, chosen, torch.cat(top_tokens, 1), torch.cat(top_values, 1))
+
+
+def _token(
+    logits: Tensor, controls: Controls, position: Tensor | None, counts: Tensor | None
+) -> Tensor:
+    draw, filters, penalties, bias = controls
+    if bias is not None:
+        logits = logits + bias
+    if penalties is not None:
+        logits = _penalize(logits, penalties, counts)
+    if draw is None:
+        return logits.argmax(-1)
+    random = draw.temperature > 0
+    temperature = torch.where(random, draw.temperature, 1.0)[:, None]
+    # How far each logit lies below the largest: what softmax depends on, and never negative.
+    distance = (logits.amax(-1, keepdim=True) - logits) / temperature
+    noise = gumbel(draw.seed, position, logits.shape[1])
+    score = torch.where(random[:, None], noise, 0.0) - distance
+    if filters is not None:
+        score = torch.where(kept(distance, filters), score, -math.inf)
+    return score.argmax(-1)
+
+
+def _penalize(logits: Tensor, penalties: Penalties, counts: Tensor) -> Tensor:
+    repetition = penalties.repetition[:, None]
+    repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+    logits = torch.where(counts > 0, repeated, logits)
+    times = (counts & (_IN_PROMPT - 1)).float()
+    per_token = penalties.presence[:, None] * (times > 0).float()
+    return logits - per_token - penalties.frequency[:, None] * times
+
+
+def kept(distance: Tensor, filters: Filters) -> Tensor:
+    """Which tokens top-k, top-p and min-p leave, bool [B, V].
+
+    Args:
+        distance: [B, V] >= 0, how far each logit is below the row's largest.
+    """
+    weight = torch.exp(-distance)
+    top_k = torch.where(filters.top_k > 0, filters.top_k, math.inf)
+    limit = _largest_below(torch.ones_like(distance), distance, top_k)
+    weight = torch.where(distance <= limit[:, None], weight, 0.0)
+    mass = torch.where(filters.top_p < 1, filters.top_p * weight.sum(-1), math.inf)
+    limit = torch.minimum(limit, _largest_below(weight, distance, mass))
+    return (distance <= limit[:, None]) & (weight >= filters.min_p[:, None])
+
+
+def _largest_below(weight: Tensor, distance: Tensor, target: Tensor) -> Tensor:
+    """The largest float32 t [B] for which the weights at distances < t sum to less than target.
+
+    Tokens at distance t or less are then the fewest that reach the target, ties included. t is
+    built bit by bit, the exponent first (2^-64 to 2^63, nearer to 0 is 0), then 23 bits of the
+    fraction: 31 rounds of a comparison and a sum, and exact, where halving an interval is not.
+    """
+
+    def below(t: Tensor) -> Tensor:
+        return torch.where(distance < t[:, None], weight, 0.0).sum(-1) < target
+
+    bit = torch.full_like(target, 2.0**-64)
+    for power in (64, 32, 16, 8, 4, 2, 1):
+        larger = bit * 2.0**power
+        bit = torch.where(below(larger), larger, bit)
+    t = torch.where(below(bit), bit, 0.0)
+    for _ in range(23):
+        bit = bit * 0.5
+        t = torch.where(below(t + bit), t + bit, t)
+    return t
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _signed(word: int) -> int:
+    """The low 32 bits as int32."""
+    word &= 0xFFFFFFFF
+    return word - (1 << 32) if word >= 1 << 31 else word

@@ -1,0 +1,1 @@
+"""Graphs as objects of study: export, lint, counts, what a rank holds."""

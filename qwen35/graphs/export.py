@@ -1,0 +1,279 @@
+"""Traces the graph that a rank runs, without weights, and reports on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..model.config import Config, VisionConfig
+from ..model.decoder import decode, prefill
+from ..model.params import Runtime, VisionParams, as_dtype
+from ..model.state import init_state
+from ..sharding.mesh import Mesh
+from ..vision.frames import Frames, groups
+from ..vision.tower import tower
+from ..xla import trees
+from ..xla.devices import xla
+from .hlo import Module
+from .lint import Case, lint
+from .placement import abstract_params
+
+PHASES = ("prefill", "prefill_images", "decode", "vision")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The graph of a step.
+
+    Attributes:
+        text, proto: the HLO module; the proto has the donated buffers' aliases.
+        arguments: per argument of the graph the path of the tensor, e.g.
+            "params.layers[0].in_proj", or "captured" for what torch-xla adds.
+        paths: of all tensors that the step was given.
+        donated: (argument, output) pairs: the output takes the donated argument's memory.
+    """
+
+    text: str
+    proto: bytes
+    arguments: tuple[str, ...]
+    paths: tuple[str, ...]
+    donated: tuple[tuple[int, int], ...]
+
+    @functools.cached_property
+    def module(self) -> Module:
+        """The parsed text."""
+        return Module(self.text)
+
+    def case(self, config: Config | VisionConfig, mesh: Mesh) -> Case:
+        """What `lint` checks."""
+        return Case(self.module, self.arguments, self.paths, self.donated, config, mesh)
+
+
+@dataclass(frozen=True)
+class Graph(Lowered):
+    """The graph of a rank, and what was traced: `tokens` per row of one step (1 in decode; of the
+    vision tower, those of a frame, padding included), `batch` rows of this rank, or frames."""
+
+    phase: str
+    mesh: Mesh
+    rank: int
+    tokens: int
+    capacity: int
+    batch: int
+    dtype: str
+    config: Config
+
+    def lint(self) -> list[str]:
+        """The rules of `qwen35.graphs.lint` that the graph breaks."""
+        config = self.config.vision if self.phase == "vision" else self.config
+        return lint(self.case(config, self.mesh))
+
+
+def trace(
+    config: Config,
+    phase: str,
+    *,
+    mesh: Mesh = Mesh(),
+    rank: int = 0,
+    tokens: int = 128,
+    capacity: int = 4096,
+    batch: int = 1,
+    dtype: torch.dtype | str = torch.bfloat16,
+) -> Graph:
+    """Traces a step of the model for one rank, as `qwen35.jit` would, on tensors without data.
+
+    With tp > 1 it is the graph of one process per rank. Nothing is computed or compiled. The
+    state is donated.
+
+    Args:
+        config: the model; a step of the text model does not take the vision tower.
+        phase: "prefill", "prefill_images" (with `embeds` and `positions`), "decode" or "vision",
+            the tower on frames of one size.
+        mesh, rank: which rank's graph; the ranks' graphs are equal, rank is data.
+        tokens: of each row in one prefill step, or of each frame after merging.
+        capacity: tokens that the KV cache holds.
+        batch: rows, or frames, of this rank.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        ValueError: an argument is out of range, the model has no vision tower for that phase, or
+            the mesh can't split it.
+    """
+    if phase not in PHASES:
+        raise ValueError(f"phase must be one of {PHASES}, not {phase!r}")
+    tokens = 1 if phase == "decode" else tokens
+    if not 1 <= tokens <= capacity:
+        raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
+    runtime = Runtime(mesh=mesh, rank=rank)
+    traced = {"phase": phase, "mesh": mesh, "rank": rank, "capacity": capacity, "batch": batch}
+    traced |= {"config": config, "dtype": str(as_dtype(dtype)).removeprefix("torch.")}
+    if phase == "vision":
+        if config.vision is None:
+            raise ValueError("the model has no vision tower to trace")
+        vision = abstract_params(config, dtype=dtype, runtime=runtime).vision
+        frames = _abstract_frames(vision, batch, tokens)
+        lowered = lower(
+            lambda vision, state, frames: (tower(vision, frames), state), vision, (), frames
+        )
+        padded = frames.patches.shape[1] // config.vision.merge_factor
+        return Graph(**vars(lowered), **traced, tokens=padded)
+    params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime)
+    shape = (batch,) if phase == "decode" else (batch, tokens)
+    ids = torch.empty(shape, dtype=torch.int32, device="meta")
+    more = {}
+    if phase == "prefill_images":
+        size = (batch, tokens, config.hidden_size)
+        more["embeds"] = torch.empty(size, dtype=params.dtype, device="meta")
+        more["positions"] = ids.expand(3, batch, tokens)
+    step = decode if phase == "decode" else prefill
+    lowered = lower(step, params, init_state(params, batch, capacity), ids, **more)
+    return Graph(**vars(lowered), **traced, tokens=tokens)
+
+
+def _abstract_frames(vision: VisionParams, count: int, tokens: int) -> Frames:
+    """`count` frames of that many tokens, without data."""
+    config = vision.config
+    size = (1, config.spatial_merge_size, config.spatial_merge_size * tokens)
+    patches = torch.zeros(tokens * config.merge_factor, config.patch_dim, dtype=vision.dtype)
+    [frame] = groups(config, patches, [size])
+    frames = frame._replace(patches=frame.patches.expand(count, -1, -1))
+    return trees.map_tensors(lambda tensor: tensor.to("meta"), frames)
+
+
+def lower(
+    step: Callable[..., tuple[Any, Any]], params: Any, state: Any, tokens: Any, **more: Any
+) -> Lowered:
+    """Traces `step(params, state, tokens, **more) -> (logits, state)` on trees of meta tensors.
+
+    The state is donated: each of its tensors gives its memory to the one that replaces it.
+    """
+    first = {"params": params, "state": state, "tokens": tokens}
+    first, more = trees.map_tensors(_placeholder, (first, more))
+    core = xla()._XLAC
+    scalars = core._get_xla_all_numbers_special_scalars()
+    core._set_xla_all_numbers_special_scalars(True)  # Python numbers become HLO constants
+    try:
+        with torch.no_grad():
+            logits, state = step(*first.values(), **more)
+            # A value that passes through unchanged is an output of its own in the graph.
+            state = trees.map_tensors(lambda t: t.permute(tuple(range(t.dim()))), state)
+    finally:
+        core._set_xla_all_numbers_special_scalars(scalars)
+    outputs = [("logits", logits), *_named_tensors(state, "state")]
+    tensors = [tensor for _, tensor in outputs]
+    leaves = [pair for name, tree in (first | more).items() for pair in _named_tensors(tree, name)]
+    handles = core._get_tensors_handle([leaf for _, leaf in leaves])
+    path_of = {handle: path for handle, (path, _) in zip(handles, leaves, strict=True)}
+    _, inputs = core._get_tensors_xla_device_data_node(tensors)
+    order = core._get_tensors_handle(list(inputs))
+    paths = tuple(path_of.get(handle, "captured") for handle in order)
+    place = {path: index for index, (path, _) in enumerate(outputs)}
+    donated = tuple((number, place[path]) for number, path in enumerate(paths) if path in place)
+    return Lowered(
+        core._get_xla_tensors_hlo(tensors),
+        core._get_xla_tensors_hlo_proto(tensors) + alias_field(donated),
+        paths,
+        tuple(path for path, _ in leaves),
+        donated,
+    )
+
+
+def _named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
+    leaves = trees.named_leaves(tree, name)
+    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _placeholder(tensor: torch.Tensor) -> torch.Tensor:
+    xla()
+    from torch_xla.core import xla_builder
+
+    return xla_builder.create_placeholder_tensor(tensor.shape, tensor.dtype)
+
+
+def alias_field(donated: tuple[tuple[int, int], ...]) -> bytes:
+    """`input_output_alias` of an HloModuleProto (field 8), to be appended to a serialised one.
+
+    torch-xla adds it only while it compiles. Each entry (field 1 of the alias message) has the
+    output's index (1), the parameter's number (2) and a kind (4): 1 is "may alias", as there.
+    """
+
+    def message(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+    entries = b""
+    for argument, output in donated:
+        index = message(1, _varint(output))
+        entries += message(1, index + bytes([2 << 3]) + _varint(argument) + bytes([4 << 3, 1]))
+    return message(8, entries)
+
+
+def _varint(value: int) -> bytes:
+    encoded = b""
+    while value > 0x7F:
+        encoded += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return encoded + bytes([value])
+
+
+def report(graph: Graph) -> dict[str, Any]:
+    """What a graph holds and costs, as plain values for JSON. Bytes and FLOPs are of one rank.
+
+    `bytes_read` counts every argument once, of a lookup table the rows that are looked up;
+    `bytes_written` the outputs, of a KV cache the new tokens. `peak_bytes` is arguments plus
+    outputs that no argument gives its memory to, plus the temporaries of an unfused run.
+    """
+    module = graph.module
+    kinds = {"params": "weights", "state": "state", "tokens": "tokens", "captured": "captured"}
+    arguments: dict[str, dict[str, int]] = {
+        kind: {"count": 0, "bytes": 0, "bytes_read": 0} for kind in kinds.values()
+    }
+    for path, parameter in zip(graph.arguments, module.parameters, strict=True):
+        entry = arguments[kinds[path.partition(".")[0]]]
+        entry["count"] += 1
+        entry["bytes"] += parameter.bytes
+        entry["bytes_read"] += module.bytes_read(parameter)
+    aliased = {output for _, output in graph.donated}
+    outputs = [module.entry[name] for name in module.root.operands]
+    fresh = sum(out.bytes for index, out in enumerate(outputs) if index not in aliased)
+    argument_bytes = sum(entry["bytes"] for entry in arguments.values())
+    temporaries = module.temporary_bytes()
+    read = sum(entry["bytes_read"] for entry in arguments.values())
+    return {
+        "phase": graph.phase,
+        "mesh": dataclasses.asdict(graph.mesh),
+        "rank": graph.rank,
+        "batch": graph.batch,
+        "tokens": graph.tokens,
+        "capacity": graph.capacity,
+        "dtype": graph.dtype,
+        "arguments": arguments,
+        "argument_bytes": argument_bytes,
+        "flops": module.flops(),
+        "bytes_read": read,
+        "bytes_read_per_token": read / (graph.batch * graph.tokens),
+        "bytes_written": sum(_written(module, out) for out in outputs),
+        "collectives": module.collectives(),
+        "donated": [
+            {"argument": graph.arguments[number], "parameter": number, "output": output}
+            for number, output in graph.donated
+        ],
+        "histogram": module.histogram(),
+        "custom_calls": module.custom_calls(),
+        "constant_bytes": module.constant_bytes(),
+        "temporary_bytes": temporaries,
+        "peak_bytes": argument_bytes + fresh + temporaries,
+    }
+
+
+def _written(module: Module, output: Any) -> int:
+    """Bytes that an output takes to write; a scatter into a donated buffer writes its updates."""
+    while output.opcode in ("reshape", "transpose") and output.operands:
+        output = module.entry[output.operands[0]]
+    if output.opcode == "scatter":
+        return module.entry[output.operands[2]].bytes
+    return output.bytes

@@ -1,0 +1,253 @@
+"""Rules that a graph has to keep to compile and to run well on Neuron, each a function.
+
+A rule takes a `Case` and returns a list of findings, empty when the graph keeps it. Reasons and
+sources: neuronx-cc refuses dynamic shapes (NCC_EMOD025), sort (NCC_EVRF029), triangular solve
+(NCC_EVRF001) and float64; decode is bound by reading the weights, so they are read once, as they
+are stored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..model.config import Config, VisionConfig
+from ..sharding.mesh import Mesh
+from .hlo import COLLECTIVES, Instruction, Module
+
+CONSTANT_LIMIT = 2**20
+# A tensor derived from weights that is this large is a copy of them, not a gate or a norm.
+WEIGHT_SIZED = 2**20
+
+_FORBIDDEN = {
+    "sort": "sort",
+    "triangular-solve": "triangular solve",
+    "cholesky": "cholesky",
+    "fft": "fft",
+}
+_HOST = frozenset(
+    ("infeed", "outfeed", "send", "send-done", "recv", "recv-done", "copy-start", "copy-done")
+)
+_INTEGER_ARITHMETIC = frozenset(
+    (
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "remainder",
+        "power",
+        "negate",
+        "abs",
+        "dot",
+        "reduce",
+    )
+)
+_INDEXED = frozenset(("gather", "scatter", "dynamic-slice", "dynamic-update-slice"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph and what it should be.
+
+    Attributes:
+        module: the graph.
+        arguments: per argument of the graph the path of its tensor: "params...", "state...".
+        paths: of all tensors that the step was given, whether or not the graph takes them.
+        donated: (argument, output) pairs.
+        config, mesh: of the model, or of its vision tower alone.
+    """
+
+    module: Module
+    arguments: tuple[str, ...]
+    paths: tuple[str, ...]
+    donated: tuple[tuple[int, int], ...]
+    config: Config | VisionConfig
+    mesh: Mesh
+
+    def argument(self, prefix: str) -> list[tuple[str, Instruction]]:
+        """(path, instruction) of the arguments under a prefix."""
+        pairs = zip(self.arguments, self.module.parameters, strict=True)
+        return [(path, parameter) for path, parameter in pairs if path.startswith(prefix)]
+
+
+def lint(case: Case) -> list[str]:
+    """Everything that is wrong with a graph, each finding with its rule's name."""
+    return [f"{rule.__name__}: {finding}" for rule in RULES for finding in rule(case)]
+
+
+def static_shapes(case: Case) -> list[str]:
+    """No dimension is bounded or unknown."""
+    return [
+        f"{i.name} ({i.opcode}) has a dynamic dimension"
+        for i in case.module.instructions
+        if any(array.dynamic for array in i.arrays)
+    ]
+
+
+def supported_operations(case: Case) -> list[str]:
+    """Nothing that the compiler refuses."""
+    return [
+        f"{i.name} is a {_FORBIDDEN[i.opcode]}"
+        for i in case.module.instructions
+        if i.opcode in _FORBIDDEN
+    ]
+
+
+def no_float64(case: Case) -> list[str]:
+    """No value of a 64-bit floating or complex type."""
+    wide = ("f64", "c64", "c128")
+    return [
+        f"{i.name} ({i.opcode}) is {array.dtype}"
+        for i in case.module.instructions
+        for array in i.arrays
+        if array.dtype in wide
+    ]
+
+
+def integers_64_only_index(case: Case) -> list[str]:
+    """64-bit integers are computed with only where the result is an index or counts a loop."""
+    return [
+        f"{i.name} ({i.opcode}) computes in {i.arrays[0].dtype} what is not only an index"
+        for i in case.module.instructions
+        if i.opcode in _INTEGER_ARITHMETIC
+        and any(array.dtype in ("s64", "u64") for array in i.arrays)
+        and not _only_indexes(case.module, i, set())
+    ]
+
+
+def _only_indexes(module: Module, instruction: Instruction, seen: set[int]) -> bool:
+    """Whether every use of a 64-bit integer ends as an index, in a comparison or in 32 bits."""
+    if id(instruction) in seen:  # a loop's counter comes back to where it was counted
+        return True
+    seen.add(id(instruction))
+    for user in instruction.users:
+        if user.opcode in _INDEXED:
+            first_index = 2 if user.opcode == "dynamic-update-slice" else 1
+            if instruction.name not in user.operands[first_index:]:
+                return False
+        elif user.opcode == "compare":
+            continue
+        elif user.opcode == "tuple" and user.root:
+            place = user.operands.index(instruction.name)
+            next_round = module.next_round(user, place)
+            if next_round is None or not all(_only_indexes(module, i, seen) for i in next_round):
+                return False
+        elif user.arrays and user.arrays[0].dtype in ("s64", "u64"):
+            if user.root or not _only_indexes(module, user, seen):
+                return False
+        elif user.opcode != "convert" or user.arrays[0].dtype not in ("s32", "u32"):
+            return False
+    return not instruction.root
+
+
+def no_host_transfers(case: Case) -> list[str]:
+    """The graph runs from start to end on the device."""
+    found = [f"{i.name} is {i.opcode}" for i in case.module.instructions if i.opcode in _HOST]
+    return found + [
+        f"custom call of {target}"
+        for target in case.module.custom_calls()
+        if "callback" in target.lower() or "host" in target.lower()
+    ]
+
+
+def loops_have_constant_bounds(case: Case) -> list[str]:
+    """A `while` compares its counter with a constant."""
+    found = []
+    for i in case.module.instructions:
+        if i.opcode != "while":
+            continue
+        name = i.attributes.partition("condition=%")[2].split(",")[0].split(" ")[0]
+        condition = case.module.computations[name]
+        root = next(value for value in condition.values() if value.root)
+        operands = [condition[operand] for operand in root.operands]
+        if root.opcode != "compare" or not any(o.opcode == "constant" for o in operands):
+            found.append(f"{i.name} runs while {root.opcode} of values known only at run time")
+    return found
+
+
+def weights_are_arguments_read_once(case: Case) -> list[str]:
+    """Each weight is an argument of its own and has one reader, lookups of single rows aside."""
+    counts = Counter(path for path in case.arguments if path.startswith("params"))
+    found = [
+        f"{path} is not an argument of the graph"
+        for path in case.paths
+        if path.startswith("params") and not counts[path]
+    ]
+    for path, parameter in case.argument("params"):
+        if len(parameter.arrays[0].shape) < 2 or parameter.bytes < WEIGHT_SIZED:
+            continue
+        readers = [r for r in case.module.readers(parameter) if r.opcode != "gather"]
+        if len(readers) > 1:
+            found.append(f"{path} is read by {', '.join(r.name for r in readers)}")
+    return found
+
+
+def state_is_donated(case: Case) -> list[str]:
+    """Every state tensor is an argument whose memory an output of its type takes over."""
+    pairs = dict(case.donated)
+    given = {path: number for number, path in enumerate(case.arguments)}
+    outputs = [case.module.entry[name] for name in case.module.root.operands]
+    found = []
+    for path in case.paths:
+        if not path.startswith("state"):
+            continue
+        number = given.get(path)
+        if number is None:
+            found.append(f"{path} is not an argument of the graph")
+        elif number not in pairs:
+            found.append(f"{path} is not donated")
+        elif case.module.parameters[number].arrays != outputs[pairs[number]].arrays:
+            found.append(f"{path} is donated to an output of another type")
+    return found
+
+
+def collectives_as_designed(case: Case) -> list[str]:
+    """Two all-reduces a layer, one for the embedding, one gather of the logits; in the vision
+    tower two a layer and one in the merger; alone, none."""
+    if isinstance(case.config, VisionConfig):
+        designed = {"all-reduce": 2 * case.config.depth + 1}
+    else:
+        designed = {"all-reduce": 2 * case.config.num_hidden_layers + 1, "all-gather": 1}
+    designed = designed if case.mesh.tp > 1 else {}
+    counts = Counter(i.opcode for i in case.module.instructions if i.opcode in COLLECTIVES)
+    return [
+        f"{counts[op]} {op}, designed are {designed.get(op, 0)}"
+        for op in sorted(COLLECTIVES)
+        if counts[op] != designed.get(op, 0)
+    ]
+
+
+def weights_are_used_as_stored(case: Case) -> list[str]:
+    """No weight-sized tensor is transposed, converted or copied."""
+    found = []
+    for path, parameter in case.argument("params"):
+        if parameter.bytes < WEIGHT_SIZED:
+            continue
+        for reader in case.module.readers(parameter):
+            if reader.opcode in ("transpose", "convert", "copy"):
+                found.append(f"{path} goes through a {reader.opcode} ({reader.name})")
+    return found
+
+
+def small_constants(case: Case) -> list[str]:
+    """Less than 1 MiB of data is embedded in the graph."""
+    total = case.module.constant_bytes()
+    if total < CONSTANT_LIMIT:
+        return []
+    return [f"constants of {total} bytes, the limit is {CONSTANT_LIMIT}"]
+
+
+RULES: tuple[Callable[[Case], list[str]], ...] = (
+    static_shapes,
+    supported_operations,
+    no_float64,
+    integers_64_only_index,
+    no_host_transfers,
+    loops_have_constant_bounds,
+    weights_are_arguments_read_once,
+    state_is_donated,
+    collectives_as_designed,
+    weights_are_used_as_stored,
+    small_constants,
+)

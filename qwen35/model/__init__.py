@@ -1,0 +1,1 @@
+"""The text decoder: configuration, parameters, state and the functions over them."""

@@ -1,0 +1,68 @@
+"""All ranks of a mesh in one process (`Runtime(rank=None)`): the functions that change with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..sharding import spmd
+from .params import Params, Runtime, VisionParams
+from .stacked_layers import StackedLayers
+
+# What is small beside a layer's matrices, or beside the rest of its state.
+_SMALL = frozenset(
+    ("input_norm", "conv", "a_log", "dt_bias", "norm", "post_norm", "q_norm", "k_norm")
+)
+
+
+def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device: str) -> Params:
+    """The stacked parameters of all ranks; `build(runtime)` gives one rank's, on the CPU."""
+    if device != "xla":
+        raise ValueError(
+            f"rank=None keeps each rank's share on an XLA device of its own: device must be "
+            f"'xla', not {device!r}"
+        )
+    ranks = [
+        build(dataclasses.replace(runtime, rank=rank)).with_runtime(rank=None)
+        for rank in range(runtime.mesh.size)
+    ]
+    ranks = [dataclasses.replace(rank, layers=stack_small(rank.layers)) for rank in ranks]
+    return spmd.stack(ranks, runtime.mesh)
+
+
+def stack_small(layers: Sequence[Any]) -> StackedLayers:
+    """One rank's layers, of the parameters or of a state, as they are kept for all ranks."""
+    return StackedLayers.of(layers, _SMALL)
+
+
+def on_all_ranks(*returns_stacked: bool, **row_axes: int) -> Callable[[Callable], Callable]:
+    """Lets a function of one rank's `params` (and `state`), or `vision`, take all ranks' as well.
+
+    Args:
+        returns_stacked: per returned value, whether every rank keeps its own.
+        **row_axes: the parameters whose tensors have a batch's rows along another dimension than 0.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def of_one_rank(params: Params | VisionParams, *args: Any, **kwargs: Any) -> Any:
+            return function(params.with_runtime(rank=0), *args, **kwargs)
+
+        @functools.wraps(function)
+        def run(params: Params | VisionParams, *args: Any, **kwargs: Any) -> Any:
+            if params.runtime.rank is not None:
+                return function(params, *args, **kwargs)
+            mapped = spmd.shard_map(
+                of_one_rank,
+                params.runtime.mesh,
+                stacked=("params", "state", "vision"),
+                returns_stacked=returns_stacked,
+                row_axes=row_axes,
+            )
+            return mapped(params, *args, **kwargs)
+
+        return run
+
+    return decorate

@@ -1,0 +1,338 @@
+"""The text decoder as pure functions: tokens and a state in, logits and a new state out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..sharding.collectives import all_gather, all_reduce
+from ..xla.devices import indices
+from .all_ranks import on_all_ranks
+from .attention import attention
+from .config import FULL
+from .deltanet import deltanet
+from .linear import linear
+from .mlp import mlp
+from .norms import rms_norm
+from .params import AttentionLayer, DeltaNetLayer, Params
+from .rope import rope_table
+from .stacked_layers import like
+from .state import AttentionState, DeltaNetState, State, held_heads
+from .tokens import last_token
+
+
+@on_all_ranks(False, True, positions=1)
+def forward(
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None = None,
+    embeds: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """Runs T tokens of each row and returns the hidden state of every one.
+
+    Args:
+        params: the parameters.
+        state: the state before the first of the tokens.
+        tokens: [B, T] int32 or int64 ids; what stands beyond a row's length has no effect.
+        lengths: [B] valid tokens per row, 0 to T; None means all T. A row of length 0 keeps its
+            state bit for bit.
+        embeds: [B, T, H] floating, taken for the token's embedding where the token is the config's
+            `image_token_id` or `video_token_id`. What stands at any other token, or beyond a row's
+            length, has no effect, whatever it is (NaN included). None embeds placeholders like
+            words.
+        positions: [3, B, T] int32 or int64, the rotary positions (t, h, w) from the start of the
+            sequence; no effect beyond a row's length. None continues after the highest position
+            of all tokens so far, by one per token in all three rows. Attention's order and the
+            KV cache's slots never depend on them.
+
+    Returns:
+        hidden [B, T, H] after the final norm, in the parameters' dtype (meaningless beyond a
+        row's length), and the new state. Its `rope_offset` makes the next text token's position
+        one more than the highest so far, so that neither `decode` nor a later text-only
+        `prefill` needs positions, wherever a prompt with images was cut.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit. On CPU tensors also: token ids, positions or
+            lengths out of range, or more tokens than the state's capacity.
+    """
+    _check(params, state, tokens, lengths, embeds, positions)
+    x, state = _blocks(params, state, tokens, lengths, embeds, positions)
+    return rms_norm(x, params.norm, params.config.rms_norm_eps), state
+
+
+@on_all_ranks(False, True, positions=1)
+def prefill(
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None = None,
+    embeds: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """Runs T tokens of each row and returns the logits of each row's last one.
+
+    Prefilling a, then b, equals prefilling a+b to rounding, at any split, inside an image too.
+    Arguments, state and errors are those of `forward`.
+
+    Returns:
+        logits [B, V] float32 after token `lengths[b] - 1` (zeros for a row of length 0), and the
+        new state.
+    """
+    _check(params, state, tokens, lengths, embeds, positions)
+    x, state = _blocks(params, state, tokens, lengths, embeds, positions, last_only=True)
+    result = _head(params, x[:, 0])
+    if lengths is not None:
+        result = torch.where((lengths > 0)[:, None], result, 0.0)
+    return result, state
+
+
+@on_all_ranks(False, True)
+def decode(
+    params: Params, state: State, token: Tensor, active: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Runs one token of each row.
+
+    Args:
+        params: the parameters.
+        state: the state before the token.
+        token: [B] int32 or int64 ids; an inactive row's has no effect.
+        active: [B] bool, or None when all rows are. An inactive row keeps its state bit for bit.
+
+    Returns:
+        logits [B, V] float32 (zeros for an inactive row) and the new state.
+
+    Raises:
+        ValueError: as for `forward`.
+    """
+    if token.dim() != 1:
+        raise ValueError(f"token must be [B], not {list(token.shape)}")
+    if active is not None and active.dtype != torch.bool:
+        raise ValueError(f"active must be bool, not {active.dtype}")
+    lengths = None if active is None else active.to(torch.int32)
+    return prefill(params, state, token[:, None], lengths)
+
+
+@on_all_ranks(False)
+def logits(params: Params, hidden: Tensor) -> Tensor:
+    """The head: hidden [..., H] after the final norm to logits [..., V], float32."""
+    whole = params.tp_index is None
+    width = params.config.vocab_size if whole else params.head.shape[1]
+    result = linear(hidden, params.head, width, dtype=torch.float32)
+    return all_gather(result, params.runtime.mesh)
+
+
+def _head(params: Params, x: Tensor) -> Tensor:
+    return logits(params, rms_norm(x, params.norm, params.config.rms_norm_eps))
+
+
+def _blocks(
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    embeds: Tensor | None,
+    positions: Tensor | None,
+    last_only: bool = False,
+) -> tuple[Tensor, State]:
+    """All layers, before the final norm: x [B, T, H], or [B, 1, H] if `last_only`."""
+    config, mesh = params.config, params.runtime.mesh
+    length = tokens.shape[1]
+    step = indices(length, tokens.device)
+    valid = None if lengths is None else step < lengths[:, None]
+    placeholder = None if embeds is None else _placeholders(params, tokens, valid)
+    if valid is not None:
+        tokens = torch.where(valid, tokens, 0)
+    x = _embed(params, tokens)
+    if placeholder is not None:
+        x = torch.where(placeholder[..., None], embeds.to(x.dtype), x)
+    position, offset = state.position, state.rope_offset
+    if positions is None:
+        rope = rope_table(config, (position + offset)[:, None] + step)
+    else:
+        rope = rope_table(config, positions)
+
+    new_layers = []
+    for index, (layer, old) in enumerate(zip(params.layers, state.layers, strict=True)):
+        normed = rms_norm(x, layer.input_norm, config.rms_norm_eps)
+        # What the last layer gives for other tokens than a row's last would be thrown away.
+        narrow = last_only and length > 1 and index == len(params.layers) - 1
+        if isinstance(old, DeltaNetState):
+            mixed, new = deltanet(params, layer, old, normed, lengths, narrow)
+        else:
+            mixed, new = attention(params, layer, old, normed, rope, position, lengths, narrow)
+        if narrow:
+            x = last_token(x, lengths)
+        x = x + all_reduce(mixed, mesh)
+        normed = rms_norm(x, layer.post_norm, config.rms_norm_eps)
+        x = x + all_reduce(mlp(layer, normed), mesh)
+        new_layers.append(new)
+    advance = length if lengths is None else lengths.to(position.dtype)
+    if positions is not None:
+        offset = _next_offset(state, positions, valid, advance)
+    return x, State(position + advance, offset, like(state.layers, new_layers))
+
+
+def _placeholders(params: Params, tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Where a token stands for a part of an image or a video: [B, T] bool."""
+    config = params.config
+    here = (tokens == config.image_token_id) | (tokens == config.video_token_id)
+    return here if valid is None else here & valid
+
+
+def _next_offset(
+    state: State, positions: Tensor, valid: Tensor | None, advance: int | Tensor
+) -> Tensor:
+    """The offset [B] that puts the next text token one beyond the highest position so far.
+
+    The highest so far, not of these tokens: a piece of an image can lie below an earlier one.
+    """
+    highest = positions.to(torch.int32).amax(0)  # [B, T]
+    if valid is not None:
+        highest = torch.where(valid, highest, -1)
+    following = torch.maximum(state.position + state.rope_offset, highest.amax(1) + 1)
+    return following - (state.position + advance)
+
+
+def _embed(params: Params, tokens: Tensor) -> Tensor:
+    flat = tokens.flatten()
+    if params.tp_index is not None:
+        # This rank holds some of the vocabulary; other ids get their embedding from their rank.
+        width = params.head.shape[1]
+        flat = flat - params.tp_index * width
+        here = (flat >= 0) & (flat < width)
+        flat = torch.where(here, flat, 0)
+    if params.embed is None:  # tied: the head [H, V] serves both
+        x = params.head.index_select(1, flat).T
+    else:
+        x = params.embed.index_select(0, flat)
+    if params.tp_index is not None:
+        x = all_reduce(torch.where(here[:, None], x, 0.0), params.runtime.mesh)
+    return x.unflatten(0, tuple(tokens.shape))
+
+
+def _check(
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    embeds: Tensor | None,
+    positions: Tensor | None,
+) -> None:
+    """Everything that can be known before the graph runs."""
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"tokens must be [B, T] int32 or int64, not {list(tokens.shape)} {tokens.dtype}"
+        )
+    batch, length = tokens.shape
+    if length == 0:
+        raise ValueError("tokens has no column: a prompt needs at least one token")
+    if batch != state.batch:
+        raise ValueError(f"tokens has {batch} rows, the state {state.batch}")
+    if lengths is not None:
+        if lengths.shape != (batch,) or lengths.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"lengths must be [{batch}] int32 or int64, not {list(lengths.shape)} "
+                f"{lengths.dtype}"
+            )
+    hidden = params.config.hidden_size
+    if embeds is not None:
+        if embeds.shape != (batch, length, hidden) or not embeds.is_floating_point():
+            raise ValueError(
+                f"embeds must be [{batch}, {length}, {hidden}] floating, not "
+                f"{list(embeds.shape)} {embeds.dtype}"
+            )
+    if positions is not None:
+        integer = positions.dtype in (torch.int32, torch.int64)
+        if positions.shape != (3, batch, length) or not integer:
+            raise ValueError(
+                f"positions must be [3, {batch}, {length}] int32 or int64 (rows t, h, w), not "
+                f"{list(positions.shape)} {positions.dtype}"
+            )
+    _check_devices(
+        params,
+        state=state.position,
+        tokens=tokens,
+        lengths=lengths,
+        embeds=embeds,
+        positions=positions,
+    )
+    _check_state(params, state)
+    if tokens.device.type == "cpu":
+        _check_values(params, state, tokens, lengths, positions)
+
+
+def _check_devices(params: Params, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device.type != params.device.type:
+            raise ValueError(
+                f"{name} is on {tensor.device.type}, the parameters on {params.device.type}: "
+                "device_put moves either"
+            )
+
+
+def _check_state(params: Params, state: State) -> None:
+    """The state must be one of this model: kinds, shapes and dtypes of all layers."""
+    kinds = [FULL if isinstance(layer, AttentionState) else "linear" for layer in state.layers]
+    expected = [FULL if kind == FULL else "linear" for kind in params.config.layer_types]
+    if kinds != expected:
+        raise ValueError(
+            f"the state has {len(kinds)} layers, {kinds.count(FULL)} of them attention; the model "
+            f"has {len(expected)}, {expected.count(FULL)} of them attention (or in another order)"
+        )
+    for index, (layer, old) in enumerate(zip(params.layers, state.layers, strict=True)):
+        wanted = _state_of(params, layer, state.capacity)
+        seen = [(list(tensor.shape[1:]), tensor.dtype) for tensor in old]
+        if seen != wanted:
+            raise ValueError(
+                f"layer {index}'s state is another model's: per row it has {seen}, this model's "
+                f"layer {wanted}"
+            )
+
+
+def _state_of(
+    params: Params, layer: DeltaNetLayer | AttentionLayer, capacity: int | None
+) -> list[tuple[list[int], torch.dtype]]:
+    """Shape of a row and dtype of the tensors of a layer's state, as this rank holds them."""
+    config, dtype = params.config, params.dtype
+    if isinstance(layer, AttentionLayer):
+        size = config.head_dim
+        heads = held_heads(params, "kv_heads", params.runtime.rank)
+        return [([heads, size, capacity], dtype), ([heads, capacity, size], dtype)]
+    conv = [layer.conv.shape[0] - 1, layer.conv.shape[1]]
+    heads = layer.a_log.shape[0]
+    recurrent = [heads, config.linear_key_head_dim, config.linear_value_head_dim]
+    return [(conv, dtype), (recurrent, torch.float32)]
+
+
+def _check_values(
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    positions: Tensor | None,
+) -> None:
+    """What only data on the CPU can tell without a read-back from a device."""
+    length, vocabulary = tokens.shape[1], params.config.vocab_size
+    valid = torch.full_like(state.position, length) if lengths is None else lengths
+    if lengths is not None and ((lengths < 0) | (lengths > length)).any():
+        raise ValueError(f"lengths must be from 0 to T = {length}, not {lengths.tolist()}")
+    here = torch.arange(length) < valid[:, None]
+    if positions is not None and (positions[:, here] < 0).any():
+        raise ValueError(f"positions must not be negative: {positions[:, here].min()} is")
+    used = tokens[here]
+    wrong = used[(used < 0) | (used >= vocabulary)]
+    if wrong.numel():
+        raise ValueError(
+            f"token id {wrong[0].item()} is outside the vocabulary of {vocabulary} (0 to "
+            f"{vocabulary - 1})"
+        )
+    capacity = state.capacity
+    ends = state.position + valid
+    if capacity is not None and (ends > capacity).any():
+        row = int(torch.argmax(ends))
+        raise ValueError(
+            f"row {row} would reach {ends[row].item()} tokens ({state.position[row].item()} in the "
+            f"state and {valid[row].item()} more), over the capacity of {capacity}"
+        )

@@ -1,0 +1,274 @@
+"""The pytree that holds the parameters, and the static choices that travel with it.
+
+Shapes are given as they are declared; on XLA:CPU the weight of a linear map can have a few columns
+of zeros more (see `linear`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..sharding.mesh import Mesh
+from ..xla.trees import register_frozen
+from .config import Config, VisionConfig
+
+KERNELS = ("auto", "portable", "nki", "emulator")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Static choices: they select a graph and never change results beyond rounding.
+
+    Attributes:
+        mesh: how tensors are split over ranks; None is a single device.
+        rank: this program's place in the mesh. None means all of them: tensors hold every rank's
+            share, stacked over the devices of this process (`sharding.spmd`).
+        kernels: "auto" (NKI exactly when the device is Neuron and `nki` imports), "portable"
+            (torch operations), "nki", or "emulator" (the NKI kernels run on the host by the
+            emulator: slow, for checking).
+        chunk: tokens that the portable DeltaNet prefill handles as one block.
+    """
+
+    mesh: Mesh | None = None
+    rank: int | None = 0
+    kernels: str = "auto"
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        if self.kernels not in KERNELS:
+            raise ValueError(f"kernels must be one of {KERNELS}, not {self.kernels!r}")
+        if not isinstance(self.chunk, int) or not 1 <= self.chunk <= 1024:
+            raise ValueError(f"chunk must be an integer from 1 to 1024, not {self.chunk!r}")
+        size = 1 if self.mesh is None else self.mesh.size
+        if self.rank is None and size > 1:
+            return
+        if not isinstance(self.rank, int) or not 0 <= self.rank < size:
+            raise ValueError(f"rank {self.rank!r} is outside a mesh of {size} ranks")
+
+
+class DeltaNetLayer(NamedTuple):
+    """A gated DeltaNet block. Shapes unsplit; K taps, C = 2·key_dim + value_dim channels.
+
+    input_norm [H], in_proj [H, C + value_dim + 2·Hv] (query | key | value | z | b | a),
+    conv [K, C], a_log [Hv] and dt_bias [Hv] (always fp32), norm [Dv], out_proj [value_dim, H],
+    post_norm [H], gate_up [H, 2·I], down [I, H].
+    """
+
+    input_norm: Any
+    in_proj: Any
+    conv: Any
+    a_log: Any
+    dt_bias: Any
+    norm: Any
+    out_proj: Any
+    post_norm: Any
+    gate_up: Any
+    down: Any
+
+
+class AttentionLayer(NamedTuple):
+    """A gated grouped-query attention block. Shapes unsplit; D = head_dim.
+
+    input_norm [H], in_proj [H, (2·Hq + 2·Hkv)·D] (query | gate | key | value), q_norm [D],
+    k_norm [D], out_proj [Hq·D, H], post_norm [H], gate_up [H, 2·I], down [I, H].
+    """
+
+    input_norm: Any
+    in_proj: Any
+    q_norm: Any
+    k_norm: Any
+    out_proj: Any
+    post_norm: Any
+    gate_up: Any
+    down: Any
+
+
+class VisionBlock(NamedTuple):
+    """A block of the vision tower. Shapes unsplit; H and I are the tower's own widths.
+
+    attention_norm [H], qkv [H, 3·H] (query | key | value, each all heads), out_proj [H, H],
+    mlp_norm [H], up [H, I], down [I, H]; every one has a bias of its width.
+    """
+
+    attention_norm: Any
+    attention_norm_bias: Any
+    qkv: Any
+    qkv_bias: Any
+    out_proj: Any
+    out_proj_bias: Any
+    mlp_norm: Any
+    mlp_norm_bias: Any
+    up: Any
+    up_bias: Any
+    down: Any
+    down_bias: Any
+
+
+class VisionMerger(NamedTuple):
+    """What joins M neighbouring patches into a token of the text model's width, `out`.
+
+    norm [H], up [M·H, M·H], down [M·H, out]; every one has a bias of its width.
+    """
+
+    norm: Any
+    norm_bias: Any
+    up: Any
+    up_bias: Any
+    down: Any
+    down_bias: Any
+
+
+@dataclass(frozen=True, eq=False)
+class VisionParams:
+    """The vision tower's parameters, a frozen pytree with static context as `Params` has.
+
+    Attributes:
+        patch_proj: [patch_dim, H]; the convolution over whole patches as a matrix.
+        patch_bias: [H].
+        positions: the learned grid, row by row, [num_position_embeddings, H].
+        blocks: one `VisionBlock` per layer.
+        merger: the `VisionMerger`.
+        config: the tower's configuration.
+        runtime: static choices, those of the `Params` that it belongs to.
+    """
+
+    patch_proj: Any
+    patch_bias: Any
+    positions: Any
+    blocks: tuple[VisionBlock, ...]
+    merger: VisionMerger
+    config: VisionConfig
+    runtime: Runtime
+
+    def with_runtime(self, **changes: Any) -> VisionParams:
+        """The same tensors with other static choices."""
+        return dataclasses.replace(self, runtime=dataclasses.replace(self.runtime, **changes))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights and of what the tower computes."""
+        return self.patch_proj.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.patch_proj.device
+
+
+@dataclass(frozen=True, eq=False)
+class Params:
+    """All parameters, a frozen pytree whose static context is `config` and `runtime`.
+
+    Attributes:
+        embed: [V, H], or None when the head is tied: then `head` serves both.
+        layers: per layer a `DeltaNetLayer` or an `AttentionLayer`.
+        norm: the final norm [H].
+        head: [H, V].
+        vision: the vision tower's parameters, or None when `config.vision` is.
+        config: the model's configuration.
+        runtime: static choices.
+        tp_index: [1] int32, which share of the split tensors these are, or None when they are
+            whole. Data, not a static choice: so all ranks run one and the same graph.
+    """
+
+    embed: Any
+    layers: tuple[DeltaNetLayer | AttentionLayer, ...]
+    norm: Any
+    head: Any
+    vision: VisionParams | None
+    config: Config
+    runtime: Runtime
+    tp_index: Any = None
+
+    def with_runtime(self, **changes: Any) -> Params:
+        """The same tensors with other static choices, e.g. `with_runtime(chunk=128)`."""
+        vision = None if self.vision is None else self.vision.with_runtime(**changes)
+        runtime = dataclasses.replace(self.runtime, **changes)
+        return dataclasses.replace(self, vision=vision, runtime=runtime)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, of hidden states and of the KV cache."""
+        return self.head.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.head.device
+
+
+# A None leaf would reach functions mapped over the tree, so absent parts are not children.
+_CHILDREN = ("embed", "layers", "norm", "head", "vision", "tp_index")
+
+
+def _present(params: Params) -> tuple[str, ...]:
+    return tuple(name for name in _CHILDREN if getattr(params, name) is not None)
+
+
+def _flatten(params: Params) -> tuple[list[Any], Any]:
+    names = _present(params)
+    return [getattr(params, name) for name in names], (names, params.config, params.runtime)
+
+
+def _flatten_with_keys(params: Params) -> tuple[list[Any], Any]:
+    children, context = _flatten(params)
+    return [
+        (pytree.GetAttrKey(name), child) for name, child in zip(context[0], children, strict=True)
+    ], context
+
+
+def _unflatten(children: Any, context: Any) -> Params:
+    names, config, runtime = context
+    fields = dict.fromkeys(_CHILDREN) | dict(zip(names, children, strict=True))
+    return Params(**fields, config=config, runtime=runtime)
+
+
+pytree.register_pytree_node(
+    Params,
+    _flatten,
+    _unflatten,
+    serialized_type_name="qwen35.Params",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+register_frozen(Params)
+
+_VISION_CHILDREN = ("patch_proj", "patch_bias", "positions", "blocks", "merger")
+
+
+def _flatten_vision(vision: VisionParams) -> tuple[list[Any], Any]:
+    children = [getattr(vision, name) for name in _VISION_CHILDREN]
+    return children, (vision.config, vision.runtime)
+
+
+def _flatten_vision_with_keys(vision: VisionParams) -> tuple[list[Any], Any]:
+    children, context = _flatten_vision(vision)
+    keys = map(pytree.GetAttrKey, _VISION_CHILDREN)
+    return list(zip(keys, children, strict=True)), context
+
+
+pytree.register_pytree_node(
+    VisionParams,
+    _flatten_vision,
+    lambda children, context: VisionParams(*children, *context),
+    serialized_type_name="qwen35.VisionParams",
+    flatten_with_keys_fn=_flatten_vision_with_keys,
+)
+register_frozen(VisionParams)
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """`float32` or `bfloat16`, as a torch dtype or by name.
+
+    Raises:
+        ValueError: any other dtype.
+    """
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    resolved = known.get(dtype) if isinstance(dtype, str) else dtype
+    if resolved not in known.values():
+        raise ValueError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+    return resolved

@@ -1,0 +1,1 @@
+"""Text, messages, images and videos to what the model reads."""

@@ -1,0 +1,336 @@
+"""Messages with text, images and videos to what `prefill` and `encode_images` take."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model.config import CheckpointError, Config
+from .images import MAX_SOURCE_PIXELS, image_patches, read_image
+from .settings import PatchSettings, VideoSettings, read_settings
+from .tokenizer import Tokenizer
+from .video import read_video
+
+# Where a part of a message keeps its picture: Hugging Face's keys and OpenAI's.
+_SOURCES = {
+    "image": ("image", "path", "url", "base64"),
+    "image_url": ("image_url",),
+    "video": ("video", "path", "url"),
+    "video_url": ("video_url",),
+}
+
+
+class Images(NamedTuple):
+    """The pictures of a prompt, in the order of their places.
+
+    patches [N, patch_dim] float32, those of all images and videos one after the other; grid, their
+    (t, h, w) in patches; index [N / merge_factor] int64, the prompt's token that each row of
+    `encode_images(vision, patches, grid)` stands at.
+    """
+
+    patches: Tensor
+    grid: tuple[tuple[int, int, int], ...]
+    index: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt for `prefill`.
+
+    Attributes:
+        text: the rendered chat, one placeholder for each image and each frame of a video.
+        tokens: [1, T] int64.
+        positions: [3, 1, T] int64, the rotary positions (t, h, w).
+        images: its pictures; without any, no patches and no grid.
+    """
+
+    text: str
+    tokens: Tensor
+    positions: Tensor
+    images: Images
+
+    def embeds(self, vision: Tensor) -> Tensor:
+        """What `encode_images` made of `images`, [n, H], at its tokens: [1, T, H]; else zeros.
+
+        Raises:
+            ValueError: n is another number than that of the places.
+        """
+        if vision.shape[0] != self.images.index.shape[0]:
+            raise ValueError(
+                f"{vision.shape[0]} image tokens for {self.images.index.shape[0]} places in the "
+                "prompt"
+            )
+        index = self.images.index.to(vision.device)
+        empty = vision.new_zeros(self.tokens.shape[1], vision.shape[1])
+        return empty.index_copy(0, index, vision)[None]
+
+
+class _Picture(NamedTuple):
+    """patches, grid and, of a video, the second of each temporal patch."""
+
+    patches: Tensor
+    grid: tuple[int, int, int]
+    timestamps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Processor:
+    """A checkpoint's tokenizer, chat template and picture settings.
+
+    Calling it with messages gives a `Prompt`; in `generate` and `stream` it stands where a
+    tokenizer does, and lets prompts be messages.
+
+    Attributes:
+        tokenizer: the checkpoint's.
+        config: the model's configuration, for the placeholders' ids.
+        images: settings of images.
+        videos: settings of videos, or None: the checkpoint takes none.
+        max_source_pixels: the most pixels that a picture or a frame may have before resizing.
+        wrap_videos: whether a video's frames, each between its own vision_start and vision_end,
+            stand together between the pair that the chat template writes. transformers 5.23 keeps
+            that pair; in earlier versions the frames' own replaced it, which is False.
+    """
+
+    tokenizer: Tokenizer
+    config: Config
+    images: PatchSettings
+    videos: VideoSettings | None = None
+    max_source_pixels: int = MAX_SOURCE_PIXELS
+    wrap_videos: bool = True
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Processor:
+        """Reads the files of a checkpoint directory.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, the files don't fit each other, or the
+                checkpoint has no vision tower.
+        """
+        directory = Path(path)
+        config = Config.from_pretrained(directory)
+        if config.vision is None:
+            raise CheckpointError(f"{directory}: a text-only checkpoint takes no pictures")
+        images, videos = read_settings(directory, config.vision)
+        tokenizer = Tokenizer.from_pretrained(directory)
+        processor = cls(tokenizer, config, images, videos)
+        for name, token in processor._special.items():
+            wanted = getattr(config, name + "_token_id")
+            found = tokenizer.hf.convert_tokens_to_ids(token)
+            if found != wanted:
+                raise CheckpointError(
+                    f"{directory}: the tokenizer's {token} is {found}, config.json's "
+                    f"{name}_token_id {wanted}"
+                )
+        return processor
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation."""
+        return self.tokenizer.end_token_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(tokens, skip_special_tokens)
+
+    def __call__(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **template: Any,
+    ) -> Prompt:
+        """Renders a chat and prepares its pictures.
+
+        Args:
+            messages: dicts with a `role` and a `content`: a text, or a list of parts. A part is
+                `{"type": "text", "text": …}`,
+                `{"type": "image", "image": …}` (or `path`, `url`, `base64`),
+                `{"type": "image_url", "image_url": {"url": …}}`,
+                `{"type": "video", "video": …}` (or `path`, `url`), with `fps` or `timestamps` if
+                it is given as frames, or `{"type": "video_url", "video_url": {"url": …}}`.
+                Pictures are what `read_image` and `read_video` take.
+            add_generation_prompt: end with the start of the assistant's turn.
+            **template: further variables of the chat template, e.g. `enable_thinking=False`.
+
+        Raises:
+            ValueError: a message, a part or a picture can't be used; a text writes a placeholder
+                itself, or the template makes no place for a picture.
+        """
+        pictures: dict[str, list[_Picture]] = {"image": [], "video": []}
+        plain = [
+            self._read_message(number, message, pictures) for number, message in enumerate(messages)
+        ]
+        if not plain:
+            raise ValueError("messages is empty: at least one is needed")
+        text = self._render(plain, add_generation_prompt, template)
+        for kind, found in pictures.items():
+            places = text.count(self._special[kind])
+            if places != len(found):
+                raise ValueError(
+                    f"the messages have {len(found)} {kind}s, but the rendered chat has {places} "
+                    f"places for one ({self._special[kind]}): a text must not write it, and the "
+                    "chat template must, once each"
+                )
+        text = self._spread_videos(text, pictures["video"])
+        return self._expand(text, pictures)
+
+    @property
+    def _special(self) -> dict[str, str]:
+        names = {"image": "image_pad", "video": "video_pad"}
+        names |= {name: name for name in ("vision_start", "vision_end")}
+        return {name: f"<|{token}|>" for name, token in names.items()}
+
+    def _read_message(
+        self, number: int, message: Mapping[str, Any], pictures: dict[str, list[_Picture]]
+    ) -> dict[str, Any]:
+        """The message as templates know it, its pictures added to `pictures`."""
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise ValueError(f"message {number} must be a dict with role and content: {message!r}")
+        content = message.get("content")
+        if content is None or isinstance(content, str):
+            return dict(message)
+        if not isinstance(content, Sequence):
+            raise ValueError(f"message {number}: content must be a text or a list of parts")
+        parts = []
+        for place, part in enumerate(content):
+            where = f"message {number}, part {place}"
+            if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+                raise ValueError(f"{where}: a dict with a type is needed, not {part!r}")
+            kind = part["type"].removesuffix("_url")
+            if part["type"] == "text" and isinstance(part.get("text"), str):
+                parts.append({"type": "text", "text": part["text"]})
+            elif part["type"] in _SOURCES:
+                try:
+                    pictures[kind].append(self._read_picture(part))
+                except ValueError as error:
+                    raise ValueError(f"{where} ({kind}): {error}") from None
+                parts.append({"type": kind})
+            else:
+                raise ValueError(
+                    f"{where}: type {part['type']!r} is not known, or has no text: known are text, "
+                    + ", ".join(_SOURCES)
+                )
+        if all(part["type"] == "text" for part in parts):  # some templates know only texts
+            return {**message, "content": "".join(part["text"] for part in parts)}
+        return {**message, "content": parts}
+
+    def _read_picture(self, part: Mapping[str, Any]) -> _Picture:
+        keys = [key for key in _SOURCES[part["type"]] if part.get(key) is not None]
+        if len(keys) != 1:
+            raise ValueError(f"exactly one of {', '.join(_SOURCES[part['type']])} is needed")
+        source = part[keys[0]]
+        if isinstance(source, Mapping):  # OpenAI's {"url": …}
+            source = source.get("url")
+        if keys[0] == "base64":
+            source = f"data:;base64,{source}"
+        if part["type"].startswith("image"):
+            image = read_image(source, max_source_pixels=self.max_source_pixels)
+            return _Picture(*image_patches(image, self.images))
+        if self.videos is None:
+            raise ValueError(
+                "the checkpoint has no video_preprocessor_config.json, so how to sample and "
+                "resize videos is not known"
+            )
+        limit = self.max_source_pixels
+        timing = {key: part.get(key) for key in ("fps", "timestamps")}
+        return _Picture(*read_video(source, self.videos, **timing, max_source_pixels=limit))
+
+    def _render(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool, template: dict[str, Any]
+    ) -> str:
+        hf = self.tokenizer.hf
+        if not hf.chat_template:
+            raise CheckpointError("the checkpoint's tokenizer has no chat template")
+        from jinja2 import TemplateError
+
+        try:
+            return hf.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the messages: {error}") from None
+
+    def _spread_videos(self, text: str, videos: list[_Picture]) -> str:
+        """One placeholder per frame, each after its time, instead of one per video."""
+        start, end = self._special["vision_start"], self._special["vision_end"]
+        place = self._special["video"]
+        if not self.wrap_videos:
+            text = text.replace(start + place + end, place)
+        pieces = text.split(place)
+        spread = [
+            "".join(f"<{second:.1f} seconds>{start}{place}{end}" for second in video.timestamps)
+            for video in videos
+        ]
+        return pieces[0] + "".join(
+            frames + piece for frames, piece in zip(spread, pieces[1:], strict=True)
+        )
+
+    def _expand(self, text: str, pictures: dict[str, list[_Picture]]) -> Prompt:
+        """A token per merged patch in place of each placeholder, and every token's position."""
+        ids = {self.config.image_token_id: "image", self.config.video_token_id: "video"}
+        frames = {kind: _frames(found) for kind, found in pictures.items()}
+        merge = self.images.merge_size
+        tokens: list[int] = []
+        positions, index, ordered = [], [], []
+        following = 0
+        for is_place, run in itertools.groupby(self.tokenizer.encode(text), ids.__contains__):
+            run = list(run)
+            if not is_place:
+                tokens += run
+                positions.append(following + torch.arange(len(run)).expand(3, -1))
+                following += len(run)
+                continue
+            for token in run:
+                picture, (_, rows, columns) = next(frames[ids[token]])
+                if picture is not None:
+                    ordered.append(picture)
+                rows, columns = rows // merge, columns // merge
+                index.append(torch.arange(len(tokens), len(tokens) + rows * columns))
+                tokens += [token] * (rows * columns)
+                positions.append(following + _grid_positions(rows, columns))
+                following += max(rows, columns)
+        if not tokens:
+            raise ValueError("the rendered chat is empty: at least one token is needed")
+        empty = torch.zeros(0, self.config.vision.patch_dim)
+        images = Images(
+            torch.cat([picture.patches for picture in ordered] or [empty]),
+            tuple(picture.grid for picture in ordered),
+            torch.cat(index or [torch.zeros(0, dtype=torch.int64)]),
+        )
+        return Prompt(text, torch.tensor([tokens]), torch.cat(positions, 1)[:, None], images)
+
+
+def user_message(
+    text: str, images: Iterable[Any] = (), videos: Iterable[Any] = ()
+) -> dict[str, Any]:
+    """A turn of the user: images first, then videos, then the text, if any."""
+    parts = [{"type": "image", "image": image} for image in images]
+    parts += [{"type": "video", "video": video} for video in videos]
+    if not parts:
+        return {"role": "user", "content": text}
+    parts += [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": parts}
+
+
+def _frames(pictures: list[_Picture]) -> Iterator[tuple[_Picture | None, tuple[int, int, int]]]:
+    """Every frame's grid, with the picture at its first one."""
+    for picture in pictures:
+        for number in range(picture.grid[0]):
+            yield (picture if number == 0 else None), picture.grid
+
+
+def _grid_positions(rows: int, columns: int) -> Tensor:
+    """Rotary positions (t, h, w) of one frame's tokens from its first: [3, rows * columns]."""
+    row = torch.arange(rows).repeat_interleave(columns)
+    column = torch.arange(columns).repeat(rows)
+    return torch.stack([torch.zeros_like(row), row, column])

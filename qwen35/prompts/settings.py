@@ -1,0 +1,187 @@
+"""How pictures and videos become patches: sizes, limits and normalisation, from the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ..model.config import CheckpointError, VisionConfig
+
+_BICUBIC = 3
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """Of an image processor.
+
+    Attributes:
+        min_pixels, max_pixels: the range that a picture is scaled into; for a video, of all its
+            frames together.
+        patch_size: side of a patch, pixels.
+        merge_size: patches that a token has along each side.
+        temporal_patch_size: frames in a patch.
+        mean, std: per channel, of values from 0 to 1.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a token's side."""
+        return self.patch_size * self.merge_size
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """Reads the content of a processor's file.
+
+        Raises:
+            ValueError: a key is missing, has an impossible value, or asks for something else than
+                what the published processors do.
+        """
+        return cls(**_common(content))
+
+
+@dataclass(frozen=True)
+class VideoSettings(PatchSettings):
+    """Of a video processor.
+
+    Attributes:
+        fps: frames sampled per second.
+        min_frames, max_frames: the fewest and most sampled (of a video that has as many).
+        max_frame_pixels: the most pixels a frame, or None: only the video's budget counts.
+    """
+
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 768
+    max_frame_pixels: int | None = None
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """As `PatchSettings.from_dict`; published files leave sampling at its defaults."""
+        if content.get("do_sample_frames") is False or content.get("num_frames") is not None:
+            raise ValueError("do_sample_frames false and num_frames are not supported, only fps")
+        common = _common(content)
+        fps = content.get("fps", cls.fps)
+        if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+            raise ValueError(f"fps must be a positive number, not {fps!r}")
+        counts = {
+            key: _positive(content, key, getattr(cls, key)) for key in ("min_frames", "max_frames")
+        }
+        limit = None
+        if content.get("cap_pixels_per_frame"):
+            factor = common["patch_size"] * common["merge_size"]
+            limit = _positive(content, "max_video_tokens", 768) * factor**2
+        return cls(**common, fps=float(fps), max_frame_pixels=limit, **counts)
+
+
+def read_settings(
+    directory: Path, vision: VisionConfig
+) -> tuple[PatchSettings, VideoSettings | None]:
+    """The image and the video settings of a checkpoint; the latter None where it has none.
+
+    `processor_config.json`, which transformers 5 writes, comes before `preprocessor_config.json`
+    and `video_preprocessor_config.json`, the published form.
+
+    Raises:
+        CheckpointError: no image processor's file, or one is damaged or does not fit the tower.
+    """
+    image = _read(directory, "image_processor", "preprocessor_config.json", PatchSettings, vision)
+    if image is None:
+        raise CheckpointError(
+            f"{directory}: no preprocessor_config.json, so the size of pictures is not known"
+        )
+    name = "video_preprocessor_config.json"
+    return image, _read(directory, "video_processor", name, VideoSettings, vision)
+
+
+def _read(
+    directory: Path, section: str, name: str, kind: type[PatchSettings], vision: VisionConfig
+) -> PatchSettings | None:
+    together = directory / "processor_config.json"
+    content = _json(together).get(section) if together.is_file() else None
+    file = together
+    if content is None:
+        file = directory / name
+        if not file.is_file():
+            return None
+        content = _json(file)
+    try:
+        settings = kind.from_dict(content)
+        for key, wanted in (
+            ("patch_size", vision.patch_size),
+            ("merge_size", vision.spatial_merge_size),
+            ("temporal_patch_size", vision.temporal_patch_size),
+        ):
+            if getattr(settings, key) != wanted:
+                raise ValueError(
+                    f"{key} is {getattr(settings, key)}, the vision tower's in config.json {wanted}"
+                )
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    return settings
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: a JSON object is needed, not {content!r}")
+    return content
+
+
+def _common(content: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"the processor must be an object, not {content!r}")
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if content.get(key) is False:
+            raise ValueError(f"{key} false is not supported")
+    if content.get("resample", _BICUBIC) != _BICUBIC:
+        raise ValueError(f"resample {content['resample']!r} is not supported: 3, bicubic, is")
+    scale = content.get("rescale_factor", 1 / 255)
+    if not isinstance(scale, int | float) or not math.isclose(scale, 1 / 255, rel_tol=1e-6):
+        raise ValueError(f"rescale_factor {scale!r} is not supported: 1/255 is")
+    size = content.get("size") or {}
+    if not isinstance(size, dict):
+        raise ValueError(f"size must be an object, not {size!r}")
+    limits = {
+        "min_pixels": content.get("min_pixels") or size.get("shortest_edge"),
+        "max_pixels": content.get("max_pixels") or size.get("longest_edge"),
+    }
+    if None in limits.values():
+        raise ValueError("size must have shortest_edge and longest_edge, in pixels of an area")
+    fields = {key: _positive(limits, key) for key in limits}
+    if fields["min_pixels"] > fields["max_pixels"]:
+        raise ValueError(f"min_pixels {limits['min_pixels']} is above {limits['max_pixels']}")
+    fields["patch_size"] = _positive(content, "patch_size")
+    fields["merge_size"] = _positive(content, "merge_size", 2)
+    fields["temporal_patch_size"] = _positive(content, "temporal_patch_size", 2)
+    return fields | {key: _channels(content, key) for key in ("mean", "std")}
+
+
+def _channels(content: dict[str, Any], key: str) -> tuple[float, float, float]:
+    values = content.get("image_" + key)
+    numbers = isinstance(values, list | tuple) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
+    )
+    if not numbers or len(values) != 3 or (key == "std" and min(values) <= 0):
+        raise ValueError(f"image_{key} must be three numbers, not {values!r}")
+    return tuple(map(float, values))
+
+
+def _positive(content: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = content.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{key} must be a positive integer, not {value!r}")
+    return value

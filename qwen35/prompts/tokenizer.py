@@ -1,0 +1,109 @@
+"""The checkpoint's tokenizer, and text that grows token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..model.config import CheckpointError
+
+
+class TokenizerLike(Protocol):
+    """What generation needs of a tokenizer; transformers' tokenizers have it too."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str: ...
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer and the end tokens that its `generation_config.json` names.
+
+    Attributes:
+        hf: transformers' tokenizer, for everything that this class does not pass on.
+        end_token_ids: ids that end a generation.
+    """
+
+    def __init__(self, hf: Any, end_token_ids: tuple[int, ...] = ()) -> None:
+        self.hf = hf
+        self.end_token_ids = end_token_ids
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Tokenizer:
+        """Loads the tokenizer files of a checkpoint directory.
+
+        Raises:
+            CheckpointError: they are missing or damaged.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such directory; a checkpoint is a directory")
+        if not (directory / "tokenizer.json").is_file():
+            raise CheckpointError(f"{directory}: no tokenizer.json, so text can't be tokenized")
+        # Importing transformers takes seconds; only text needs it.
+        from transformers import AutoTokenizer
+
+        try:
+            hf = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise CheckpointError(f"{directory}: tokenizer files are damaged ({error})") from None
+        return cls(hf, _end_tokens(directory / "generation_config.json"))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens written in it are recognised."""
+        return self.hf.encode(text)
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        return self.hf.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+
+
+def _end_tokens(file: Path) -> tuple[int, ...]:
+    if not file.is_file():
+        return ()
+    try:
+        ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error})") from None
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list) else (ids,)
+
+
+class TextStream:
+    """Turns tokens into pieces of text as they come.
+
+    A multi-byte character can span tokens: text is held back until its bytes are complete. The
+    text of a token may depend on the one before it (a leading space), so each piece is the
+    difference of two decodings that share their start.
+    """
+
+    def __init__(self, tokenizer: TokenizerLike) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._start = 0  # where both decodings begin
+        self._done = 0  # tokens whose text has been given out
+
+    def push(self, token: int) -> str:
+        """Adds a token and returns the text that it completes, maybe none."""
+        self._tokens.append(token)
+        text = self._pending()
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self._start, self._done = self._done, len(self._tokens)
+        return text
+
+    def finish(self) -> str:
+        """The text still held back, incomplete characters replaced."""
+        text = self._pending()
+        self._start = self._done = len(self._tokens)
+        return text
+
+    def _pending(self) -> str:
+        given = self._decode(self._tokens[self._start : self._done])
+        return self._decode(self._tokens[self._start :])[len(given) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)

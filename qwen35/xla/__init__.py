@@ -1,0 +1,1 @@
+"""All that knows torch-xla: devices, trees of tensors, tracing, jit."""

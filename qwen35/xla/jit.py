@@ -1,0 +1,328 @@
+"""Compile a function of tensors once per signature, then only run the compiled graph.
+
+torch-xla traces lazily: each operation on an XLA tensor is recorded, and tracing a decode step
+again for every token costs more than running it. `jit` traces a function once for each signature
+of its arguments, keeps the hash under which torch-xla stores the compiled graph, and runs that
+graph directly from then on. This is the mechanism behind torch-xla's dynamo bridge, applied to
+plain functions over pytrees.
+
+With `tracing` and `devices` this is the only part of the model code that knows torch-xla.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils import _pytree
+
+from . import trees
+from .devices import (
+    check_alive,
+    materialize,
+    next_seed,
+    on_xla_cpu,
+    release_host_memory,
+    run_pending,
+    xla,
+)
+from .tracing import UNUSABLE, Donated, Target, Trace, tracing_here, xla_lock
+
+
+class CompileEvent(NamedTuple):
+    """What `progress` receives: `phase` is "trace", then "compile", then "done" (or "failed")."""
+
+    name: str
+    signature: str
+    phase: str
+    seconds: float  # since the start of this compilation
+
+
+def jit(
+    function: Callable,
+    *,
+    donate: Sequence[str] = (),
+    cache_dir: str | None = None,
+    progress: Callable[[CompileEvent], None] | None = None,
+) -> Jitted:
+    """Return `function`, compiled by XLA once per signature of its arguments.
+
+    Arguments and results are pytrees. Tensors in the arguments must be on the XLA device
+    (`device_put`); everything else in them is static: the function is compiled once per value.
+    The signature is the trees' structure and static content, and each tensor's shape, dtype and
+    device. Positional, keyword and default arguments that bind alike share one compilation.
+
+    `function` must be pure. It runs once per signature, on symbolic values: what it reads from
+    its closure (tensors too) is fixed then, as are non-tensor results. It must not modify an
+    argument in place or read a tensor's value (`item()`, `bool()`, printing); both raise. A call
+    of a jitted function inside another one is traced as part of the outer one. Random numbers
+    differ from call to call and follow `torch_xla.manual_seed`. Results do not track gradients:
+    an argument that requires them is a ValueError while grad mode is on (differentiate inside).
+    Calls from several threads take turns; other use of XLA tensors has to wait for a compilation.
+
+    Args:
+        donate: names of parameters whose tensors the call consumes, so that results can reuse
+            their memory. Any later use of such a tensor raises RuntimeError. Aliases of it (views,
+            `detach()`) lose their memory too. A frozen tree (`register_frozen`) can't be donated.
+        cache_dir: directory of a compilation cache that outlives the process, where the platform
+            can read it back; it has to be given before the process compiles anything, and is one
+            for the whole process. XLA:CPU of torch-xla 2.9 writes executables that it can't
+            deserialise, so on the CPU this has no effect; Neuron's compiler keeps its own cache
+            (NEURON_COMPILE_CACHE_URL) besides.
+        progress: called with a `CompileEvent` before tracing, before compiling, and at the end.
+
+    Raises ValueError for a name in `donate` that is no parameter; calls raise ValueError for a
+    tensor that is not on the XLA device (naming its path), an argument that can't be hashed, or a
+    donated tensor that is also passed elsewhere, and RuntimeError for a donated tensor.
+    """
+    return Jitted(function, (donate,) if isinstance(donate, str) else donate, cache_dir, progress)
+
+
+class Jitted:
+    """What `jit` returns: call it like the function itself.
+
+    `compile_count` is the number of compilations so far, `signatures` one readable line for each.
+    """
+
+    def __init__(self, function, donate, cache_dir, progress):
+        functools.update_wrapper(self, function)
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # a builtin that does not tell its parameters
+            signature = inspect.signature(lambda *args, **kwargs: None)
+        name = getattr(function, "__qualname__", type(function).__name__)
+        unknown = [parameter for parameter in donate if parameter not in signature.parameters]
+        if unknown:
+            raise ValueError(
+                f"donate names {', '.join(map(repr, unknown))}, but the parameters of "
+                f"{name} are {', '.join(signature.parameters) or 'none'}"
+            )
+        self._target = Target(function, name, signature, frozenset(donate))
+        if cache_dir is not None:
+            _initialize_cache(cache_dir)
+        self._progress = progress
+        self._graphs: dict[tuple, _Graph] = {}
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        plain = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        # How many positional arguments need no binding, because they are all there is.
+        self._complete = len(signature.parameters) if plain else None
+
+    @property
+    def compile_count(self) -> int:
+        return len(self._graphs)
+
+    @property
+    def signatures(self) -> list[str]:
+        return [graph.signature for graph in self._graphs.values()]
+
+    def __call__(self, *args, **kwargs):
+        if tracing_here.active:
+            return self._target.function(*args, **kwargs)
+        values = self._bind(args, kwargs)
+        leaves, key, frozen = self._flatten(values)
+        with xla_lock:
+            graph = self._graph(values, leaves, key, frozen)
+            if graph.needs_no_grad and torch.is_grad_enabled():
+                self._target.refuse_gradients(values)
+            return graph.run(leaves, frozen)
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compile for these arguments, unless that has been done, without running: no argument is
+        consumed, and the values of tensors do not matter."""
+        values = self._bind(args, kwargs)
+        leaves, key, frozen = self._flatten(values)
+        with xla_lock:
+            self._graph(values, leaves, key, frozen)
+
+    def _graph(self, values: tuple, leaves: list, key: tuple, frozen: list) -> _Graph:
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._graphs[key] = self._compile(values, leaves, frozen)
+        return graph
+
+    def lower(self, *args, **kwargs) -> str:
+        """Return the HLO text of the graph for these arguments, without compiling or running it.
+
+        The text starts with "HloModule". Donation does not show in it.
+        """
+        if tracing_here.active:
+            raise RuntimeError(
+                f"{self._target.name}.lower() can't be called inside a traced function"
+            )
+        values = self._bind(args, kwargs)
+        leaves, _, frozen = self._flatten(values)
+        with xla_lock, Trace(self._target, values, leaves, frozen) as trace:
+            return xla()._XLAC._get_xla_tensors_hlo(trace.outputs)
+
+    def _bind(self, args: tuple, kwargs: dict) -> tuple:
+        """Return one value per parameter, defaults filled in."""
+        if not kwargs and len(args) == self._complete:
+            return args
+        bound = self._target.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return tuple(bound.arguments.values())
+
+    def _flatten(self, values: tuple) -> tuple[list, tuple, list]:
+        leaves: list[torch.Tensor] = []
+        key: list = []
+        frozen: list[tuple[int, trees.FlatTree]] = []
+        try:
+            for value in values:
+                trees.flatten(value, leaves, key, frozen)
+        except trees.NotHashable as error:
+            value = error.value
+            path = self._target.path_of(values, lambda leaf: leaf is value)
+            raise ValueError(f"{self._target.name}: argument {path}: {error}") from None
+        if not UNUSABLE.isdisjoint(map(type, leaves)):
+            path, kind = next(
+                (path, type(leaf))
+                for path, leaf in self._target.named_leaves(values)
+                if type(leaf) in UNUSABLE
+            )
+            raise RuntimeError(f"{self._target.name}: argument {path} has no value: {kind.reason}")
+        if xla().runtime.is_spmd():
+            key += _shardings(leaves, frozen)
+        return leaves, tuple(key), frozen
+
+    def _compile(self, values: tuple, leaves: list, frozen: list) -> _Graph:
+        start = time.perf_counter()
+        described = ", ".join(
+            f"{name}={trees.describe(value)}"
+            for name, value in zip(self._target.parameters, values, strict=True)
+        )
+        signature = f"{self._target.name}({described})"
+
+        def report(phase: str) -> None:
+            if self._progress is not None:
+                event = CompileEvent(
+                    self._target.name, signature, phase, time.perf_counter() - start
+                )
+                self._progress(event)
+
+        try:
+            report("trace")
+            with Trace(self._target, values, leaves, frozen) as trace:
+                report("compile")
+                graph = _Graph(self._target.name, signature, trace, trace.compile())
+        except BaseException:
+            report("failed")
+            raise
+        release_host_memory()  # tracing and compiling leave a heap of hundreds of MB
+        report("done")
+        return graph
+
+
+class _Graph:
+    """A compiled graph and how to get from a call's leaves to its inputs and to the result."""
+
+    __slots__ = (
+        "_constants",
+        "_donated",
+        "_hash",
+        "_inputs",
+        "_kept",
+        "_name",
+        "_results",
+        "_retired",
+        "_seed",
+        "_spec",
+        "_statics",
+        "needs_no_grad",
+        "signature",
+    )
+
+    def __init__(self, name: str, signature: str, trace: Trace, graph_hash: bytes | None):
+        self.signature = signature
+        self._name = name
+        self._hash = graph_hash
+        self._constants = trace.constants
+        self._inputs = _picker(trace.input_order)
+        self._seed = trace.seed_position
+        self._donated = _picker(trace.donated)
+        self._kept = _picker(trace.kept)
+        self._statics = trace.statics
+        self._results = _picker(trace.result_order)
+        self._retired: tuple[torch.Tensor, ...] = ()
+        self._spec = trace.spec
+        self.needs_no_grad = trace.needs_no_grad
+
+    def run(self, leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> Any:
+        core = xla()._XLAC
+        donated = self._donated(leaves)
+        loose = donated + self._kept(leaves)
+        if donated:
+            run_pending()  # what is still to be computed from a donated tensor needs it now
+        else:
+            materialize(loose)
+        for _, flat in frozen:
+            if not flat.ready:
+                materialize(flat.leaves)
+                flat.ready = True
+        check_alive(self._name, loose)
+        if donated:
+            self._check_distinct(donated, loose, frozen)
+        inputs = self._inputs(leaves + self._constants)
+        if self._seed is not None:
+            inputs = list(inputs)
+            inputs[self._seed] = next_seed()
+        outputs = core._run_cached_graph(self._hash, inputs) if self._hash is not None else []
+        for tensor in donated:
+            tensor.__class__ = Donated
+        # Releasing a donated tensor blocks, with the interpreter's lock held, until the graph
+        # that consumes it has run. By the next call that is over.
+        self._retired = donated
+        return _pytree.tree_unflatten(self._results(leaves + self._statics + outputs), self._spec)
+
+    def _check_distinct(self, donated, loose, frozen) -> None:
+        handles = xla()._XLAC._get_tensors_handle(loose)
+        shared = len(set(handles)) < len(handles) and not set(handles[: len(donated)]).isdisjoint(
+            handle for handle, count in Counter(handles).items() if count > 1
+        )
+        identities = set(map(id, donated))
+        if shared or not all(identities.isdisjoint(flat.ids) for _, flat in frozen):
+            raise ValueError(
+                f"{self._name}: a donated tensor appears twice in the arguments; "
+                "a tensor that is donated must be passed once"
+            )
+
+
+@functools.cache
+def _initialize_cache(directory: str) -> None:
+    """Let torch-xla keep compiled graphs in `directory`, unless the platform is the CPU."""
+    if on_xla_cpu():
+        return
+    torch_xla = xla()
+    if torch_xla._XLAC._xla_computation_cache_is_initialized():
+        raise RuntimeError(
+            f"cache_dir={directory!r} comes too late: this process has compiled already, or "
+            "uses another cache directory"
+        )
+    torch_xla.runtime.initialize_cache(directory)
+
+
+def _picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
+    """Return a function that picks these elements of a sequence, as a tuple."""
+    if len(indices) == 1:
+        (index,) = indices
+        return lambda sequence: (sequence[index],)
+    return itemgetter(*indices) if indices else lambda sequence: ()
+
+
+def _shardings(leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> list[str]:
+    """Return what tells how the leaves are split over the devices; frozen trees are asked once."""
+    core = xla()._XLAC
+    for _, flat in frozen:
+        if flat.sharding is None:
+            flat.sharding = " ".join(core._get_xla_sharding_specs(flat.leaves))
+    loose, end = [], 0
+    for start, flat in frozen:
+        loose += leaves[end:start]
+        end = start + len(flat.leaves)
+    loose = [leaf for leaf in loose + leaves[end:] if leaf.is_xla]
+    return [*(flat.sharding for _, flat in frozen), *core._get_xla_sharding_specs(loose)]

@@ -1,0 +1,398 @@
+"""Trace a function on symbolic values: what `jit` does once per signature."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch.utils import _pytree
+
+from . import trees
+from .devices import anything_pending, check_alive, device_name, materialize, run_pending, xla
+
+
+class _Unusable(torch.Tensor):
+    """A tensor that has lost its value. jit assigns such a class; any use raises RuntimeError."""
+
+    reason: str
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        reasons = [kind.reason for kind in types if issubclass(kind, _Unusable)]
+        raise RuntimeError(f"this tensor has no value: {reasons[0]}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.lower()} tensor>"
+
+
+class Donated(_Unusable):
+    reason = (
+        "it was donated to a jit-compiled function, which has reused its memory; "
+        "use the function's result, or leave the argument out of donate="
+    )
+
+
+class Escaped(_Unusable):
+    reason = (
+        "it was computed while jit traced a function and has escaped from there; "
+        "return it from the function instead"
+    )
+
+
+UNUSABLE = frozenset((Donated, Escaped))
+
+
+class _Tracing(threading.local):
+    active = False
+
+
+tracing_here = _Tracing()
+
+# Held while tracing and while running: what runs pending computations must not meet a trace.
+xla_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function under jit, the names of its parameters, and those that it may consume."""
+
+    function: Callable
+    name: str
+    signature: inspect.Signature
+    donate: frozenset[str]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.signature.parameters)
+
+    def named_leaves(self, values: tuple) -> Iterator[tuple[str, Any]]:
+        """Yield (path, leaf) for the values of the parameters, static leaves too."""
+        for name, value in zip(self.parameters, values, strict=True):
+            yield from trees.named_leaves(value, name)
+
+    def path_of(self, values: tuple, wanted: Callable[[Any], bool]) -> str:
+        """Return the path of the first leaf that is `wanted`."""
+        paths = (path for path, leaf in self.named_leaves(values) if wanted(leaf))
+        return next(paths, "(static content of a node)")
+
+    def refuse_gradients(self, values: tuple) -> NoReturn:
+        path = self.path_of(values, lambda x: isinstance(x, torch.Tensor) and x.requires_grad)
+        raise ValueError(
+            f"{self.name}: argument {path} requires gradients, which do not pass through jit: "
+            "call it under torch.no_grad(), or differentiate inside the function"
+        )
+
+
+class Trace:
+    """One run of a function on symbolic values; a context manager, which leaves nothing pending.
+
+    Args of the constructor are what `pytree.flatten` found in `values`, one value per parameter.
+
+    Attributes:
+        outputs: the symbolic tensors that the graph has to compute.
+        donated, kept: indices of the leaves that are consumed, and of those that are not; leaves
+            of frozen trees are in neither.
+        constants: tensors that the graph takes besides the leaves.
+        input_order: for each input of the graph its index in leaves + constants.
+        seed_position: which input is the random seed, or None.
+        spec, statics: structure of the result, and its leaves that are not tensors.
+        result_order: for each leaf of the result its index in leaves + statics + outputs.
+        needs_no_grad: whether a leaf requires gradients, so that grad mode has to be off.
+    """
+
+    def __init__(self, target: Target, values: tuple, leaves: list, frozen: list):
+        self._target = target
+        self._values = values
+        self._leaves = leaves
+        self.needs_no_grad = any(leaf.requires_grad for leaf in leaves)
+        self._frozen = {
+            start + offset for start, flat in frozen for offset in range(len(flat.leaves))
+        }
+
+    def __enter__(self) -> Trace:
+        self._sort_arguments()
+        # Clearing pending computations at the end would take the caller's too: run them first.
+        run_pending()
+        check_alive(self._target.name, self._leaves)
+        self._seed = xla()._XLAC._xla_get_rng_seed()
+        try:
+            self._trace()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.outputs = self._stand_ins = None
+        core = xla()._XLAC
+        if anything_pending():
+            # The function has stored a traced tensor somewhere (or raised, and the traceback
+            # holds its local variables). torch-xla crashes on a tensor that is cleared and used.
+            for candidate in gc.get_objects():
+                if issubclass(type(candidate), torch.Tensor) and _is_pending(candidate):
+                    candidate.__class__ = Escaped
+            core._clear_pending_irs(device_name())
+        core._xla_set_rng_seed(self._seed)  # compiling must not change the random sequence
+
+    def _sort_arguments(self) -> None:
+        target = self._target
+        tensors = (
+            (path, leaf)
+            for path, leaf in target.named_leaves(self._values)
+            if isinstance(leaf, torch.Tensor)
+        )
+        self.donated, self.kept = [], []
+        for path, leaf in tensors:
+            if leaf.device.type != "xla":
+                raise ValueError(
+                    f"{target.name}: argument {path} is on {leaf.device}, but jit runs on the "
+                    'XLA device: use device_put(tree, "xla")'
+                )
+            if leaf.requires_grad and torch.is_grad_enabled():
+                target.refuse_gradients(self._values)
+        start = 0
+        for name, value in zip(target.parameters, self._values, strict=True):
+            indices = range(start, start + len(trees.tensors(value)))
+            loose = [index for index in indices if index not in self._frozen]
+            if name not in target.donate:
+                self.kept += loose
+            elif len(loose) == len(indices):
+                self.donated += loose
+            else:
+                raise ValueError(
+                    f"{target.name}: argument {name} can't be donated, it contains a frozen tree"
+                )
+            start = indices.stop
+
+    def _trace(self) -> None:
+        core = xla()._XLAC
+        self._make_stand_ins()
+        handles = core._get_tensors_handle(self._stand_ins)
+        remaining = iter(self._stand_ins)
+        traced = trees.map_tensors(lambda _: next(remaining), self._values)
+        arguments = dict(zip(self._target.parameters, traced, strict=True))
+        bound = inspect.BoundArguments(self._target.signature, arguments)
+        reads = _count_reads()
+        scalars = core._get_xla_all_numbers_special_scalars()
+        core._set_xla_all_numbers_special_scalars(True)  # Python numbers become HLO constants
+        tracing_here.active = True
+        try:
+            result = self._target.function(*bound.args, **bound.kwargs)
+        finally:
+            tracing_here.active = False
+            core._set_xla_all_numbers_special_scalars(scalars)
+        self._check_unmodified(handles)
+        if _count_reads() != reads:
+            raise RuntimeError(
+                f"{self._target.name} reads the value of a tensor while it is traced (item(), "
+                "bool(), int(), cpu(), printing, or an operation that XLA lacks): a compiled "
+                "function can't depend on values"
+            )
+        self._arrange_results(result, handles)
+        self._find_inputs(handles)
+        if self.donated:
+            self._order_outputs(handles)
+
+    def _make_stand_ins(self) -> None:
+        """Wrap the leaves' device data in new tensors, for the function to be traced on.
+
+        The caller's tensors thus stay as they are, whatever the function does. Leaves that share
+        their data get copies: in the graph, each leaf is an input of its own.
+        """
+        core = xla()._XLAC
+        _, wrapped = core._get_tensors_xla_device_data_node(self._leaves)
+        by_handle = dict(zip(core._get_tensors_handle(list(wrapped)), wrapped, strict=True))
+        handles = core._get_tensors_handle(self._leaves)
+        stand_ins = [by_handle.pop(handle, None) for handle in handles]
+        copies = {i: _identity(t) for i, t in enumerate(self._leaves) if stand_ins[i] is None}
+        materialize(list(copies.values()))
+        self._stand_ins = [copies.get(i, t) for i, t in enumerate(stand_ins)]
+
+    def _check_unmodified(self, handles: list[int]) -> None:
+        core = xla()._XLAC
+        pending = core._check_tensor_need_materialization(self._stand_ins)
+        tensor_paths = (
+            path
+            for path, leaf in self._target.named_leaves(self._values)
+            if isinstance(leaf, torch.Tensor)
+        )
+        for path, tensor, changed, handle in zip(
+            tensor_paths, self._stand_ins, pending, handles, strict=True
+        ):
+            if changed or core._get_tensors_handle([tensor])[0] != handle:
+                raise ValueError(
+                    f"{self._target.name} modifies its argument {path} in place: "
+                    "return the new value"
+                )
+
+    def _arrange_results(self, result: Any, handles: list[int]) -> None:
+        """Decide for each leaf of the result where it comes from: graph, argument or constant."""
+        core = xla()._XLAC
+        flat, self.spec = _pytree.tree_flatten(result)
+        shareable = {handles[index]: index for index in self._frozen}
+        self.outputs, self.statics = [], []
+        order: list[tuple[str, int]] = []
+        seen = set()
+        for leaf in flat:
+            if not isinstance(leaf, torch.Tensor):
+                order.append(("static", len(self.statics)))
+                self.statics.append(leaf)
+                continue
+            if leaf.device.type != "xla":
+                raise ValueError(
+                    f"{self._target.name} returns a tensor on {leaf.device}: results have to be "
+                    "on the XLA device"
+                )
+            if not core._check_tensor_need_materialization([leaf])[0]:
+                index = shareable.get(core._get_tensors_handle([leaf])[0])
+                if index is not None:
+                    order.append(("leaf", index))
+                    continue
+                # Any other argument or constant comes back as a copy, so that donating the
+                # result later can't destroy the original.
+                leaf = _identity(leaf)
+            elif core._unique_id_for_ir_and_data(leaf) in seen:
+                leaf = _identity(leaf)
+            seen.add(core._unique_id_for_ir_and_data(leaf))
+            order.append(("output", len(self.outputs)))
+            self.outputs.append(leaf)
+        # A run picks its results from leaves + statics + the graph's outputs.
+        offset = {"leaf": 0, "static": len(self._leaves)}
+        offset["output"] = len(self._leaves) + len(self.statics)
+        self.result_order = [offset[kind] + index for kind, index in order]
+
+    def _find_inputs(self, handles: list[int]) -> None:
+        """Tell the graph's inputs apart: leaves, constants (kept here), the random seed."""
+        core = xla()._XLAC
+        leaf_of = {handle: index for index, handle in enumerate(handles)}
+        self.constants, self.input_order, self.seed_position = [], [], None
+        if not self.outputs:
+            return
+        identities, values = core._get_tensors_xla_device_data_node(self.outputs)
+        input_handles = core._get_tensors_handle(list(values))
+        for identity, value, handle in zip(identities, values, input_handles, strict=True):
+            index = leaf_of.get(handle)
+            if index is None:
+                if identity == core._get_seed_info_id():
+                    self.seed_position = len(self.input_order)
+                index = len(self._leaves) + len(self.constants)
+                self.constants.append(value)
+            self.input_order.append(index)
+        # A captured tensor may be modified in place later, which frees the memory it has now.
+        self.constants = [_identity(value) for value in self.constants]
+        materialize(self.constants)
+
+    def _order_outputs(self, handles: list[int]) -> None:
+        """Order the graph's outputs such that each reuses the memory of the argument it replaces.
+
+        XLA pairs donated inputs and outputs of the same size in bytes, both in their order and
+        whatever their shapes, and copies where a pair does not fit. Here the k-th donated leaf of
+        a shape and dtype belongs to the k-th output of the same, and outputs are put in the order
+        of their inputs. That can change the order of the inputs, hence the repetition.
+        """
+        results = list(self.outputs)
+        for _ in range(4):
+            ranks = self._ranks(results)
+            order = sorted(range(len(results)), key=ranks.__getitem__)
+            outputs = [results[index] for index in order]
+            if all(a is b for a, b in zip(outputs, self.outputs, strict=True)):
+                break
+            self.outputs = outputs
+            self._find_inputs(handles)
+        offset = len(self._leaves) + len(self.statics)
+        position = {id(output): index for index, output in enumerate(self.outputs)}
+        self.result_order = [
+            index if index < offset else offset + position[id(results[index - offset])]
+            for index in self.result_order
+        ]
+
+    def _ranks(self, results: list[torch.Tensor]) -> list[float]:
+        """For each result the place of its donor among the graph's inputs.
+
+        Results without a donor come first, or last where XLA could give them another's.
+        """
+        place = {leaf: position for position, leaf in enumerate(self.input_order)}
+        donors: dict[tuple, list[int]] = {}
+        for leaf in self.donated:
+            if leaf in place:
+                donors.setdefault(_form(self._leaves[leaf]), []).append(place[leaf])
+        sizes = {shape.numel() * dtype.itemsize for shape, dtype in donors}
+        ranks: list[float] = []
+        for result in results:
+            waiting = donors.get(_form(result))
+            if waiting:
+                ranks.append(waiting.pop(0))
+            else:
+                ranks.append(math.inf if result.nbytes in sizes else -1)
+        return ranks
+
+    def compile(self) -> bytes | None:
+        """Compile the graph. Return the hash by which torch-xla knows it, None if it is empty."""
+        if not self.outputs:
+            return None
+        from torch_xla.utils.buffer_donor_context import alias_with_buffer_donor_config
+
+        core = xla()._XLAC
+        outputs = self.outputs + salt(self.outputs)
+        donated = [self._stand_ins[index] for index in self.donated]
+        for tensor in donated:
+            core._set_buffer_donation(tensor, True)
+        try:
+            with alias_with_buffer_donor_config():
+                graph_hash = core._get_graph_hash(outputs)
+                core._xla_warm_up_cache(outputs, [])
+        finally:
+            # The mark sits on the data itself, which the caller's tensor shares.
+            for tensor in donated:
+                core._set_buffer_donation(tensor, False)
+        return graph_hash
+
+
+def salt(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return one more output for a graph with custom calls, a constant that tells it from others.
+
+    torch-xla's graph hash ignores a custom call's backend_config and attributes, so that two
+    graphs whose kernels differ only there would share one executable. The constant is built,
+    from 0 and 1, along the binary digits of a digest of the HLO text, and so changes the hash.
+    """
+    core = xla()._XLAC
+    if "xla::custom_call" not in core._get_xla_tensors_text(outputs):
+        return []
+    text = core._get_xla_tensors_hlo(outputs)
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    one = torch.ones((), dtype=torch.int32, device=outputs[0].device)
+    value = torch.zeros_like(one)
+    for digit in f"{digest:b}":
+        value = value + value + one if digit == "1" else value + value
+    return [value]
+
+
+def _form(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
+
+
+def _identity(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that the graph computes, equal to `tensor` (`clone` would share its data)."""
+    return tensor.permute(tuple(range(tensor.dim())))
+
+
+def _is_pending(tensor: torch.Tensor) -> bool:
+    if isinstance(tensor, _Unusable) or tensor.device.type != "xla":
+        return False
+    try:
+        return xla()._XLAC._check_tensor_need_materialization([tensor])[0]
+    except RuntimeError:  # it has lost its value in an operation that failed
+        return False
+
+
+def _count_reads() -> int:
+    """Return how often this process has copied device data to the host."""
+    metric = xla()._XLAC._xla_metric_data("TransferFromDeviceTime")
+    return metric[0] if metric is not None else 0

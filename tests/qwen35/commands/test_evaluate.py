@@ -1,0 +1,225 @@
+"""`qwen35 eval` as a person has it: reports, mistakes, interruptions. Numbers have other tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from qwen35 import report
+from qwen35.commands.cli import main
+
+ROOT = Path(__file__).resolve().parents[3]
+DEMO, TASKS = ROOT / "demo", ROOT / "evals"
+
+
+def run(*arguments: str) -> int:
+    return main(["eval", "tasks", "--model", str(DEMO), "--device", "cpu", *arguments])
+
+
+def test_tasks_are_printed_and_reported(tmp_path, capsys):
+    directory = tmp_path / "reports" / "one"
+    options = ["--tasks", "demo_inverted", "demo_stories", "--include-path", str(TASKS)]
+    assert run(*options, "--limit", "3", "--samples", "--json", "--output", str(directory)) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((directory / "tasks.json").read_text())
+    assert printed["limit"] == 3 and "lm_eval" in printed["versions"]
+    inverted, stories = printed["tasks"]
+    assert inverted["name"] == "demo_inverted" and inverted["documents"] == 3
+    accuracy = inverted["metrics"][0]
+    assert accuracy["metric"] == "acc" and accuracy["higher_is_better"] is True
+    # Accuracy once more, from the requests' own likelihoods.
+    right = 0
+    for sample in printed["samples"]["demo_inverted"]:
+        values = [value for value, _ in sample["responses"]]
+        right += values.index(max(values)) == sample["target"]
+        assert len(sample["requests"]) == 4
+    assert accuracy["value"] == pytest.approx(right / 3)
+    page = (directory / "tasks.md").read_text()
+    assert "| demo_inverted | 0 | 3 | acc ↑ | none |" in page and "first 3 documents" in page
+    bits = next(one for one in stories["metrics"] if one["metric"] == "bits_per_byte")
+    assert f"bits_per_byte ↓ | none | {bits['value']:.4f}" in page
+    assert (directory / "tasks-acc.png").stat().st_size > 1000 and "(tasks-acc.png)" in page
+
+
+def test_a_task_file_of_ones_own_with_chat_and_a_table(tmp_path, capsys):
+    """A file by its path, whose group and jsonl data stand beside it."""
+    (tmp_path / "data.jsonl").write_text(
+        json.dumps({"q": "What is the capital of France?", "a": "Paris"}) + "\n"
+    )
+    (tmp_path / "functions.py").write_text(
+        "import datasets\n"
+        "def load(**_):\n"
+        f"    return datasets.load_dataset('json', data_files={str(tmp_path / 'data.jsonl')!r},"
+        f" cache_dir={str(tmp_path)!r})\n"
+    )
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "task: mine\ncustom_dataset: !function functions.load\ntest_split: train\n"
+        "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
+        "generation_kwargs: {until: ['. '], max_gen_toks: 64}\n"
+        "filter_list: [{name: last, filter: [{function: regex, regex_pattern: '(\\w+)$'},"
+        " {function: take_first}]}]\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    assert run("--tasks", str(file), "--chat", "--system", "You are brief.") == 0
+    shown = capsys.readouterr()
+    assert "| mine | 0 | 1 | exact_match ↑ | last | 1.0000 |" in shown.out
+    assert "chat template, after a system prompt" in shown.out
+    # Standard output is the table alone.
+    assert shown.out.startswith("| task |") and "looking through" not in shown.err
+
+
+BROKEN = {
+    "syntax.yaml": ("task: [unclosed", "ParserError"),
+    "list.yaml": ("- task", "Expected YAML dict"),
+    "nothing.yaml": ("dataset_path: json", "Unknown config shape"),
+    "typo.yaml": ("task: typo\noutput_typ: generate_until", "output_typ"),
+    "function.yaml": ("task: x\ncustom_dataset: !function absent.load", "absent"),
+    "kind.yaml": ("task: x\ncustom_dataset: !function demo.stories\noutput_type: sing", "sing"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_task_file_is_named_with_the_reason(name, tmp_path, capsys):
+    text, words = BROKEN[name]
+    (tmp_path / name).write_text(text)
+    (tmp_path / "demo.py").write_text((TASKS / "demo.py").read_text())
+    assert run("--tasks", str(tmp_path / name)) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err and name in shown.err and "Traceback" not in shown.err
+    assert shown.err.count("\n") == 1 and not shown.out
+
+
+def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
+    inside = ["--include-path", str(TASKS)]
+    stories = ["--tasks", "demo_stories", *inside]
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    for options, words in (
+        (["--tasks", "none.yaml"], "none.yaml: no such file"),
+        ([*stories, "--include-path", "nowhere"], "nowhere: no such directory"),
+        ([*stories, "--no-thinking"], "--no-thinking is for --chat"),
+        ([*stories, "--batch", "0"], "batch_size must be a positive integer"),
+        ([*stories, "--limit", "0"], "limit must be an integer of at least 1, not 0"),
+        ([*stories, "--num-fewshot", "-1"], "fewshot must be an integer of at least 0"),
+        ([*stories, "--max-length", "9999"], "max_position_embeddings"),
+        ([*stories, "--output", str(taken)], "File exists"),
+        ([*stories, "--model", "nowhere"], "nowhere"),
+        (["--tasks", "demo_facts", *inside, "--chat"], "turn thinking off"),
+    ):
+        assert run(*options) == 2
+        shown = capsys.readouterr()
+        assert words in shown.err and "Traceback" not in shown.err and not shown.out
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert run(*stories) == 2
+    assert "pip install 'qwen35[evals]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_unknown_names_come_with_near_ones_and_with_files_that_cannot_be_read(tmp_path, capsys):
+    """Slow: lm-eval looks through its fourteen thousand files."""
+    (tmp_path / "broken.yaml").write_text("task: [unclosed")
+    options = ["--include-path", str(TASKS), str(tmp_path)]
+    assert run("--tasks", "demo_storys", *options) == 2
+    shown = capsys.readouterr().err
+    assert "no task is called demo_storys; near are demo_stories" in shown
+    assert "broken.yaml can't be read" in shown
+
+
+@pytest.mark.parametrize(
+    ("measure", "where"),
+    [
+        ("perplexity", "qwen35.evaluation.perplexity.score"),
+        ("tasks", "qwen35.evaluation.harness.score_continuations"),
+        ("agreement", "qwen35.evaluation.agreement.compare"),
+    ],
+)
+def test_interrupts_end_with_130_and_no_report(measure, where, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupt)
+    what = {
+        "perplexity": ["--text", str(ROOT / "LICENSE")],
+        "tasks": ["--tasks", str(TASKS / "demo_inverted.yaml")],
+        "agreement": ["--dtype", "float32", "--max-new-tokens", "1"],
+    }[measure]
+    command = ["eval", measure, "--model", str(DEMO), "--device", "cpu", *what]
+    assert main([*command, "--output", str(tmp_path)]) == 130
+    shown = capsys.readouterr()
+    assert "interrupted" in shown.err and not shown.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command(sent, code, tmp_path):
+    arguments = ["--model", str(DEMO), "--device", "cpu", "--tasks", str(TASKS / "demo_facts.yaml")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qwen35", "eval", "tasks", *arguments, "--batch", "1",
+         "--output", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    shown = b""
+    while b"score" not in shown:  # the bar of the work itself
+        shown += process.stderr.read1()
+        assert process.poll() is None, shown
+    process.send_signal(sent)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not output and b"Traceback" not in errors and list(tmp_path.iterdir()) == []
+
+
+RESULT = report.about("a model", "float32", "cpu")
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_an_end_in_the_middle_leaves_no_part_of_a_file(end, tmp_path, monkeypatch):
+    """Ctrl-C, and SIGTERM as the command line has it, while the second file is written."""
+    replace, asked = os.replace, []
+
+    def interrupted(source, target):
+        asked.append(target)
+        if len(asked) == 2:
+            raise end
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(end):
+        report.write_report(tmp_path, "x", "X", RESULT, "text", {"a plot": lambda axes: None})
+    assert [file.name for file in tmp_path.iterdir()] == ["x-a-plot.png"]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    worse = {"a": [1.0, float("inf")], "b": {"c": (float("nan"), "nan")}, "d": True, "e": None}
+    report.write_report(tmp_path, "x", "X", {**RESULT, **worse}, "text", {})
+    written = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert written["a"] == [1.0, None] and written["b"] == {"c": [None, "nan"]}
+    assert written["d"] is True and written["e"] is None
+
+
+def test_help_and_import_leave_the_heavy_packages_alone():
+    script = """if True:
+        import sys
+        from qwen35.commands.cli import main
+        for words in ([], ["eval"], *(["eval", m] for m in ("perplexity", "tasks", "agreement"))):
+            try:
+                main([*words, "--help"])
+            except SystemExit as stop:
+                assert stop.code == 0
+        heavy = {"lm_eval", "datasets", "matplotlib", "transformers", "torch_xla"}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    """
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--include-path" in result.stdout and "--reference" in result.stdout
