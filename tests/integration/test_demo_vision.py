@@ -294,7 +294,7 @@ def test_nothing_of_transformers_looks_at_pictures(file):
     """Its tokenizer and template alone: no model, no processor, no torchvision."""
     code = f"""
 import re, sys
-from qwen35 import cli
+from qwen35.commands import cli
 cli.main(["generate", "--model", {str(DEMO)!r}, "--device", "cpu", "--image", {str(file)!r},
           "--prompt", "How many?", "--max-new-tokens", "1"])
 parts = r"transformers\\.models\\.qwen\\w*\\.(modeling|(image_|video_)?processing)"

@@ -16,7 +16,8 @@ MARK = "QWEN35_TEST_RUN"
 # A chat that is in the middle of writing a file when the signal comes.
 SAVING = """
 import sys, time
-from qwen35 import cli, saved_state
+from qwen35.commands import cli
+from qwen35.files import saved_state
 
 def save_slowly(tensors, file, metadata):
     file.write_bytes(b"half of it")
