@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from qwen35.files.presharded import convert
+from qwen35.files.conversion import convert
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""From checkpoint tensors to ours and back, and random initialisation."""
+"""From checkpoint tensors to ours and back, random initialisation, and shapes without tensors."""
 
 from __future__ import annotations
 
@@ -166,6 +166,32 @@ def init_params(
         return place(parameter, materialize(parameter, read, dtype, sizes, runtime), device)
 
     return with_tp_index(map_declarations(build, declared), device)
+
+
+def abstract_params(
+    config: Config, *, dtype: torch.dtype | str = torch.bfloat16, runtime: Runtime = Runtime()
+) -> Params:
+    """Declares a rank's parameters on the meta device: shapes and dtypes, no memory.
+
+    Args:
+        config: the model, with its vision tower if it has one.
+        dtype: float32 or bfloat16; `a_log` and `dt_bias` are float32 always.
+        runtime: with a mesh, the shapes are this rank's.
+
+    Raises:
+        ValueError: the mesh can't split the model, or an unknown dtype.
+    """
+    dtype, sizes = as_dtype(dtype), axis_sizes(config)
+
+    def abstract(parameter: Parameter) -> torch.Tensor:
+        shape = parameter.local_shape(sizes, runtime.mesh, runtime.rank)
+        return torch.empty(shape, dtype=parameter.dtype or dtype, device="meta")
+
+    params = map_declarations(abstract, declare(config, runtime))
+    if runtime.mesh is None or runtime.mesh.tp == 1:
+        return params
+    index = torch.empty(1, dtype=torch.int32, device="meta")
+    return dataclasses.replace(params, tp_index=index)
 
 
 def with_tp_index(params: Params, device: str) -> Params:

@@ -11,86 +11,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..graphs.placement import abstract_params
 from ..model.config import CheckpointError, Config
-from ..model.params import Params, Runtime, as_dtype
+from ..model.params import Params, Runtime
 from ..xla import trees
+from .materialize import abstract_params
 
 _CHUNK = 2**24
-# Of tokenizer and processor, taken over as they are.
-_EXTRAS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-)
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32"}
 
 
 def is_presharded(directory: Path) -> bool:
-    """Whether the directory holds rank files instead of a Hugging Face checkpoint."""
+    """Tells whether the directory holds rank files instead of a Hugging Face checkpoint."""
     return any(directory.glob("rank-*-of-*.safetensors"))
 
 
 def rank_file(directory: Path, tp: int, rank: int) -> Path:
-    """Where a rank's tensors are."""
+    """Names the file of a rank's tensors."""
     return directory / f"rank-{rank:05d}-of-{tp:05d}.safetensors"
-
-
-def convert(
-    source: str | Path,
-    directory: str | Path,
-    tp: int,
-    *,
-    dtype: torch.dtype | str = torch.bfloat16,
-    vision: bool = True,
-    report: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Writes the rank files of a checkpoint. Started again, it goes on where it was stopped.
-
-    Memory is one rank's share. Ranks that are there, complete and of this model are left alone.
-    `vision` is that of `qwen35.load`.
-
-    Raises:
-        CheckpointError, ValueError: as `qwen35.load`, or another conversion stands in `directory`.
-    """
-    from ..sharding.mesh import Mesh
-    from . import checkpoint
-
-    source, directory = Path(source), Path(directory)
-    config, mesh = Config.from_pretrained(source), Mesh(tp=tp)
-    config = config if vision else config.text_only()
-    directory.mkdir(parents=True, exist_ok=True)
-    wanted = {rank_file(directory, tp, rank) for rank in range(tp)}
-    others = sorted(set(directory.glob("rank-*-of-*.safetensors")) - wanted)
-    if others:
-        raise CheckpointError(f"{directory}: holds {others[0].name}, of a conversion to another tp")
-    for extra in _EXTRAS:
-        if (source / extra).is_file():
-            _replace(directory / extra, [(source / extra).read_bytes()])
-    content = (source / "config.json").read_bytes()
-    if not vision:
-        content = json.dumps(config.to_dict(), indent=2).encode() + b"\n"
-    _replace(directory / "config.json", [content])
-    for rank in range(tp):
-        file = rank_file(directory, tp, rank)
-        facts = _facts(config, tp, rank, as_dtype(dtype))
-        if file.is_file() and _complete(file, facts):
-            report(f"{file.name}: there already")
-            continue
-        runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
-        params = checkpoint.load(source, dtype=dtype, runtime=runtime, vision=vision)
-        digest = _write(file, params, facts)
-        report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {digest[:12]}")
 
 
 def load_rank(
@@ -116,7 +60,7 @@ def load_rank(
             else f"of its {tp} ranks only {len(present)} are there: scripts/convert.py completes it"
         )
         raise CheckpointError(f"{file}: no such file; {reason}")
-    digest = _check_facts(file, _facts(config, tp, rank, dtype))
+    digest = _check_facts(file, facts_of(config, tp, rank, dtype))
     tensors = _read(file, digest)
     config = config if vision else config.text_only()
     abstract = abstract_params(config, dtype=dtype, runtime=runtime)
@@ -151,8 +95,8 @@ def _named(params: Params) -> Iterator[tuple[str, Tensor]]:
         yield path.removeprefix("."), leaf
 
 
-def _facts(config: Config, tp: int, rank: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What a rank file depends on."""
+def facts_of(config: Config, tp: int, rank: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Lists what a rank's file depends on, as its record has it."""
     name = str(dtype).removeprefix("torch.")
     return {"tp": tp, "rank": rank, "dtype": name, "config": config.to_dict()}
 
@@ -180,14 +124,19 @@ def _check_facts(file: Path, expected: dict[str, Any]) -> str:
     return digest
 
 
-def _complete(file: Path, facts: dict[str, Any]) -> bool:
-    """Whether a rank's file is the one that would be written; another model's is an error."""
+def is_complete(file: Path, facts: dict[str, Any]) -> bool:
+    """Tells whether a rank's file is undamaged.
+
+    Raises:
+        CheckpointError: it was made for something else than `facts`, or its record is damaged.
+    """
     digest = _check_facts(file, facts)
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest() == digest
 
 
-def _write(file: Path, params: Params, facts: dict[str, Any]) -> str:
+def write_rank(file: Path, params: Params, facts: dict[str, Any]) -> str:
+    """Writes a rank's file and its record; returns the file's SHA-256."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
     # Wide dtypes first: without gaps between them, that keeps every tensor aligned.
@@ -214,12 +163,12 @@ def _write(file: Path, params: Params, facts: dict[str, Any]) -> str:
 
     partial = _write_partial(file, hashed())
     record = facts | {"sha256": hasher.hexdigest()}
-    _replace(file.with_suffix(".json"), [json.dumps(record, indent=1).encode() + b"\n"])
+    replace(file.with_suffix(".json"), [json.dumps(record, indent=1).encode() + b"\n"])
     _publish(partial, file)
     return hasher.hexdigest()
 
 
-def _replace(file: Path, content: Any) -> None:
+def replace(file: Path, content: Any) -> None:
     _publish(_write_partial(file, content), file)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..files.materialize import abstract_params
 from ..model.config import Config, VisionConfig
 from ..model.decoder import decode, prefill
 from ..model.params import Runtime, VisionParams, as_dtype
@@ -21,7 +22,6 @@ from ..xla import trees
 from ..xla.devices import xla
 from .hlo import Module
 from .lint import Case, lint
-from .placement import abstract_params
 
 PHASES = ("prefill", "prefill_images", "decode", "vision")
 

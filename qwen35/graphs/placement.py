@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from ..files.materialize import abstract_params
 from ..model.config import FULL, Config
-from ..model.declarations import Parameter, axis_sizes, declarations, declare, map_declarations
-from ..model.params import Params, Runtime, as_dtype
+from ..model.declarations import Parameter, declarations, declare
+from ..model.params import Runtime, as_dtype
 from ..model.state import init_state
 from ..sharding.mesh import Mesh
 from ..xla import trees
@@ -127,23 +128,6 @@ class Placement:
         )
         lines.append(f"of the 24 GiB of a Trainium2 logical core (LNC=2): {verdict}")
         return "\n".join(lines)
-
-
-def abstract_params(
-    config: Config, *, dtype: torch.dtype | str = torch.bfloat16, runtime: Runtime = Runtime()
-) -> Params:
-    """A rank's parameter tree on the meta device: shapes and dtypes, no memory."""
-    dtype, sizes = as_dtype(dtype), axis_sizes(config)
-
-    def abstract(parameter: Parameter) -> torch.Tensor:
-        shape = parameter.local_shape(sizes, runtime.mesh, runtime.rank)
-        return torch.empty(shape, dtype=parameter.dtype or dtype, device="meta")
-
-    params = map_declarations(abstract, declare(config, runtime))
-    if runtime.mesh is None or runtime.mesh.tp == 1:
-        return params
-    index = torch.empty(1, dtype=torch.int32, device="meta")
-    return dataclasses.replace(params, tp_index=index)
 
 
 def describe(

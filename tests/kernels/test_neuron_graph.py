@@ -16,8 +16,8 @@ from calling import CONFIG, SIZES, run, tensors
 
 import qwen35
 from qwen35 import Config, kernels
+from qwen35.files.materialize import abstract_params
 from qwen35.graphs import export
-from qwen35.graphs.placement import abstract_params
 from qwen35.kernels import binding, portable
 from qwen35.sharding.mesh import Mesh
 from qwen35.xla import tracing

@@ -12,7 +12,7 @@ import models
 import pytest
 
 import qwen35
-from qwen35.files.presharded import convert
+from qwen35.files.conversion import convert
 
 PROMPT = "The capital"
 

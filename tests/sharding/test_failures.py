@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qwen35
-from qwen35.files.presharded import convert
+from qwen35.files.conversion import convert
 from qwen35.sharding import process, spmd
 from qwen35.sharding.collectives import all_gather, all_reduce
 from qwen35.sharding.mesh import Mesh

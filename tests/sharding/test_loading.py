@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import qwen35
-from qwen35.files.presharded import convert
+from qwen35.files.conversion import convert
 from qwen35.sharding.mesh import Mesh
 
 HERE = Path(__file__).parent
@@ -202,6 +202,7 @@ def test_converting_over_another_conversion_is_refused(converted, small, checkpo
         convert(small, converted, 2, dtype="bfloat16")
     with pytest.raises(qwen35.CheckpointError, match="made for another config"):
         convert(checkpoint("heads_of_0.8b_tied"), converted, 2, dtype="float32")
+    qwen35.load(converted, runtime=runtime(2))  # what is refused has written nothing
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 import qwen35
-from qwen35.graphs.placement import abstract_params
+from qwen35.files.materialize import abstract_params
 
 LINEAR, FULL = "linear_attention", "full_attention"
 VOCABULARY = 64

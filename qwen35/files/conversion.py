@@ -1,0 +1,80 @@
+"""Splits a checkpoint into one file per rank ahead of time (`presharded` has their form)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..model.config import CheckpointError, Config
+from ..model.params import Runtime, as_dtype
+from ..sharding.mesh import Mesh
+from .checkpoint import load
+from .presharded import facts_of, is_complete, rank_file, replace, write_rank
+
+# Of tokenizer and processor, taken over as they are.
+_EXTRAS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def convert(
+    source: str | Path,
+    directory: str | Path,
+    tp: int,
+    *,
+    dtype: torch.dtype | str = torch.bfloat16,
+    vision: bool = True,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Writes the rank files of a checkpoint. Started again, it goes on where it was stopped.
+
+    Memory is one rank's share. Ranks that are there, complete and of this model are left alone;
+    nothing is written before it is known that no other conversion stands there.
+
+    Args:
+        source: the checkpoint's directory.
+        directory: the ranks', made if it is not there.
+        tp: how many ranks share the tensors.
+        dtype: float32 or bfloat16, of the files and of what `qwen35.load` must be asked for.
+        vision: that of `qwen35.load`.
+        report: takes a line for each rank.
+
+    Raises:
+        CheckpointError, ValueError: as `qwen35.load`, or another conversion stands in `directory`.
+    """
+    source, directory = Path(source), Path(directory)
+    config, mesh = Config.from_pretrained(source), Mesh(tp=tp)
+    config = config if vision else config.text_only()
+    facts = [facts_of(config, tp, rank, as_dtype(dtype)) for rank in range(tp)]
+    files = [rank_file(directory, tp, rank) for rank in range(tp)]
+    others = sorted(set(directory.glob("rank-*-of-*.safetensors")) - set(files))
+    if others:
+        raise CheckpointError(f"{directory}: holds {others[0].name}, of a conversion to another tp")
+    there = [
+        file.is_file() and is_complete(file, expected)
+        for file, expected in zip(files, facts, strict=True)
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    for extra in _EXTRAS:
+        if (source / extra).is_file():
+            replace(directory / extra, [(source / extra).read_bytes()])
+    content = (source / "config.json").read_bytes()
+    if not vision:
+        content = json.dumps(config.to_dict(), indent=2).encode() + b"\n"
+    replace(directory / "config.json", [content])
+    for rank, file in enumerate(files):
+        if there[rank]:
+            report(f"{file.name}: there already")
+            continue
+        runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
+        params = load(source, dtype=dtype, runtime=runtime, vision=vision)
+        digest = write_rank(file, params, facts[rank])
+        report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {digest[:12]}")
