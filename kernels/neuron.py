@@ -50,9 +50,11 @@ def launch(kernel: Kernel, *operands: Tensor, **static: bool) -> tuple[Tensor, T
 
 def _cores(device: torch.device) -> int:
     """The bracket of a kernel: cores that run it together, as the compiler is told, too."""
-    import torch_xla
+    # Imported here: in the repository's folder transformers takes this package for another of the
+    # name `kernels`, and imports it without a parent.
+    from ..xla import private
 
-    kind = torch_xla._XLAC._xla_device_kind(str(device))
+    kind = private._xla_device_kind(str(device))
     if kind not in CORES:
         raise ValueError(
             f"the NKI kernels are for Trainium2, devices of kind {' or '.join(CORES)}, not "

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
+from ..xla import private
 from . import process
 from .mesh import Mesh
 
@@ -72,10 +73,9 @@ class _AllGather(torch.autograd.Function):
 def _xla_all_reduce(x: Tensor, mesh: Mesh) -> Tensor:
     import torch_xla
 
-    core = torch_xla._XLAC
     if torch_xla.runtime.is_spmd():
-        return core._xla_spmd_all_reduce("sum", x, 1.0, mesh.tp_groups)
-    total = core._xla_all_reduce("sum", x, 1.0, mesh.tp_groups, False)
+        return private._xla_spmd_all_reduce("sum", x, 1.0, mesh.tp_groups)
+    total = private._xla_all_reduce("sum", x, 1.0, mesh.tp_groups, False)
     _forget_order(x)
     return total
 
@@ -86,8 +86,7 @@ def _xla_all_gather(x: Tensor, mesh: Mesh) -> Tensor:
     # In SPMD the groups hold partitions, which XLA calls global device ids, of one channel.
     spmd = torch_xla.runtime.is_spmd()
     channel, global_ids = (1, True) if spmd else (None, None)
-    core = torch_xla._XLAC
-    gathered = core._xla_all_gather(
+    gathered = private._xla_all_gather(
         x, x.dim() - 1, mesh.tp, mesh.tp_groups, False, channel, global_ids
     )
     _forget_order(x)
@@ -99,6 +98,4 @@ def _forget_order(x: Tensor) -> None:
 
     That would tie the next trace to this graph and its inputs; data flow alone orders ours.
     """
-    import torch_xla
-
-    torch_xla._XLAC._set_all_reduce_token(str(x.device), None)
+    private._set_all_reduce_token(str(x.device), None)

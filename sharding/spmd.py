@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..xla import private
 from .mesh import Mesh
 
 
@@ -109,40 +110,32 @@ def _is_chunks(value: Any) -> bool:
 def _stack(shards: Sequence[Any], mesh: Mesh) -> Any:
     if not isinstance(shards[0], Tensor):
         return shards[0]
-    import torch_xla
-
     shape = list(shards[0].shape)
     sharding = _sharding(mesh, len(shape), True)
     shape[0] *= mesh.size
-    return torch_xla._XLAC._global_tensor_from_cpu_shards(
+    return private._global_tensor_from_cpu_shards(
         [shard.contiguous() for shard in shards], sharding, shape
     )
 
 
 def _enter(tensor: Tensor, mesh: Mesh, stacked: bool, axis: int) -> Tensor:
     """A rank's view of a tensor."""
-    import torch_xla
-
-    core = torch_xla._XLAC
-    if not core._get_xla_sharding_spec(tensor) or (mesh.dp > 1 and not stacked):
+    if not private._get_xla_sharding_spec(tensor) or (mesh.dp > 1 and not stacked):
         # Uploaded to all devices whole: split it in the graph, not the caller's data.
         tensor = tensor.permute(tuple(range(tensor.dim())))
-        core._xla_mark_sharding(tensor, _sharding(mesh, tensor.dim(), stacked, axis))
-    return core._spmd_full_to_shard_shape(tensor)
+        private._xla_mark_sharding(tensor, _sharding(mesh, tensor.dim(), stacked, axis))
+    return private._spmd_full_to_shard_shape(tensor)
 
 
 def _leave(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
     """The tensor of all ranks from a rank's."""
-    import torch_xla
-
-    core = torch_xla._XLAC
     shape = list(tensor.shape)
     shape[0] *= mesh.size if stacked else mesh.dp
     # An annotation changes the tensor that it is given; that may be one that went in.
     tensor = tensor.permute(tuple(range(tensor.dim())))
-    core._mark_manual_sharding(tensor, core.OpSharding([], [], [], 4))
+    private._mark_manual_sharding(tensor, private.OpSharding([], [], [], 4))
     sharding = _sharding(mesh, tensor.dim(), stacked)
-    return core._spmd_shard_to_full_shape(tensor, sharding, shape, tensor.dtype)
+    return private._spmd_shard_to_full_shape(tensor, sharding, shape, tensor.dtype)
 
 
 @functools.cache

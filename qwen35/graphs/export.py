@@ -18,8 +18,8 @@ from ..model.state import init_state
 from ..sharding.mesh import Mesh
 from ..vision.frames import Frames, groups
 from ..vision.tower import tower
-from ..xla import trees
-from ..xla.devices import xla
+from ..xla import private, trees
+from ..xla.devices import numbers_as_constants
 from .hlo import Module
 from .lint import Case, lint
 
@@ -154,29 +154,23 @@ def lower(
     """
     first = {"params": params, "state": state, "tokens": tokens}
     first, more = trees.map_tensors(_placeholder, (first, more))
-    core = xla()._XLAC
-    scalars = core._get_xla_all_numbers_special_scalars()
-    core._set_xla_all_numbers_special_scalars(True)  # Python numbers become HLO constants
-    try:
-        with torch.no_grad():
-            logits, state = step(*first.values(), **more)
-            # A value that passes through unchanged is an output of its own in the graph.
-            state = trees.map_tensors(lambda t: t.permute(tuple(range(t.dim()))), state)
-    finally:
-        core._set_xla_all_numbers_special_scalars(scalars)
+    with torch.no_grad(), numbers_as_constants():
+        logits, state = step(*first.values(), **more)
+        # A value that passes through unchanged is an output of its own in the graph.
+        state = trees.map_tensors(lambda t: t.permute(tuple(range(t.dim()))), state)
     outputs = [("logits", logits), *_named_tensors(state, "state")]
     tensors = [tensor for _, tensor in outputs]
     leaves = [pair for name, tree in (first | more).items() for pair in _named_tensors(tree, name)]
-    handles = core._get_tensors_handle([leaf for _, leaf in leaves])
+    handles = private._get_tensors_handle([leaf for _, leaf in leaves])
     path_of = {handle: path for handle, (path, _) in zip(handles, leaves, strict=True)}
-    _, inputs = core._get_tensors_xla_device_data_node(tensors)
-    order = core._get_tensors_handle(list(inputs))
+    _, inputs = private._get_tensors_xla_device_data_node(tensors)
+    order = private._get_tensors_handle(list(inputs))
     paths = tuple(path_of.get(handle, "captured") for handle in order)
     place = {path: index for index, (path, _) in enumerate(outputs)}
     donated = tuple((number, place[path]) for number, path in enumerate(paths) if path in place)
     return Lowered(
-        core._get_xla_tensors_hlo(tensors),
-        core._get_xla_tensors_hlo_proto(tensors) + alias_field(donated),
+        private._get_xla_tensors_hlo(tensors),
+        private._get_xla_tensors_hlo_proto(tensors) + alias_field(donated),
         paths,
         tuple(path for path, _ in leaves),
         donated,
@@ -189,10 +183,7 @@ def _named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
 
 
 def _placeholder(tensor: torch.Tensor) -> torch.Tensor:
-    xla()
-    from torch_xla.core import xla_builder
-
-    return xla_builder.create_placeholder_tensor(tensor.shape, tensor.dtype)
+    return private.create_placeholder_tensor(tensor.shape, tensor.dtype)
 
 
 def alias_field(donated: tuple[tuple[int, int], ...]) -> bytes:

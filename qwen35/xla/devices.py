@@ -1,46 +1,17 @@
-"""Moving trees of tensors between the host and the XLA device, and importing torch-xla."""
+"""Move trees of tensors between the host and the XLA device, and run what is pending there."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import functools
-import importlib.util
-import os
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from . import trees
-
-
-@functools.cache
-def xla() -> ModuleType:
-    """Import torch-xla on first use and return it.
-
-    torch-xla chooses its device from the environment variable PJRT_DEVICE. Where that is unset
-    and neither a Neuron nor a TPU runtime is installed, it is set to "CPU" here: the choice that
-    torch-xla would make itself, without its warning. On the CPU, XLA_FLAGS gets
-    --xla_cpu_use_xnnpack=false unless it says something on that: XLA 2.9's cost model gives
-    XNNPACK small products that its Eigen path does four times faster (34 against 125 GFLOP/s for
-    128 x 2048 x 1024 on two AVX2 cores). Raises RuntimeError if torch-xla is missing.
-    """
-    accelerators = ("libneuronxla", "libtpu")
-    if not any(importlib.util.find_spec(name) for name in accelerators):
-        os.environ.setdefault("PJRT_DEVICE", "CPU")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if os.environ.get("PJRT_DEVICE") == "CPU" and "xla_cpu_use_xnnpack" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_xnnpack=false".strip()
-    try:
-        import torch_xla
-        import torch_xla.runtime
-    except ImportError as error:
-        raise RuntimeError(
-            f"the XLA device needs torch-xla, which could not be imported: {error}"
-        ) from error
-    return torch_xla
+from . import private, trees
+from .environment import xla
 
 
 def device_put(tree: Any, device: str) -> Any:
@@ -68,12 +39,12 @@ def _to_xla(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type == "xla":
         return tensor
     # tensor.to("xla") keeps the host copy until the next sync; this uploads at once.
-    return xla()._XLAC._xla_tensors_from_aten([tensor.detach()], [device_name()], None)[0]
+    return private._xla_tensors_from_aten([tensor.detach()], [device_name()], None)[0]
 
 
 def _to_cpu(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     remote = [tensor for tensor in tensors if tensor.device.type == "xla"]
-    fetched = iter(xla()._XLAC._xla_get_cpu_tensors(remote))  # one sync for all pending work
+    fetched = iter(private._xla_get_cpu_tensors(remote))  # one sync for all pending work
     return [next(fetched) if t.device.type == "xla" else t for t in tensors]
 
 
@@ -102,9 +73,7 @@ def matmul_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return x @ weight
     if x.device.type == "xla":
         dimensions = (([x.dim() - 1], [0]), ([], []))
-        return xla()._XLAC._xla_dot_general(
-            x, weight, dimensions, preferred_element_type=torch.float32
-        )
+        return private._xla_dot_general(x, weight, dimensions, preferred_element_type=torch.float32)
     x = x.float()
     return torch.cat([x @ block.float() for block in weight.split(16384, dim=1)], dim=-1)
 
@@ -125,17 +94,16 @@ def indices(length: int, device: torch.device) -> torch.Tensor:
 
 def materialize(tensors: Sequence[torch.Tensor]) -> None:
     """Run the pending computations of `tensors`: a compiled graph takes data only."""
-    core = xla()._XLAC
-    needed = core._check_tensor_need_materialization(tensors)
+    needed = private._check_tensor_need_materialization(tensors)
     if True in needed:
         pending = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-        core._xla_sync_multi(pending, devices=[], wait=True, sync_xla_data=True)
+        private._xla_sync_multi(pending, devices=[], wait=True, sync_xla_data=True)
 
 
 def anything_pending() -> bool:
     """Return whether any tensor of the process is a computation that has not run."""
     try:
-        return True in xla()._XLAC._check_device_tensor_need_materialization(device_name())
+        return True in private._check_device_tensor_need_materialization(device_name())
     except RuntimeError:  # some tensor has lost its value in an operation that failed
         return True
 
@@ -143,19 +111,30 @@ def anything_pending() -> bool:
 def run_pending() -> None:
     """Run every pending computation of the process."""
     if anything_pending():
-        xla()._XLAC._xla_sync_live_tensors(device_name(), devices=[], wait=True)
+        private._xla_sync_live_tensors(device_name(), devices=[], wait=True)
+
+
+@contextlib.contextmanager
+def numbers_as_constants() -> Iterator[None]:
+    """Trace Python numbers as constants of the graph; by default most would be inputs of it."""
+    before = private._get_xla_all_numbers_special_scalars()
+    private._set_xla_all_numbers_special_scalars(True)
+    try:
+        yield
+    finally:
+        private._set_xla_all_numbers_special_scalars(before)
 
 
 def wait_for_device() -> None:
     """Wait for the graphs in flight."""
-    xla()._XLAC._xla_wait_device_ops([])
+    private._xla_wait_device_ops([])
 
 
 def check_alive(name: str, tensors: Sequence[torch.Tensor]) -> None:
     """Wait for the graph in flight, then raise RuntimeError if a tensor has no value by now."""
     # Running a graph waits as well, but unlike this it keeps the interpreter's lock meanwhile.
     wait_for_device()
-    if True in map(xla()._XLAC._is_placecholder, tensors):
+    if True in map(private._is_placecholder, tensors):
         raise RuntimeError(
             f"{name}: an argument has lost its value: it shares memory with a tensor that was "
             "donated, or its computation failed"
@@ -164,10 +143,10 @@ def check_alive(name: str, tensors: Sequence[torch.Tensor]) -> None:
 
 def next_seed() -> torch.Tensor:
     """Return the device's random seed and advance it, as a sync of torch-xla does."""
-    core, device = xla()._XLAC, device_name()
-    seed = core._get_base_seed_as_tensor(device)
-    following = (1012031 + core._xla_get_rng_seed(device) * 7012063) % 2**64
-    core._xla_set_rng_seed(following, device)
+    device = device_name()
+    seed = private._get_base_seed_as_tensor(device)
+    following = (1012031 + private._xla_get_rng_seed(device) * 7012063) % 2**64
+    private._xla_set_rng_seed(following, device)
     return seed
 
 

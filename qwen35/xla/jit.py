@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree
 
-from . import trees
+from . import private, trees
 from .devices import (
     check_alive,
     materialize,
@@ -30,8 +30,8 @@ from .devices import (
     on_xla_cpu,
     release_host_memory,
     run_pending,
-    xla,
 )
+from .environment import xla
 from .tracing import UNUSABLE, Donated, Target, Trace, tracing_here, xla_lock
 
 
@@ -158,7 +158,7 @@ class Jitted:
         values = self._bind(args, kwargs)
         leaves, _, frozen = self._flatten(values)
         with xla_lock, Trace(self._target, values, leaves, frozen) as trace:
-            return xla()._XLAC._get_xla_tensors_hlo(trace.outputs)
+            return private._get_xla_tensors_hlo(trace.outputs)
 
     def _bind(self, args: tuple, kwargs: dict) -> tuple:
         """Return one value per parameter, defaults filled in."""
@@ -253,7 +253,6 @@ class _Graph:
         self.needs_no_grad = trace.needs_no_grad
 
     def run(self, leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> Any:
-        core = xla()._XLAC
         donated = self._donated(leaves)
         loose = donated + self._kept(leaves)
         if donated:
@@ -271,7 +270,7 @@ class _Graph:
         if self._seed is not None:
             inputs = list(inputs)
             inputs[self._seed] = next_seed()
-        outputs = core._run_cached_graph(self._hash, inputs) if self._hash is not None else []
+        outputs = private._run_cached_graph(self._hash, inputs) if self._hash is not None else []
         for tensor in donated:
             tensor.__class__ = Donated
         # Releasing a donated tensor blocks, with the interpreter's lock held, until the graph
@@ -280,7 +279,7 @@ class _Graph:
         return _pytree.tree_unflatten(self._results(leaves + self._statics + outputs), self._spec)
 
     def _check_distinct(self, donated, loose, frozen) -> None:
-        handles = xla()._XLAC._get_tensors_handle(loose)
+        handles = private._get_tensors_handle(loose)
         shared = len(set(handles)) < len(handles) and not set(handles[: len(donated)]).isdisjoint(
             handle for handle, count in Counter(handles).items() if count > 1
         )
@@ -297,13 +296,12 @@ def _initialize_cache(directory: str) -> None:
     """Let torch-xla keep compiled graphs in `directory`, unless the platform is the CPU."""
     if on_xla_cpu():
         return
-    torch_xla = xla()
-    if torch_xla._XLAC._xla_computation_cache_is_initialized():
+    if private._xla_computation_cache_is_initialized():
         raise RuntimeError(
             f"cache_dir={directory!r} comes too late: this process has compiled already, or "
             "uses another cache directory"
         )
-    torch_xla.runtime.initialize_cache(directory)
+    xla().runtime.initialize_cache(directory)
 
 
 def _picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
@@ -316,13 +314,12 @@ def _picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
 
 def _shardings(leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> list[str]:
     """Return what tells how the leaves are split over the devices; frozen trees are asked once."""
-    core = xla()._XLAC
     for _, flat in frozen:
         if flat.sharding is None:
-            flat.sharding = " ".join(core._get_xla_sharding_specs(flat.leaves))
+            flat.sharding = " ".join(private._get_xla_sharding_specs(flat.leaves))
     loose, end = [], 0
     for start, flat in frozen:
         loose += leaves[end:start]
         end = start + len(flat.leaves)
     loose = [leaf for leaf in loose + leaves[end:] if leaf.is_xla]
-    return [*(flat.sharding for _, flat in frozen), *core._get_xla_sharding_specs(loose)]
+    return [*(flat.sharding for _, flat in frozen), *private._get_xla_sharding_specs(loose)]

@@ -14,8 +14,15 @@ from typing import Any, NoReturn
 import torch
 from torch.utils import _pytree
 
-from . import trees
-from .devices import anything_pending, check_alive, device_name, materialize, run_pending, xla
+from . import private, trees
+from .devices import (
+    anything_pending,
+    check_alive,
+    device_name,
+    materialize,
+    numbers_as_constants,
+    run_pending,
+)
 
 
 class _Unusable(torch.Tensor):
@@ -121,7 +128,7 @@ class Trace:
         # Clearing pending computations at the end would take the caller's too: run them first.
         run_pending()
         check_alive(self._target.name, self._leaves)
-        self._seed = xla()._XLAC._xla_get_rng_seed()
+        self._seed = private._xla_get_rng_seed()
         try:
             self._trace()
         except BaseException:
@@ -131,15 +138,14 @@ class Trace:
 
     def __exit__(self, *_) -> None:
         self.outputs = self._stand_ins = None
-        core = xla()._XLAC
         if anything_pending():
             # The function has stored a traced tensor somewhere (or raised, and the traceback
             # holds its local variables). torch-xla crashes on a tensor that is cleared and used.
             for candidate in gc.get_objects():
                 if issubclass(type(candidate), torch.Tensor) and _is_pending(candidate):
                     candidate.__class__ = Escaped
-            core._clear_pending_irs(device_name())
-        core._xla_set_rng_seed(self._seed)  # compiling must not change the random sequence
+            private._clear_pending_irs(device_name())
+        private._xla_set_rng_seed(self._seed)  # compiling must not change the random sequence
 
     def _sort_arguments(self) -> None:
         target = self._target
@@ -172,22 +178,19 @@ class Trace:
             start = indices.stop
 
     def _trace(self) -> None:
-        core = xla()._XLAC
         self._make_stand_ins()
-        handles = core._get_tensors_handle(self._stand_ins)
+        handles = private._get_tensors_handle(self._stand_ins)
         remaining = iter(self._stand_ins)
         traced = trees.map_tensors(lambda _: next(remaining), self._values)
         arguments = dict(zip(self._target.parameters, traced, strict=True))
         bound = inspect.BoundArguments(self._target.signature, arguments)
         reads = _count_reads()
-        scalars = core._get_xla_all_numbers_special_scalars()
-        core._set_xla_all_numbers_special_scalars(True)  # Python numbers become HLO constants
         tracing_here.active = True
         try:
-            result = self._target.function(*bound.args, **bound.kwargs)
+            with numbers_as_constants():
+                result = self._target.function(*bound.args, **bound.kwargs)
         finally:
             tracing_here.active = False
-            core._set_xla_all_numbers_special_scalars(scalars)
         self._check_unmodified(handles)
         if _count_reads() != reads:
             raise RuntimeError(
@@ -206,18 +209,16 @@ class Trace:
         The caller's tensors thus stay as they are, whatever the function does. Leaves that share
         their data get copies: in the graph, each leaf is an input of its own.
         """
-        core = xla()._XLAC
-        _, wrapped = core._get_tensors_xla_device_data_node(self._leaves)
-        by_handle = dict(zip(core._get_tensors_handle(list(wrapped)), wrapped, strict=True))
-        handles = core._get_tensors_handle(self._leaves)
+        _, wrapped = private._get_tensors_xla_device_data_node(self._leaves)
+        by_handle = dict(zip(private._get_tensors_handle(list(wrapped)), wrapped, strict=True))
+        handles = private._get_tensors_handle(self._leaves)
         stand_ins = [by_handle.pop(handle, None) for handle in handles]
         copies = {i: _identity(t) for i, t in enumerate(self._leaves) if stand_ins[i] is None}
         materialize(list(copies.values()))
         self._stand_ins = [copies.get(i, t) for i, t in enumerate(stand_ins)]
 
     def _check_unmodified(self, handles: list[int]) -> None:
-        core = xla()._XLAC
-        pending = core._check_tensor_need_materialization(self._stand_ins)
+        pending = private._check_tensor_need_materialization(self._stand_ins)
         tensor_paths = (
             path
             for path, leaf in self._target.named_leaves(self._values)
@@ -226,7 +227,7 @@ class Trace:
         for path, tensor, changed, handle in zip(
             tensor_paths, self._stand_ins, pending, handles, strict=True
         ):
-            if changed or core._get_tensors_handle([tensor])[0] != handle:
+            if changed or private._get_tensors_handle([tensor])[0] != handle:
                 raise ValueError(
                     f"{self._target.name} modifies its argument {path} in place: "
                     "return the new value"
@@ -234,7 +235,6 @@ class Trace:
 
     def _arrange_results(self, result: Any, handles: list[int]) -> None:
         """Decide for each leaf of the result where it comes from: graph, argument or constant."""
-        core = xla()._XLAC
         flat, self.spec = _pytree.tree_flatten(result)
         shareable = {handles[index]: index for index in self._frozen}
         self.outputs, self.statics = [], []
@@ -250,17 +250,17 @@ class Trace:
                     f"{self._target.name} returns a tensor on {leaf.device}: results have to be "
                     "on the XLA device"
                 )
-            if not core._check_tensor_need_materialization([leaf])[0]:
-                index = shareable.get(core._get_tensors_handle([leaf])[0])
+            if not private._check_tensor_need_materialization([leaf])[0]:
+                index = shareable.get(private._get_tensors_handle([leaf])[0])
                 if index is not None:
                     order.append(("leaf", index))
                     continue
                 # Any other argument or constant comes back as a copy, so that donating the
                 # result later can't destroy the original.
                 leaf = _identity(leaf)
-            elif core._unique_id_for_ir_and_data(leaf) in seen:
+            elif private._unique_id_for_ir_and_data(leaf) in seen:
                 leaf = _identity(leaf)
-            seen.add(core._unique_id_for_ir_and_data(leaf))
+            seen.add(private._unique_id_for_ir_and_data(leaf))
             order.append(("output", len(self.outputs)))
             self.outputs.append(leaf)
         # A run picks its results from leaves + statics + the graph's outputs.
@@ -270,17 +270,16 @@ class Trace:
 
     def _find_inputs(self, handles: list[int]) -> None:
         """Tell the graph's inputs apart: leaves, constants (kept here), the random seed."""
-        core = xla()._XLAC
         leaf_of = {handle: index for index, handle in enumerate(handles)}
         self.constants, self.input_order, self.seed_position = [], [], None
         if not self.outputs:
             return
-        identities, values = core._get_tensors_xla_device_data_node(self.outputs)
-        input_handles = core._get_tensors_handle(list(values))
+        identities, values = private._get_tensors_xla_device_data_node(self.outputs)
+        input_handles = private._get_tensors_handle(list(values))
         for identity, value, handle in zip(identities, values, input_handles, strict=True):
             index = leaf_of.get(handle)
             if index is None:
-                if identity == core._get_seed_info_id():
+                if identity == private._get_seed_info_id():
                     self.seed_position = len(self.input_order)
                 index = len(self._leaves) + len(self.constants)
                 self.constants.append(value)
@@ -337,21 +336,18 @@ class Trace:
         """Compile the graph. Return the hash by which torch-xla knows it, None if it is empty."""
         if not self.outputs:
             return None
-        from torch_xla.utils.buffer_donor_context import alias_with_buffer_donor_config
-
-        core = xla()._XLAC
         outputs = self.outputs + salt(self.outputs)
         donated = [self._stand_ins[index] for index in self.donated]
         for tensor in donated:
-            core._set_buffer_donation(tensor, True)
+            private._set_buffer_donation(tensor, True)
         try:
-            with alias_with_buffer_donor_config():
-                graph_hash = core._get_graph_hash(outputs)
-                core._xla_warm_up_cache(outputs, [])
+            with private.alias_with_buffer_donor_config():
+                graph_hash = private._get_graph_hash(outputs)
+                private._xla_warm_up_cache(outputs, [])
         finally:
             # The mark sits on the data itself, which the caller's tensor shares.
             for tensor in donated:
-                core._set_buffer_donation(tensor, False)
+                private._set_buffer_donation(tensor, False)
         return graph_hash
 
 
@@ -362,10 +358,9 @@ def salt(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     graphs whose kernels differ only there would share one executable. The constant is built,
     from 0 and 1, along the binary digits of a digest of the HLO text, and so changes the hash.
     """
-    core = xla()._XLAC
-    if "xla::custom_call" not in core._get_xla_tensors_text(outputs):
+    if "xla::custom_call" not in private._get_xla_tensors_text(outputs):
         return []
-    text = core._get_xla_tensors_hlo(outputs)
+    text = private._get_xla_tensors_hlo(outputs)
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
     one = torch.ones((), dtype=torch.int32, device=outputs[0].device)
     value = torch.zeros_like(one)
@@ -387,12 +382,12 @@ def _is_pending(tensor: torch.Tensor) -> bool:
     if isinstance(tensor, _Unusable) or tensor.device.type != "xla":
         return False
     try:
-        return xla()._XLAC._check_tensor_need_materialization([tensor])[0]
+        return private._check_tensor_need_materialization([tensor])[0]
     except RuntimeError:  # it has lost its value in an operation that failed
         return False
 
 
 def _count_reads() -> int:
     """Return how often this process has copied device data to the host."""
-    metric = xla()._XLAC._xla_metric_data("TransferFromDeviceTime")
+    metric = private._xla_metric_data("TransferFromDeviceTime")
     return metric[0] if metric is not None else 0

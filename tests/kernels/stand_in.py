@@ -21,7 +21,7 @@ import torch
 
 from qwen35 import kernels
 from qwen35.kernels import emulator
-from qwen35.xla.devices import xla
+from qwen35.xla.environment import xla
 
 TARGET = "AwsNeuronCustomNativeKernel"
 STATUS_RETURNING = 2  # the API version in AWS's example

@@ -20,8 +20,9 @@ from qwen35.files.materialize import abstract_params
 from qwen35.graphs import export
 from qwen35.kernels import binding, portable
 from qwen35.sharding.mesh import Mesh
-from qwen35.xla import tracing
-from qwen35.xla.devices import device_put, xla
+from qwen35.xla import private, tracing
+from qwen35.xla.devices import device_put
+from qwen35.xla.environment import xla
 
 LAYERS = 3  # with DeltaNet, of four
 _HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_key_value_heads": 2}
@@ -34,7 +35,7 @@ def device(monkeypatch):
 
     def pretend(kind="NC_v3d"):
         monkeypatch.setattr(xla().runtime, "device_type", lambda: "NEURON")
-        monkeypatch.setattr(xla()._XLAC, "_xla_device_kind", lambda device: kind)
+        monkeypatch.setattr(private, "_xla_device_kind", lambda device: kind)
 
     return pretend
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch.utils import _pytree
 
 from qwen35.xla import trees
-from qwen35.xla.devices import device_put, xla
+from qwen35.xla.devices import device_put
+from qwen35.xla.environment import xla
 from qwen35.xla.jit import jit
 
 Pair = namedtuple("Pair", "first second")
@@ -796,7 +797,8 @@ def test_manual_sharding_inside_jit():
     result, _ = run_python(
         """
         import json, numpy, torch
-        from qwen35.xla.devices import device_put, xla
+        from qwen35.xla.devices import device_put
+        from qwen35.xla.environment import xla
         from qwen35.xla.jit import jit
         core = xla()._XLAC
         xla().runtime.use_spmd()
