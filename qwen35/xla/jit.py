@@ -6,7 +6,8 @@ of its arguments, keeps the hash under which torch-xla stores the compiled graph
 graph directly from then on. This is the mechanism behind torch-xla's dynamo bridge, applied to
 plain functions over pytrees.
 
-With `tracing` and `devices` this is the only part of the model code that knows torch-xla.
+What is here is of any backend: signatures, the graphs by signature, errors and reports. Tracing,
+compiling and running are torch-xla's own, in `executable` and `tracing`.
 """
 
 from __future__ import annotations
@@ -14,25 +15,17 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.utils import _pytree
 
-from . import private, trees
-from .devices import (
-    check_alive,
-    materialize,
-    next_seed,
-    on_xla_cpu,
-    release_host_memory,
-    run_pending,
-)
-from .environment import xla
-from .tracing import UNUSABLE, Donated, Target, Trace, tracing_here, xla_lock
+from . import trees
+from .devices import release_host_memory
+from .executable import Executable, compile_graph, initialize_cache, lower, placements
+from .target import Target
+from .tracing import tracing_here, xla_lock
+from .unusable import UNUSABLE
 
 
 class CompileEvent(NamedTuple):
@@ -105,9 +98,9 @@ class Jitted:
             )
         self._target = Target(function, name, signature, frozenset(donate))
         if cache_dir is not None:
-            _initialize_cache(cache_dir)
+            initialize_cache(cache_dir)
         self._progress = progress
-        self._graphs: dict[tuple, _Graph] = {}
+        self._graphs: dict[tuple, Executable] = {}
         kinds = {parameter.kind for parameter in signature.parameters.values()}
         plain = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD}
         # How many positional arguments need no binding, because they are all there is.
@@ -130,7 +123,7 @@ class Jitted:
             graph = self._graph(values, leaves, key, frozen)
             if graph.needs_no_grad and torch.is_grad_enabled():
                 self._target.refuse_gradients(values)
-            return graph.run(leaves, frozen)
+            return graph(leaves, frozen)
 
     def compile(self, *args, **kwargs) -> None:
         """Compile for these arguments, unless that has been done, without running: no argument is
@@ -140,7 +133,7 @@ class Jitted:
         with xla_lock:
             self._graph(values, leaves, key, frozen)
 
-    def _graph(self, values: tuple, leaves: list, key: tuple, frozen: list) -> _Graph:
+    def _graph(self, values: tuple, leaves: list, key: tuple, frozen: list) -> Executable:
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = self._compile(values, leaves, frozen)
@@ -157,8 +150,8 @@ class Jitted:
             )
         values = self._bind(args, kwargs)
         leaves, _, frozen = self._flatten(values)
-        with xla_lock, Trace(self._target, values, leaves, frozen) as trace:
-            return private._get_xla_tensors_hlo(trace.outputs)
+        with xla_lock:
+            return lower(self._target, values, leaves, frozen)
 
     def _bind(self, args: tuple, kwargs: dict) -> tuple:
         """Return one value per parameter, defaults filled in."""
@@ -186,11 +179,10 @@ class Jitted:
                 if type(leaf) in UNUSABLE
             )
             raise RuntimeError(f"{self._target.name}: argument {path} has no value: {kind.reason}")
-        if xla().runtime.is_spmd():
-            key += _shardings(leaves, frozen)
+        key += placements(leaves, frozen)
         return leaves, tuple(key), frozen
 
-    def _compile(self, values: tuple, leaves: list, frozen: list) -> _Graph:
+    def _compile(self, values: tuple, leaves: list, frozen: list) -> Executable:
         start = time.perf_counter()
         described = ", ".join(
             f"{name}={trees.describe(value)}"
@@ -206,120 +198,10 @@ class Jitted:
                 self._progress(event)
 
         try:
-            report("trace")
-            with Trace(self._target, values, leaves, frozen) as trace:
-                report("compile")
-                graph = _Graph(self._target.name, signature, trace, trace.compile())
+            graph = compile_graph(self._target, signature, values, leaves, frozen, report)
         except BaseException:
             report("failed")
             raise
         release_host_memory()  # tracing and compiling leave a heap of hundreds of MB
         report("done")
         return graph
-
-
-class _Graph:
-    """A compiled graph and how to get from a call's leaves to its inputs and to the result."""
-
-    __slots__ = (
-        "_constants",
-        "_donated",
-        "_hash",
-        "_inputs",
-        "_kept",
-        "_name",
-        "_results",
-        "_retired",
-        "_seed",
-        "_spec",
-        "_statics",
-        "needs_no_grad",
-        "signature",
-    )
-
-    def __init__(self, name: str, signature: str, trace: Trace, graph_hash: bytes | None):
-        self.signature = signature
-        self._name = name
-        self._hash = graph_hash
-        self._constants = trace.constants
-        self._inputs = _picker(trace.input_order)
-        self._seed = trace.seed_position
-        self._donated = _picker(trace.donated)
-        self._kept = _picker(trace.kept)
-        self._statics = trace.statics
-        self._results = _picker(trace.result_order)
-        self._retired: tuple[torch.Tensor, ...] = ()
-        self._spec = trace.spec
-        self.needs_no_grad = trace.needs_no_grad
-
-    def run(self, leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> Any:
-        donated = self._donated(leaves)
-        loose = donated + self._kept(leaves)
-        if donated:
-            run_pending()  # what is still to be computed from a donated tensor needs it now
-        else:
-            materialize(loose)
-        for _, flat in frozen:
-            if not flat.ready:
-                materialize(flat.leaves)
-                flat.ready = True
-        check_alive(self._name, loose)
-        if donated:
-            self._check_distinct(donated, loose, frozen)
-        inputs = self._inputs(leaves + self._constants)
-        if self._seed is not None:
-            inputs = list(inputs)
-            inputs[self._seed] = next_seed()
-        outputs = private._run_cached_graph(self._hash, inputs) if self._hash is not None else []
-        for tensor in donated:
-            tensor.__class__ = Donated
-        # Releasing a donated tensor blocks, with the interpreter's lock held, until the graph
-        # that consumes it has run. By the next call that is over.
-        self._retired = donated
-        return _pytree.tree_unflatten(self._results(leaves + self._statics + outputs), self._spec)
-
-    def _check_distinct(self, donated, loose, frozen) -> None:
-        handles = private._get_tensors_handle(loose)
-        shared = len(set(handles)) < len(handles) and not set(handles[: len(donated)]).isdisjoint(
-            handle for handle, count in Counter(handles).items() if count > 1
-        )
-        identities = set(map(id, donated))
-        if shared or not all(identities.isdisjoint(flat.ids) for _, flat in frozen):
-            raise ValueError(
-                f"{self._name}: a donated tensor appears twice in the arguments; "
-                "a tensor that is donated must be passed once"
-            )
-
-
-@functools.cache
-def _initialize_cache(directory: str) -> None:
-    """Let torch-xla keep compiled graphs in `directory`, unless the platform is the CPU."""
-    if on_xla_cpu():
-        return
-    if private._xla_computation_cache_is_initialized():
-        raise RuntimeError(
-            f"cache_dir={directory!r} comes too late: this process has compiled already, or "
-            "uses another cache directory"
-        )
-    xla().runtime.initialize_cache(directory)
-
-
-def _picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
-    """Return a function that picks these elements of a sequence, as a tuple."""
-    if len(indices) == 1:
-        (index,) = indices
-        return lambda sequence: (sequence[index],)
-    return itemgetter(*indices) if indices else lambda sequence: ()
-
-
-def _shardings(leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> list[str]:
-    """Return what tells how the leaves are split over the devices; frozen trees are asked once."""
-    for _, flat in frozen:
-        if flat.sharding is None:
-            flat.sharding = " ".join(private._get_xla_sharding_specs(flat.leaves))
-    loose, end = [], 0
-    for start, flat in frozen:
-        loose += leaves[end:start]
-        end = start + len(flat.leaves)
-    loose = [leaf for leaf in loose + leaves[end:] if leaf.is_xla]
-    return [*(flat.sharding for _, flat in frozen), *private._get_xla_sharding_specs(loose)]

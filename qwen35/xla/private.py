@@ -15,7 +15,7 @@ from typing import Any
 
 from .environment import xla
 
-DEVICES, JIT, TRACING = "xla.devices", "xla.jit", "xla.tracing"
+DEVICES, EXECUTABLE, TRACING = "xla.devices", "xla.executable", "xla.tracing"
 COLLECTIVES, SPMD = "sharding.collectives", "sharding.spmd"
 EXPORT, NEURON = "graphs.export", "kernels.neuron"
 
@@ -25,19 +25,19 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         # Compiled graphs
         "_get_graph_hash": ("hash the graph of some outputs; its key from then on", TRACING),
         "_xla_warm_up_cache": ("compile the graph of some outputs without running it", TRACING),
-        "_run_cached_graph": ("run the compiled graph of a hash on some inputs", JIT),
+        "_run_cached_graph": ("run the compiled graph of a hash on some inputs", EXECUTABLE),
         "_set_buffer_donation": ("let the next graph reuse a tensor's memory, or not", TRACING),
-        "_xla_computation_cache_is_initialized": ("tell whether anything was compiled", JIT),
+        "_xla_computation_cache_is_initialized": ("tell if anything was compiled", EXECUTABLE),
         # Graphs that are being traced
         "_get_tensors_xla_device_data_node": ("find the inputs of a graph", EXPORT, TRACING),
         "_get_xla_tensors_text": ("print a graph as torch-xla's own operations", TRACING),
-        "_get_xla_tensors_hlo": ("print a graph as HLO", EXPORT, JIT, TRACING),
+        "_get_xla_tensors_hlo": ("print a graph as HLO", EXPORT, EXECUTABLE, TRACING),
         "_get_xla_tensors_hlo_proto": ("serialise a graph as HloModuleProto", EXPORT),
         "_get_xla_all_numbers_special_scalars": ("tell if numbers become constants", DEVICES),
         "_set_xla_all_numbers_special_scalars": ("make numbers constants, or inputs", DEVICES),
         "_clear_pending_irs": ("forget every pending computation of a device", TRACING),
         # Tensors and their data
-        "_get_tensors_handle": ("identify the data of tensors", EXPORT, JIT, TRACING),
+        "_get_tensors_handle": ("identify the data of tensors", EXPORT, EXECUTABLE, TRACING),
         "_unique_id_for_ir_and_data": ("identify a tensor's computation or data", TRACING),
         "_check_tensor_need_materialization": ("find pending tensors", DEVICES, TRACING),
         "_check_device_tensor_need_materialization": ("find all that are pending", DEVICES),
@@ -62,7 +62,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         # Tensors on several devices of a process
         "_global_tensor_from_cpu_shards": ("upload a part to each device", SPMD),
         "_get_xla_sharding_spec": ("tell how a tensor is split over devices", SPMD),
-        "_get_xla_sharding_specs": ("tell how some tensors are split over devices", JIT),
+        "_get_xla_sharding_specs": ("tell how tensors are split", EXECUTABLE),
         "_xla_mark_sharding": ("split a tensor over devices", SPMD),
         "_spmd_full_to_shard_shape": ("give one device's view of a split tensor", SPMD),
         "_spmd_shard_to_full_shape": ("give the split tensor of such a view", SPMD),

@@ -7,9 +7,7 @@ import hashlib
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch.utils import _pytree
@@ -23,37 +21,8 @@ from .devices import (
     numbers_as_constants,
     run_pending,
 )
-
-
-class _Unusable(torch.Tensor):
-    """A tensor that has lost its value. jit assigns such a class; any use raises RuntimeError."""
-
-    reason: str
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        reasons = [kind.reason for kind in types if issubclass(kind, _Unusable)]
-        raise RuntimeError(f"this tensor has no value: {reasons[0]}")
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__.lower()} tensor>"
-
-
-class Donated(_Unusable):
-    reason = (
-        "it was donated to a jit-compiled function, which has reused its memory; "
-        "use the function's result, or leave the argument out of donate="
-    )
-
-
-class Escaped(_Unusable):
-    reason = (
-        "it was computed while jit traced a function and has escaped from there; "
-        "return it from the function instead"
-    )
-
-
-UNUSABLE = frozenset((Donated, Escaped))
+from .target import Target
+from .unusable import Escaped, Unusable
 
 
 class _Tracing(threading.local):
@@ -66,41 +35,10 @@ tracing_here = _Tracing()
 xla_lock = threading.RLock()
 
 
-@dataclass(frozen=True)
-class Target:
-    """A function under jit, the names of its parameters, and those that it may consume."""
-
-    function: Callable
-    name: str
-    signature: inspect.Signature
-    donate: frozenset[str]
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        return tuple(self.signature.parameters)
-
-    def named_leaves(self, values: tuple) -> Iterator[tuple[str, Any]]:
-        """Yield (path, leaf) for the values of the parameters, static leaves too."""
-        for name, value in zip(self.parameters, values, strict=True):
-            yield from trees.named_leaves(value, name)
-
-    def path_of(self, values: tuple, wanted: Callable[[Any], bool]) -> str:
-        """Return the path of the first leaf that is `wanted`."""
-        paths = (path for path, leaf in self.named_leaves(values) if wanted(leaf))
-        return next(paths, "(static content of a node)")
-
-    def refuse_gradients(self, values: tuple) -> NoReturn:
-        path = self.path_of(values, lambda x: isinstance(x, torch.Tensor) and x.requires_grad)
-        raise ValueError(
-            f"{self.name}: argument {path} requires gradients, which do not pass through jit: "
-            "call it under torch.no_grad(), or differentiate inside the function"
-        )
-
-
 class Trace:
     """One run of a function on symbolic values; a context manager, which leaves nothing pending.
 
-    Args of the constructor are what `pytree.flatten` found in `values`, one value per parameter.
+    Args of the constructor are what `trees.flatten` found in `values`, one value per parameter.
 
     Attributes:
         outputs: the symbolic tensors that the graph has to compute.
@@ -148,13 +86,13 @@ class Trace:
         private._xla_set_rng_seed(self._seed)  # compiling must not change the random sequence
 
     def _sort_arguments(self) -> None:
+        """Tell consumed tensors from others; refuse what is not on XLA or requires gradients."""
         target = self._target
         tensors = (
             (path, leaf)
             for path, leaf in target.named_leaves(self._values)
             if isinstance(leaf, torch.Tensor)
         )
-        self.donated, self.kept = [], []
         for path, leaf in tensors:
             if leaf.device.type != "xla":
                 raise ValueError(
@@ -163,19 +101,7 @@ class Trace:
                 )
             if leaf.requires_grad and torch.is_grad_enabled():
                 target.refuse_gradients(self._values)
-        start = 0
-        for name, value in zip(target.parameters, self._values, strict=True):
-            indices = range(start, start + len(trees.tensors(value)))
-            loose = [index for index in indices if index not in self._frozen]
-            if name not in target.donate:
-                self.kept += loose
-            elif len(loose) == len(indices):
-                self.donated += loose
-            else:
-                raise ValueError(
-                    f"{target.name}: argument {name} can't be donated, it contains a frozen tree"
-                )
-            start = indices.stop
+        self.donated, self.kept = target.split_by_donation(self._values, self._frozen)
 
     def _trace(self) -> None:
         self._make_stand_ins()
@@ -379,7 +305,7 @@ def _identity(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_pending(tensor: torch.Tensor) -> bool:
-    if isinstance(tensor, _Unusable) or tensor.device.type != "xla":
+    if isinstance(tensor, Unusable) or tensor.device.type != "xla":
         return False
     try:
         return private._check_tensor_need_materialization([tensor])[0]

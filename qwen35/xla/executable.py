@@ -1,0 +1,167 @@
+"""Compile and run graphs by torch-xla: what `jit` leaves to its backend.
+
+Another backend of `jit` is one more module like this one: a way to compile a `Target` for some
+arguments, and what that returns, to be called with the arguments' leaves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch.utils import _pytree
+
+from . import private, trees
+from .devices import check_alive, materialize, next_seed, on_xla_cpu, run_pending
+from .environment import xla
+from .target import Target
+from .tracing import Trace
+from .unusable import Donated
+
+
+def compile_graph(
+    target: Target,
+    signature: str,
+    values: tuple,
+    leaves: list[torch.Tensor],
+    frozen: list[tuple[int, trees.FlatTree]],
+    report: Callable[[str], None],
+) -> Executable:
+    """Trace `target` on symbolic `values` and compile its graph; run nothing, consume nothing.
+
+    Args:
+        signature: what to call the graph where the user asks for those compiled.
+        leaves, frozen: what `trees.flatten` found in `values`, one value per parameter.
+        report: called with "trace" and "compile" before each.
+    """
+    report("trace")
+    with Trace(target, values, leaves, frozen) as trace:
+        report("compile")
+        return Executable(target.name, signature, trace, trace.compile())
+
+
+def lower(
+    target: Target,
+    values: tuple,
+    leaves: list[torch.Tensor],
+    frozen: list[tuple[int, trees.FlatTree]],
+) -> str:
+    """Trace `target` on symbolic `values` and return the graph as HLO text."""
+    with Trace(target, values, leaves, frozen) as trace:
+        return private._get_xla_tensors_hlo(trace.outputs)
+
+
+def placements(leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> list[str]:
+    """Return what tells how the leaves are split over devices; frozen trees are asked once.
+
+    It is part of the key of a graph: one that is compiled for whole tensors can't take split ones.
+    """
+    if not xla().runtime.is_spmd():
+        return []
+    for _, flat in frozen:
+        if flat.sharding is None:
+            flat.sharding = " ".join(private._get_xla_sharding_specs(flat.leaves))
+    loose, end = [], 0
+    for start, flat in frozen:
+        loose += leaves[end:start]
+        end = start + len(flat.leaves)
+    loose = [leaf for leaf in loose + leaves[end:] if leaf.is_xla]
+    return [*(flat.sharding for _, flat in frozen), *private._get_xla_sharding_specs(loose)]
+
+
+@functools.cache
+def initialize_cache(directory: str) -> None:
+    """Let torch-xla keep compiled graphs in `directory`, unless the platform is the CPU."""
+    if on_xla_cpu():
+        return
+    if private._xla_computation_cache_is_initialized():
+        raise RuntimeError(
+            f"cache_dir={directory!r} comes too late: this process has compiled already, or "
+            "uses another cache directory"
+        )
+    xla().runtime.initialize_cache(directory)
+
+
+class Executable:
+    """A compiled graph and how to get from a call's leaves to its inputs and to the result."""
+
+    __slots__ = (
+        "_constants",
+        "_donated",
+        "_hash",
+        "_inputs",
+        "_kept",
+        "_name",
+        "_results",
+        "_retired",
+        "_seed",
+        "_spec",
+        "_statics",
+        "needs_no_grad",
+        "signature",
+    )
+
+    def __init__(self, name: str, signature: str, trace: Trace, graph_hash: bytes | None):
+        self.signature = signature
+        self._name = name
+        self._hash = graph_hash
+        self._constants = trace.constants
+        self._inputs = _picker(trace.input_order)
+        self._seed = trace.seed_position
+        self._donated = _picker(trace.donated)
+        self._kept = _picker(trace.kept)
+        self._statics = trace.statics
+        self._results = _picker(trace.result_order)
+        self._retired: tuple[torch.Tensor, ...] = ()
+        self._spec = trace.spec
+        self.needs_no_grad = trace.needs_no_grad
+
+    def __call__(self, leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> Any:
+        donated = self._donated(leaves)
+        loose = donated + self._kept(leaves)
+        if donated:
+            run_pending()  # what is still to be computed from a donated tensor needs it now
+        else:
+            materialize(loose)
+        for _, flat in frozen:
+            if not flat.ready:
+                materialize(flat.leaves)
+                flat.ready = True
+        check_alive(self._name, loose)
+        if donated:
+            self._check_distinct(donated, loose, frozen)
+        inputs = self._inputs(leaves + self._constants)
+        if self._seed is not None:
+            inputs = list(inputs)
+            inputs[self._seed] = next_seed()
+        outputs = private._run_cached_graph(self._hash, inputs) if self._hash is not None else []
+        for tensor in donated:
+            tensor.__class__ = Donated
+        # Releasing a donated tensor blocks, with the interpreter's lock held, until the graph
+        # that consumes it has run. By the next call that is over.
+        self._retired = donated
+        return _pytree.tree_unflatten(self._results(leaves + self._statics + outputs), self._spec)
+
+    def _check_distinct(self, donated, loose, frozen) -> None:
+        handles = private._get_tensors_handle(loose)
+        shared = len(set(handles)) < len(handles) and not set(handles[: len(donated)]).isdisjoint(
+            handle for handle, count in Counter(handles).items() if count > 1
+        )
+        identities = set(map(id, donated))
+        if shared or not all(identities.isdisjoint(flat.ids) for _, flat in frozen):
+            raise ValueError(
+                f"{self._name}: a donated tensor appears twice in the arguments; "
+                "a tensor that is donated must be passed once"
+            )
+
+
+def _picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
+    """Return a function that picks these elements of a sequence, as a tuple."""
+    if len(indices) == 1:
+        (index,) = indices
+        return lambda sequence: (sequence[index],)
+    return itemgetter(*indices) if indices else lambda sequence: ()
