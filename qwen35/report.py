@@ -6,13 +6,14 @@ import importlib.metadata
 import io
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .files.aside import switched
 
 # Draws onto matplotlib axes what a plot of this name is to show.
 Plots = Mapping[str, Callable[[Any], None]]
@@ -48,9 +49,7 @@ def plain(value: Any) -> Any:
 def write_report(
     directory: str | Path, name: str, title: str, result: Mapping[str, Any], text: str, plots: Plots
 ) -> tuple[Path, bool]:
-    """Writes NAME.json, NAME.md and a PNG for each plot, each aside and renamed.
-
-    All of them are made before the first is written.
+    """Writes NAME.json, NAME.md and a PNG for each plot, as one switch (`aside`).
 
     Args:
         directory: made if it is not there.
@@ -77,8 +76,9 @@ def write_report(
         lines.append(f"![{plot}]({file})\n")
     files[f"{name}.json"] = content.encode("utf-8")
     files[f"{name}.md"] = ("\n".join(lines).rstrip() + "\n").encode("utf-8")
-    for file, data in files.items():
-        _write(directory / file, data)
+    with switched(directory, f"{name}.md") as new:
+        for file, data in files.items():
+            (new / file).write_bytes(data)
     return directory / f"{name}.md", drawn is not None
 
 
@@ -104,12 +104,3 @@ def _draw(plots: Plots) -> dict[str, bytes] | None:
         figure.savefig(picture, format="png", dpi=120)
         pictures[plot] = picture.getvalue()
     return pictures
-
-
-def _write(target: Path, content: bytes) -> None:
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)

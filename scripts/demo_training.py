@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 import qwen35
+from qwen35.files import aside
 
 WARM_UP = 50  # steps
 KEEP_EVERY = 50  # steps between two writes of an unfinished training
@@ -147,10 +147,9 @@ def train(
         if step % 10 == 0:
             progress.set_postfix(loss=f"{value.item():.3f}")
         if kept is not None and (step + 1) % KEEP_EVERY == 0:
-            partial = kept.with_name(kept.name + ".partial")
             states = [optimiser.state_dict() for optimiser in chosen]
-            torch.save({"step": step + 1, "leaves": leaves, "optimisers": states}, partial)
-            partial.rename(kept)
+            with aside.replaced(kept) as file:
+                torch.save({"step": step + 1, "leaves": leaves, "optimisers": states}, file)
     return pytree.tree_map(torch.Tensor.detach, params)
 
 
@@ -160,28 +159,21 @@ def write_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     files: Mapping[str, str | bytes],
 ) -> None:
-    """Writes the whole directory aside, then puts it in the place of `directory`.
+    """Writes a directory whole: what stood in it is gone, or still there if the process dies.
 
     `files` are what stands beside weights and tokenizer, by name.
     """
-    aside = directory.with_name(directory.name + ".new")
-    old = directory.with_name(directory.name + ".old")
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    qwen35.save(params, aside)
-    tokenizer.save_pretrained(aside)
     generation = {
         "do_sample": False,
         "eos_token_id": list(params.config.eos_token_ids),
         "pad_token_id": params.config.pad_token_id,
     }
-    for name, content in {
-        "generation_config.json": json.dumps(generation, indent=2) + "\n",
-        **files,
-    }.items():
-        data = content.encode() if isinstance(content, str) else content
-        (aside / name).write_bytes(data)
-    if directory.exists():
-        directory.rename(old)
-    aside.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    with aside.switched(directory, "config.json", stale=("*",)) as new:
+        qwen35.save(params, new)
+        tokenizer.save_pretrained(new)
+        for name, content in {
+            "generation_config.json": json.dumps(generation, indent=2) + "\n",
+            **files,
+        }.items():
+            (new / name).write_bytes(content.encode() if isinstance(content, str) else content)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ import torch
 
 import qwen35
 from qwen35.bench.machine import anonymous_memory, rates
+from qwen35.files import aside
 from qwen35.generation.generate import PREFILL_CHUNK
 from qwen35.graphs.summary import summarize
 from qwen35.model.config import Config
@@ -239,12 +239,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(aside, format="png", dpi=130)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside.replaced(path) as file:
+        figure.savefig(file, format="png", dpi=130)
 
 
 def say(text: str) -> None:

@@ -20,6 +20,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from qwen35.files import aside
+
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "quickstart.ipynb"
 TIMEOUT = 300  # seconds for a cell
 
@@ -44,7 +46,7 @@ def main() -> int:
         print("\nrun_notebook: interrupted", file=sys.stderr)
         return 130
     if not options.check:
-        write(new, options.notebook)
+        aside.write(options.notebook, f"{nbformat.writes(new)}\n".encode())
         print(options.notebook)
         return 0
     found = differences(old, new)
@@ -74,16 +76,6 @@ def execute(notebook: nbformat.NotebookNode, directory: Path) -> nbformat.Notebo
     client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
     new.metadata.language_info = {"name": "python"}
     return new
-
-
-def write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Writes a notebook aside and renames it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def differences(old: nbformat.NotebookNode, new: nbformat.NotebookNode) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from ..model.declarations import (
 )
 from ..model.params import Params, Runtime, as_dtype
 from ..xla.devices import device_put, release_host_memory
+from . import aside
 from .materialize import dematerialize, materialize, place, with_tp_index
 from .presharded import is_presharded, load_rank
 from .tensor_file import TensorFile, TensorSlice
@@ -39,6 +39,8 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 _SKIPPED = ("mtp.*", "*rotary_emb.inv_freq")
 _TOWER = ("model.visual.*", "visual.*")
 _TEXT_PREFIX, _MULTIMODAL_PREFIX = "model.", "model.language_model."
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD_PATTERN = "model-[0-9]*-of-[0-9]*.safetensors"
 _SHARD_BYTES = 4 * 2**30
 _BLOCK = 2**20
 
@@ -92,6 +94,7 @@ def load(
         return load_all_ranks(lambda rank: load_one(runtime=rank), runtime, device)
     device_put((), device)  # an unknown device fails before gigabytes are read
     directory = Path(path)
+    aside.settle(directory)
     if is_presharded(directory):
         loaded = load_rank(
             directory, dtype=dtype, runtime=runtime, check_finite=check_finite, vision=vision
@@ -146,14 +149,12 @@ class _Files:
 
     def _shards(self) -> list[Path]:
         """model.safetensors, or else the files that an index names, as transformers looks."""
-        single = self.directory / "model.safetensors"
-        index = self.directory / "model.safetensors.index.json"
+        single = self.directory / _SINGLE
+        index = self.directory / _INDEX
         if single.is_file():
             return [single]
         if not index.is_file():
-            raise CheckpointError(
-                f"{self.directory}: neither model.safetensors nor model.safetensors.index.json"
-            )
+            raise CheckpointError(f"{self.directory}: neither {_SINGLE} nor {_INDEX}")
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             files = [self.directory / name for name in sorted(names)]
@@ -265,8 +266,9 @@ class _Files:
 def save(params: Params, directory: str | Path) -> None:
     """Writes safetensors files and config.json that `load` and transformers read.
 
-    Names are multimodal if there is a vision tower, else text-only. Every file is written aside
-    and renamed when all are complete; other files in the directory stay.
+    Names are multimodal if there is a vision tower, else text-only. All files take the place of
+    an earlier checkpoint's as one switch (`aside`), whenever the process dies; other files in the
+    directory stay.
 
     Args:
         params: unsplit parameters on any device.
@@ -279,38 +281,22 @@ def save(params: Params, directory: str | Path) -> None:
         raise ValueError(f"these parameters are one rank's share of {params.runtime.mesh}")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights: list[tuple[Path, list[str]]] = []
-    config_file = directory / ".config.json.partial"
-    index_file = directory / ".model.safetensors.index.json.partial"
-    try:
-        _write_json(config_file, _config_dict(params))
-        mode = config_file.stat().st_mode
+    with aside.switched(directory, "config.json", (_SINGLE, _INDEX, _SHARD_PATTERN)) as new:
+        shards = []
         for number, tensors in enumerate(_shards(params)):
-            file = directory / f".model-{number}.safetensors.partial"
-            weights.append((file, list(tensors)))
-            save_file(tensors, file, metadata={"format": "pt"})
-            file.chmod(mode)  # safetensors leaves its files to their owner alone
-        targets = _shard_names(len(weights))
-        weight_map = {
-            name: target
-            for target, (_, names) in zip(targets, weights, strict=True)
-            for name in names
-        }
-        _write_json(index_file, {"metadata": {}, "weight_map": weight_map})
-    except BaseException:
-        for file in (config_file, index_file, *(file for file, _ in weights)):
-            file.unlink(missing_ok=True)
-        raise
-    for target, (file, _) in zip(targets, weights, strict=True):
-        os.replace(file, directory / target)
-    os.replace(config_file, directory / "config.json")
-    # Of model.safetensors and an index, a reader must find only the one that was just written.
-    if len(weights) == 1:
-        index_file.unlink()
-        (directory / "model.safetensors.index.json").unlink(missing_ok=True)
-    else:
-        os.replace(index_file, directory / "model.safetensors.index.json")
-        (directory / "model.safetensors").unlink(missing_ok=True)
+            save_file(tensors, new / str(number), metadata={"format": "pt"})
+            shards.append(list(tensors))
+        targets = _shard_names(len(shards))
+        for number, target in enumerate(targets):
+            (new / str(number)).rename(new / target)
+        if len(shards) > 1:
+            weight_map = {
+                name: target
+                for target, names in zip(targets, shards, strict=True)
+                for name in names
+            }
+            _write_json(new / _INDEX, {"metadata": {}, "weight_map": weight_map})
+        _write_json(new / "config.json", _config_dict(params))
 
 
 def _shards(params: Params) -> Iterator[dict[str, torch.Tensor]]:
@@ -335,7 +321,7 @@ def _shards(params: Params) -> Iterator[dict[str, torch.Tensor]]:
 
 def _shard_names(count: int) -> list[str]:
     if count == 1:
-        return ["model.safetensors"]
+        return [_SINGLE]
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 

@@ -11,8 +11,9 @@ import torch
 from ..model.config import CheckpointError, Config
 from ..model.params import Runtime, as_dtype
 from ..sharding.mesh import Mesh
+from . import aside
 from .checkpoint import load
-from .presharded import facts_of, is_complete, rank_file, replace, write_rank
+from .presharded import facts_of, is_complete, rank_file, write_rank
 
 # Of tokenizer and processor, taken over as they are.
 _EXTRAS = (
@@ -51,6 +52,8 @@ def convert(
         CheckpointError, ValueError: as `qwen35.load`, or another conversion stands in `directory`.
     """
     source, directory = Path(source), Path(directory)
+    aside.settle(source)
+    aside.settle(directory)
     config, mesh = Config.from_pretrained(source), Mesh(tp=tp)
     config = config if vision else config.text_only()
     facts = [facts_of(config, tp, rank, as_dtype(dtype)) for rank in range(tp)]
@@ -65,11 +68,11 @@ def convert(
     directory.mkdir(parents=True, exist_ok=True)
     for extra in _EXTRAS:
         if (source / extra).is_file():
-            replace(directory / extra, [(source / extra).read_bytes()])
+            aside.write(directory / extra, (source / extra).read_bytes())
     content = (source / "config.json").read_bytes()
     if not vision:
         content = json.dumps(config.to_dict(), indent=2).encode() + b"\n"
-    replace(directory / "config.json", [content])
+    aside.write(directory / "config.json", content)
     for rank, file in enumerate(files):
         if there[rank]:
             report(f"{file.name}: there already")

@@ -2,8 +2,7 @@
 
 `rank-00003-of-00008.safetensors` holds rank 3's tensors as they stand in memory, under their
 paths in the tree; `rank-00003-of-00008.json` beside it says of which model and mesh they are, and
-the file's SHA-256. The second is in place before the first gets its name, so a file with that name
-is complete.
+the file's SHA-256. A file with the first's name is complete, and the second beside it is its own.
 """
 
 from __future__ import annotations
@@ -16,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..model.config import CheckpointError, Config
 from ..model.params import Params, Runtime
 from ..xla import trees
+from . import aside
 from .materialize import abstract_params
 
 _CHUNK = 2**24
@@ -136,59 +137,18 @@ def is_complete(file: Path, facts: dict[str, Any]) -> bool:
 
 
 def write_rank(file: Path, params: Params, facts: dict[str, Any]) -> str:
-    """Writes a rank's file and its record; returns the file's SHA-256."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    # Wide dtypes first: without gaps between them, that keeps every tensor aligned.
-    tensors = sorted(_named(params), key=lambda entry: -entry[1].itemsize)
-    for path, tensor in tensors:
-        end = place + tensor.nbytes
-        entry = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape)}
-        header[path] = entry | {"data_offsets": [place, end]}
-        place = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    hasher = hashlib.sha256()
+    """Writes a rank's file and its record as one switch; returns the file's SHA-256.
 
-    def content() -> Iterator[Any]:
-        yield len(text).to_bytes(8, "little")
-        yield text
-        for _, tensor in tensors:
-            yield memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-
-    def hashed() -> Iterator[Any]:
-        for part in content():
-            hasher.update(part)
-            yield part
-
-    partial = _write_partial(file, hashed())
-    record = facts | {"sha256": hasher.hexdigest()}
-    replace(file.with_suffix(".json"), [json.dumps(record, indent=1).encode() + b"\n"])
-    _publish(partial, file)
-    return hasher.hexdigest()
-
-
-def replace(file: Path, content: Any) -> None:
-    _publish(_write_partial(file, content), file)
-
-
-def _write_partial(file: Path, content: Any) -> Path:
-    partial = file.with_name(f".{file.name}.partial")
-    with open(partial, "wb") as out:
-        for part in content:
-            out.write(part)
-        out.flush()
-        os.fsync(out.fileno())
-    return partial
-
-
-def _publish(partial: Path, file: Path) -> None:
-    os.replace(partial, file)
-    directory = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    Memory beside the parameters: none with safetensors 0.8, as much again with 0.5.
+    """
+    tensors = {path: tensor.contiguous() for path, tensor in _named(params)}
+    with aside.switched(file.parent, file.name) as new:
+        save_file(tensors, new / file.name, metadata={"format": "pt"})
+        with open(new / file.name, "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        record = json.dumps(facts | {"sha256": digest}, indent=1) + "\n"
+        (new / file.with_suffix(".json").name).write_text(record, encoding="utf-8")
+    return digest
 
 
 def _read(file: Path, digest: str) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import AttentionState, DeltaNetState, State
 from ..xla.devices import device_put
+from . import aside
 
 _FORMAT = "qwen35 state 1"
 
@@ -52,7 +52,7 @@ def save_state(
     logits: Tensor | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a state, keys and values up to its longest row's position, aside and renamed.
+    """Writes a state, keys and values up to its longest row's position, whole or not at all.
 
     Args:
         path: the file.
@@ -78,13 +78,8 @@ def save_state(
         tensors["logits"] = device_put(logits, "cpu")
     header = {"format": _FORMAT, "model": fingerprint(params)}
     header["metadata"] = json.dumps(dict(metadata or {}))
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(tensors, aside, metadata=header)
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with aside.replaced(path) as file:
+        save_file(tensors, file, metadata=header)
 
 
 def load_state(path: str | Path, params: Params, capacity: int | None = None) -> SavedState:

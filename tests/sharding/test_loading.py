@@ -214,7 +214,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(large, tmp_path)
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         partial = []
         while child.poll() is None and not partial:
-            partial = list(tmp_path.glob(".rank-*.safetensors.partial"))
+            partial = list(tmp_path.glob(".rank-*.safetensors.*.aside"))
             time.sleep(0.005)
         time.sleep(delay)
         child.send_signal(signal.SIGKILL)

@@ -184,20 +184,23 @@ RESULT = report.about("a model", "float32", "cpu")
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
-def test_an_end_in_the_middle_leaves_no_part_of_a_file(end, tmp_path, monkeypatch):
-    """Ctrl-C, and SIGTERM as the command line has it, while the second file is written."""
-    replace, asked = os.replace, []
+@pytest.mark.parametrize(("where", "left"), [((Path, "write_bytes"), 0), ((os, "replace"), 3)])
+def test_an_end_in_the_middle_leaves_all_files_or_none(end, where, left, tmp_path, monkeypatch):
+    """Ctrl-C, and SIGTERM as the command line has it, at the second file: while it is written, or
+    while they take their places, which is then finished."""
+    function, asked = getattr(*where), []
 
-    def interrupted(source, target):
-        asked.append(target)
+    def interrupted(*arguments):
+        asked.append(arguments)
         if len(asked) == 2:
             raise end
-        replace(source, target)
+        return function(*arguments)
 
-    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(*where, interrupted)
     with pytest.raises(end):
         report.write_report(tmp_path, "x", "X", RESULT, "text", {"a plot": lambda axes: None})
-    assert [file.name for file in tmp_path.iterdir()] == ["x-a-plot.png"]
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == ["x-a-plot.png", "x.json", "x.md"][:left]
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):

@@ -5,7 +5,9 @@ import select
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.utils import _pytree as pytree
 from transformers import Qwen3_5Config, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
 
 import qwen35
+from qwen35.files import checkpoint as checkpoint_module
 from qwen35.model.declarations import declare
 
 UNTIED, TIED = "attention_first_explicit_types", "value_heads_x2_tied"
@@ -567,6 +570,108 @@ def test_saved_files_are_as_readable_as_any_other(load, tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("")
     assert {file.stat().st_mode for file in tmp_path.iterdir()} == {plain.stat().st_mode}
+
+
+# Whole or not at all
+
+KILLED = """
+import os, signal, sys, torch, qwen35
+from unittest import mock
+from qwen35.files import checkpoint
+
+directory, config = sys.argv[1], qwen35.Config.from_pretrained(sys.argv[1])
+new = qwen35.init_params(config, seed=2)
+
+def save(event):
+    seen = 0
+    def hook(name, arguments):
+        nonlocal seen
+        changes = name in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod")
+        if changes or (name == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            seen += 1
+            if seen == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    qwen35.save(new, directory)
+    os._exit(0)
+
+def whose():
+    try:
+        params = qwen35.load(directory)
+    except qwen35.CheckpointError as error:
+        return f"refused: {error}"
+    leaves = torch.utils._pytree.tree_leaves(params)
+    for name, known in models.items():
+        theirs = torch.utils._pytree.tree_leaves(known)
+        if all(map(torch.equal, leaves, theirs)):
+            return name
+    return "a mixture"
+
+old = qwen35.init_params(config, seed=1)
+models = {"old": old, "new": new}
+event, killed, found = -1, True, []
+with mock.patch.object(checkpoint, "_SHARD_BYTES", 300_000):
+    while killed:
+        qwen35.save(old, directory)
+        event += 2
+        child = os.fork()
+        if not child:
+            save(event)
+        killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+        found.append(whose())
+    qwen35.save(old, directory)
+print(*found, sep="\\n")
+"""
+
+
+def test_a_save_over_a_checkpoint_is_one_switch_whenever_it_is_killed(reference, tmp_path):
+    """Two models of one config, in shards: killed at every second file operation (`test_aside` has
+    each), a save leaves the old one or the new one, never weights of both, which would load; and
+    what it leaves beside them is cleared."""
+    directory = tmp_path / "saved"
+    qwen35.save(qwen35.init_params(config_of(reference, UNTIED)), directory)
+    (directory / "notes.txt").write_text("kept")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(directory)], capture_output=True, text=True, check=True
+    )
+    found = done.stdout.split("\n")[:-1]
+    switch = found.index("new")
+    assert 4 < switch < len(found) - 4
+    assert found == ["old"] * switch + ["new"] * (len(found) - switch)
+    files = {file.name for file in directory.iterdir()}
+    shards = {name for name in files if name.startswith("model-")}
+    assert len(shards) > 1
+    assert files - shards == {"config.json", "model.safetensors.index.json", "notes.txt"}
+
+
+def test_a_save_removes_the_files_of_the_last_one(load, checkpoint):
+    """Shards and index go when one file comes, and the other way round; other files stay."""
+    directory = checkpoint()
+    shard(directory)
+    (directory / "model-card.md").write_text("kept")
+    before = {file.name for file in directory.iterdir()}
+    qwen35.save(load(UNTIED), directory)
+    weights = {name for name in before if name.startswith("model") and name != "model-card.md"}
+    after = {file.name for file in directory.iterdir()}
+    assert after == before - weights | {"model.safetensors"}
+    with mock.patch.object(checkpoint_module, "_SHARD_BYTES", 50_000):
+        qwen35.save(load(UNTIED), directory)
+    assert not (directory / "model.safetensors").exists()
+    assert_same_params(qwen35.load(directory), load(UNTIED))
+
+
+def test_saves_at_once_never_mix(reference, tmp_path):
+    config = config_of(reference, UNTIED)
+    models = [qwen35.init_params(config, seed=seed) for seed in range(4)]
+    with mock.patch.object(checkpoint_module, "_SHARD_BYTES", 50_000):
+        threads = [threading.Thread(target=qwen35.save, args=(m, tmp_path)) for m in models]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    leaves = tensors(qwen35.load(tmp_path))
+    assert any(all(map(torch.equal, leaves, tensors(model))) for model in models)
+    assert not list(tmp_path.glob(".*"))
 
 
 # Random parameters
