@@ -8,7 +8,6 @@ token; the second says what a user sees, and one near tie decides all that follo
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -27,9 +26,9 @@ from ..model.decoder import forward, logits
 from ..model.params import Params
 from ..model.state import State, init_state
 from ..prompts.tokenizer import Tokenizer, TokenizerLike
+from ..xla.compiled import compiled
 from ..xla.devices import device_put
-from ..xla.jit import jit
-from ..xla.progress import compile_progress
+from ..xla.progress import show_compilations
 from .reference import NAME, TransformersModel, require
 from .scoring import CHUNK, check_counts, ladder
 
@@ -116,7 +115,11 @@ class Qwen35Model:
         self._progress = progress
 
     def logits(self, tokens: Sequence[int], last: int) -> Tensor:
-        read, say = _steps(self.params.device.type == "xla", self._progress)
+        with show_compilations(self._progress):
+            return self._logits(tokens, last)
+
+    def _logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        read, say = compiled(_read_step, donate=("state",)), compiled(_logits_step)
         state, parts = init_state(self.params, 1, self._capacity), []
         for start in range(0, len(tokens), self._chunk):
             piece = list(tokens[start : start + self._chunk])
@@ -126,9 +129,8 @@ class Qwen35Model:
             parts.append(device_put(hidden, "cpu")[0, : len(piece)])
         # A whole power of two of places, so that prompts share a graph.
         hidden = F.pad(torch.cat(parts)[-last:], (0, 0, 0, ladder(last) - last))
-        return device_put(say(self.params, device_put(hidden, self.params.device.type)), "cpu")[
-            :last
-        ]
+        said = say(self.params, device_put(hidden, self.params.device.type))
+        return device_put(said, "cpu")[:last]
 
     def greedy(
         self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
@@ -149,22 +151,16 @@ class Qwen35Model:
         return written
 
 
+@torch.no_grad()
 def _read_step(
     params: Params, state: State, tokens: Tensor, lengths: Tensor
 ) -> tuple[Tensor, State]:
     return forward(params, state, tokens, lengths)
 
 
+@torch.no_grad()
 def _logits_step(params: Params, hidden: Tensor) -> Tensor:
     return logits(params, hidden)
-
-
-@functools.cache
-def _steps(compiled: bool, progress: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    if not compiled:
-        return torch.no_grad()(_read_step), torch.no_grad()(_logits_step)
-    report = compile_progress if progress else None
-    return jit(_read_step, donate=("state",), progress=report), jit(_logits_step, progress=report)
 
 
 def measure(
@@ -290,10 +286,10 @@ def agreement(
         compared.append(here)
         entries.append(_entry(list(prompt), list(wanted), got, known, here, decode))
     lengths = sum(entry["places"] for entry in entries)
-    together = Compared(*(torch.cat(column) for column in zip(*compared, strict=True)))
+    everywhere = Compared(*(torch.cat(column) for column in zip(*compared, strict=True)))
     equal = sum(entry["equal_tokens"] * entry["places"] for entry in entries)
     return {
-        **_measures(together),
+        **_measures(everywhere),
         "equal_tokens": equal / lengths,
         "equal_prompts": sum(entry["first_difference"] is None for entry in entries),
         "prompts": entries,

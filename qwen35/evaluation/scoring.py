@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +13,9 @@ from ..model.decoder import forward, logits
 from ..model.params import Params
 from ..model.rows import take_row
 from ..model.state import State, init_state
+from ..xla.compiled import compiled
 from ..xla.devices import device_put
-from ..xla.jit import jit
-from ..xla.progress import compile_progress
+from ..xla.progress import show_compilations
 
 CHUNK = 256
 _SMALLEST = 16  # of chunks and capacities: rows of a few tokens share one graph
@@ -66,13 +65,12 @@ def score(
     longest = len(rows[order[0]]) - 1 if rows else 0
     batch, chunk = min(batch, max(1, len(rows))), min(chunk, ladder(longest))
     capacity = _capacity(params, longest)
-    steps = _steps(params.device.type == "xla", progress)
-    with _bar(sum(map(len, rows)) - len(rows), progress) as bar:
+    with _bar(sum(map(len, rows)) - len(rows), progress) as bar, show_compilations(progress):
         for start in range(0, len(rows), batch):
             chosen = order[start : start + batch]
             state = init_state(params, batch, capacity)
             group = _filled([rows[index] for index in chosen], batch)
-            scores = _score_group(steps, params, state, group, chunk, bar)
+            scores = _score_group(params, state, group, chunk, bar)
             for index, row in zip(chosen, scores, strict=True):
                 results[index] = row
     return results
@@ -124,7 +122,6 @@ def _score_continuations(
     batch, capacity = min(batch, max(1, len(pairs))), _capacity(params, longest)
     read_chunk = min(chunk, ladder(len(contexts[0]) - 1)) if contexts else chunk
     score_chunk = min(chunk, ladder(max((len(more) for _, more in pairs), default=0)))
-    steps = _steps(params.device.type == "xla", progress)
     total = sum(map(len, contexts)) - len(contexts) + sum(len(more) for _, more in pairs)
     with _bar(total, progress) as bar:
         for start in range(0, len(contexts), batch):
@@ -132,16 +129,19 @@ def _score_continuations(
             state = init_state(params, batch, capacity)
             # The last token of a context is read with the continuation, whose first it predicts.
             before = _filled([context[:-1] for context in group], batch)
-            state = _read_group(steps, params, state, before, read_chunk, bar)
+            with show_compilations(progress):
+                state = _read_group(params, state, before, read_chunk, bar)
             forks = [(row, index) for row, key in enumerate(group) for index in members[key]]
             forks.sort(key=lambda fork: -len(pairs[fork[1]][1]))
             for first in range(0, len(forks), batch):
                 chosen = forks[first : first + batch]
                 source = [row for row, _ in chosen] + [0] * (batch - len(chosen))
-                fork = steps.fork(state, device_put(torch.tensor(source), params.device.type))
+                source = device_put(torch.tensor(source), params.device.type)
                 rows = [[*pairs[index][0][-1:], *pairs[index][1]] for _, index in chosen]
                 rows = _filled(rows, batch)
-                scores = _score_group(steps, params, fork, rows, score_chunk, bar)
+                with show_compilations(progress):
+                    fork = compiled(take_row)(state, source)
+                    scores = _score_group(params, fork, rows, score_chunk, bar)
                 yield from zip((index for _, index in chosen), scores, strict=True)
 
 
@@ -151,22 +151,24 @@ def _filled(rows: list[Sequence[int]], batch: int) -> list[Sequence[int]]:
 
 
 def _read_group(
-    steps: _Steps, params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
+    params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
 ) -> State:
     """The state after the rows' tokens."""
+    read = compiled(_read_step, donate=("state",))
     for start in range(0, max(map(len, group)), chunk):
         pieces = [list(row[start : start + chunk]) for row in group]
         tokens = torch.tensor([piece + [0] * (chunk - len(piece)) for piece in pieces])
         lengths = torch.tensor(list(map(len, pieces)))
-        state = steps.read(params, state, *device_put((tokens, lengths), params.device.type))
+        state = read(params, state, *device_put((tokens, lengths), params.device.type))
         bar.update(int(lengths.sum()))
     return state
 
 
 def _score_group(
-    steps: _Steps, params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
+    params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
 ) -> list[Scores]:
     """Scores of the rows, idle ones left out, after `state`, which is consumed."""
+    step = compiled(_score_step, donate=("state",))
     parts = []
     for start in range(0, max(map(len, group)) - 1, chunk):
         pieces = [list(row[start : start + chunk + 1]) for row in group]
@@ -174,7 +176,7 @@ def _score_group(
         lengths = torch.tensor([max(0, len(piece) - 1) for piece in pieces])
         inputs = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), lengths)
         inputs = device_put(inputs, params.device.type)
-        logprobs, greedy, state = steps.score(params, state, *inputs)
+        logprobs, greedy, state = step(params, state, *inputs)
         parts.append(device_put((logprobs, greedy), "cpu"))
         bar.update(int(lengths.sum()))
     logprobs, greedy = (torch.cat(column, 1) for column in zip(*parts, strict=True))
@@ -185,10 +187,12 @@ def _score_group(
     ]
 
 
+@torch.no_grad()
 def _read_step(params: Params, state: State, tokens: Tensor, lengths: Tensor) -> State:
     return forward(params, state, tokens, lengths)[1]
 
 
+@torch.no_grad()
 def _score_step(
     params: Params, state: State, tokens: Tensor, targets: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor, State]:
@@ -201,22 +205,6 @@ def _score_step(
         greedy.append(said.argmax(-1) == target)
     shape = tokens.shape
     return torch.cat(logprobs).reshape(shape), torch.cat(greedy).reshape(shape), state
-
-
-class _Steps(NamedTuple):
-    read: Callable[..., Any]
-    score: Callable[..., Any]
-    fork: Callable[..., Any]
-
-
-@functools.cache
-def _steps(compiled: bool, progress: bool) -> _Steps:
-    """The functions, compiled for XLA; compiled graphs are shared between calls."""
-    if not compiled:
-        return _Steps(*map(torch.no_grad(), (_read_step, _score_step, take_row)))
-    report = compile_progress if progress else None
-    read, score_ = (jit(f, donate=("state",), progress=report) for f in (_read_step, _score_step))
-    return _Steps(read, score_, jit(take_row, progress=report))
 
 
 def _capacity(params: Params, tokens: int) -> int:

@@ -7,7 +7,7 @@ for prefill, decode, the most likely tokens, sampled tokens, and moving rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +19,8 @@ from ..model.decoder import decode, prefill
 from ..model.params import Params
 from ..model.rows import grow, kv_window, put_row, recurrent_part, take_row
 from ..model.state import AttentionState, State, init_state
+from ..xla.compiled import Compiled, compiled
 from ..xla.devices import device_put, materialize
-from ..xla.jit import Jitted, jit
-from ..xla.progress import compile_progress
 from .prefix_cache import KV, Match, Snapshot
 from .results import TokenLogprob, read_choice
 from .sampling import Choice, Controls, Sampling, choose, controls_for, count, counts_for
@@ -50,7 +49,6 @@ class Batch:
         capacity: tokens that each holds.
         chunk: tokens of a prefill step, at most the capacity.
         top_logprobs: most likely tokens that `choose` reports.
-        progress: show compilations on standard error.
     """
 
     def __init__(
@@ -61,7 +59,6 @@ class Batch:
         capacity: int,
         chunk: int,
         top_logprobs: int,
-        progress: bool,
     ) -> None:
         self.params = params
         self.slots = slots
@@ -69,14 +66,13 @@ class Batch:
         self.chunk = chunk
         self._top_logprobs = top_logprobs
         self._device = params.device.type
-        self._steps = _steps(self._device == "xla", progress)
         self._settings: _Settings | None = None  # until a row needs other than plain ones
         self.rows = self.blank(slots)
 
     @property
     def compile_count(self) -> int:
         """Graphs compiled so far, for other batches too: they share them."""
-        return sum(step.compile_count for step in self._steps if isinstance(step, Jitted))
+        return sum(step.compile_count for step in _steps())
 
     def blank(self, size: int = 1) -> Rows:
         """Rows that have read nothing."""
@@ -98,9 +94,7 @@ class Batch:
     def warm_up(self) -> None:
         """Compiles all that slots of this capacity need."""
         self._ensure_settings()
-        if self._device != "xla":
-            return
-        steps, params, row = self._steps, self.params, self.blank()
+        steps, params, row = _steps(), self.params, self.blank()
         slot, vector, mask = self._ids([0]), self._ids([0] * self.slots), [True] * self.slots
         mask = self._put(torch.tensor(mask))
         chunk = torch.zeros(1, self.chunk, dtype=torch.int64)
@@ -131,7 +125,7 @@ class Batch:
         """
         padded = torch.tensor([[*tokens, *[0] * (self.chunk - len(tokens))]])
         inputs = (padded, torch.tensor([len(tokens)]), *(pictures or (None, None)))
-        logits, state = self._steps.prefill(self.params, row.state, *self._put(inputs))
+        logits, state = _steps().prefill(self.params, row.state, *self._put(inputs))
         return Rows(state, logits)
 
     def put(self, slot: int, row: Rows, sampling: Sampling, prompt: Sequence[int]) -> None:
@@ -140,14 +134,12 @@ class Batch:
         if not sampling.plain:
             self._ensure_settings()
         if self._settings is not None:
-            self._settings = self._steps.put(
-                self._settings, self._settings_of(sampling, prompt), at
-            )
-        self.rows = self._steps.put(self.rows, row, at)
+            self._settings = _steps().put(self._settings, self._settings_of(sampling, prompt), at)
+        self.rows = _steps().put(self.rows, row, at)
 
     def take(self, slot: int) -> Rows:
         """A slot's row; the slot keeps it."""
-        return self._steps.take(self.rows, self._ids([slot]))
+        return _steps().take(self.rows, self._ids([slot]))
 
     # -- all slots ----------------------------------------------------------------------------
 
@@ -161,10 +153,10 @@ class Batch:
             plain: whether the most likely tokens are wanted of all.
         """
         if plain:
-            return read_choice(self._steps.likeliest(self.rows.logits), limits)
+            return read_choice(_steps().likeliest(self.rows.logits), limits)
         token = self._ids([token or 0 for token in last])
         counted = self._put(torch.tensor([token is not None for token in last]))
-        choice, counts = self._steps.sample(
+        choice, counts = _steps().sample(
             *self.rows, *self._settings, token, counted, self._top_logprobs
         )
         self._settings = self._settings._replace(counts=counts)
@@ -174,14 +166,14 @@ class Batch:
         """Reads a token in each slot that has one."""
         active = self._put(torch.tensor([token is not None for token in tokens]))
         token = self._ids([token or 0 for token in tokens])
-        logits, state = self._steps.decode(self.params, self.rows.state, token, active)
+        logits, state = _steps().decode(self.params, self.rows.state, token, active)
         self.rows = Rows(state, logits)
 
     # -- to the prefix cache and back ---------------------------------------------------------
 
     def snapshot(self, row: Rows) -> Snapshot:
         """What a row leaves besides keys and values."""
-        parts = (*self._steps.recurrent(row.state), row.logits)
+        parts = (*_steps().recurrent(row.state), row.logits)
         return Snapshot(*device_put(parts, "cpu"))
 
     def keys_and_values(self, row: Rows, start: int, end: int) -> KV:
@@ -189,7 +181,7 @@ class Batch:
         pieces: list[KV] = []
         for first in range(start, end, self.chunk):
             begin = min(first, self.capacity - self.chunk)
-            window = self._steps.window(row.state, self._put(torch.tensor([begin])), self.chunk)
+            window = _steps().window(row.state, self._put(torch.tensor([begin])), self.chunk)
             left, right = first - begin, min(end, first + self.chunk) - begin
             pieces.append(
                 tuple(
@@ -239,26 +231,28 @@ class Batch:
 
 
 class _Steps(NamedTuple):
-    prefill: Callable[..., Any]
-    decode: Callable[..., Any]
-    likeliest: Callable[..., Any]
-    sample: Callable[..., Any]
-    put: Callable[..., Any]
-    take: Callable[..., Any]
-    recurrent: Callable[..., Any]
-    window: Callable[..., Any]
+    prefill: Compiled
+    decode: Compiled
+    likeliest: Compiled
+    sample: Compiled
+    put: Compiled
+    take: Compiled
+    recurrent: Compiled
+    window: Compiled
 
 
 @functools.cache
-def _steps(compiled: bool, progress: bool) -> _Steps:
-    """The functions of the engine, compiled for XLA."""
-    functions = (prefill, decode, choose, _sample, put_row, take_row, recurrent_part, kv_window)
-    if not compiled:
-        return _Steps(*functions)
-    donated = {prefill: "state", decode: "state", _sample: "counts", put_row: "tree"}
-    report = compile_progress if progress else None
+def _steps() -> _Steps:
+    """The functions of the engine."""
     return _Steps(
-        *(jit(f, donate=(donated[f],) if f in donated else (), progress=report) for f in functions)
+        compiled(prefill, donate=("state",)),
+        compiled(decode, donate=("state",)),
+        compiled(choose),
+        compiled(_sample, donate=("counts",)),
+        compiled(put_row, donate=("tree",)),
+        compiled(take_row),
+        compiled(recurrent_part),
+        compiled(kv_window),
     )
 
 

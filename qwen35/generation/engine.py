@@ -13,10 +13,11 @@ argmax) and drawn ones. Logits stay on the device; a step moves one token per sl
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from ..model.state import State
 from ..prompts.inputs import Messages, RowPictures, encode_pictures, encode_prompts, piece
 from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
+from ..xla.progress import show_compilations
 from .batch import Batch, Rows
 from .generate import end_tokens
 from .prefix_cache import CacheStats, PrefixCache
@@ -56,6 +58,17 @@ class _Filling(NamedTuple):
     done: int
     stops: tuple[int, ...]
     pictures: RowPictures | None
+
+
+def _observed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a method show what it compiles, if the engine's `progress` says so."""
+
+    @functools.wraps(method)
+    def run(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+        with show_compilations(engine._progress):
+            return method(engine, *args, **kwargs)
+
+    return run
 
 
 class Engine:
@@ -129,7 +142,6 @@ class Engine:
             capacity=capacity,
             chunk=min(prefill_chunk, capacity),
             top_logprobs=top_logprobs,
-            progress=progress,
         )
         self.cache = PrefixCache(cache_bytes) if cache_bytes else None
         self.waiting: deque[Request] = deque()
@@ -141,6 +153,7 @@ class Engine:
         self._snapshot_every = snapshot_every
         self._top_logprobs = top_logprobs
         self._clock = clock
+        self._progress = progress
         self._filling: _Filling | None = None
         self._next_id = 0
 
@@ -195,6 +208,7 @@ class Engine:
         self.waiting.append(request)
         return request
 
+    @_observed
     def cancel(self, request: Request) -> None:
         """Ends a request, which keeps what it has; one that has ended stays as it is."""
         if not request.done:
@@ -206,6 +220,7 @@ class Engine:
         """Whether nothing waits or runs."""
         return not self.waiting and self._filling is None and not any(self.running)
 
+    @_observed
     def step(self) -> list[Piece]:
         """Reads some of a prompt, adds a token to every running request, and returns them.
 
@@ -239,16 +254,19 @@ class Engine:
         if request.error is not None:
             raise request.error
 
+    @_observed
     def warm_up(self) -> None:
         """Compiles all that any request of the present capacity needs: no later step compiles."""
         self.batch.warm_up()
 
+    @_observed
     def keep(self, keys: Sequence[int], row: Rows) -> None:
         """Puts a row that has read a prompt of these keys into the prefix cache."""
         if self.cache is not None:
             kv = self.batch.keys_and_values(row, self.cache.known(keys), len(keys))
             self.cache.insert(keys, kv, self.batch.snapshot(row))
 
+    @_observed
     def recall(self, keys: Sequence[int]) -> tuple[int, Rows]:
         """How many of these keys the prefix cache has a state for, and the row after those."""
         if self.cache is not None:
@@ -257,6 +275,7 @@ class Engine:
                 return match.length, self.batch.restore(match)
         return 0, self.batch.blank()
 
+    @_observed
     def adopt(self, keys: Sequence[int], state: State, logits: Tensor) -> None:
         """Puts a state of one row that has read these keys, as of `load_state`, into the cache.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +16,9 @@ from ..model.state import State, init_state
 from ..prompts.inputs import Prompts, RowPictures, encode_pictures, encode_prompts, piece
 from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
-from ..vision.tower import compile_count
+from ..xla.compiled import Compiled, compiled
 from ..xla.devices import device_put
-from ..xla.jit import Jitted, jit
-from ..xla.progress import compile_progress, prefill_bar
+from ..xla.progress import prefill_bar, show_compilations
 from .results import Completion, Piece, Timings, TokenLogprob, read_choice
 from .sampling import Choice, Controls, Sampling, choose, controls_for, count, counts_for
 
@@ -190,7 +188,6 @@ class _Batch:
         self.progress = progress
         self.compile_seconds = 0.0
         self.chunk = _chunk(max(map(len, rows)), prefill_chunk)
-        self.steps = _steps(params.device.type == "xla", progress)
         self.device = params.device.type
         vocabulary = params.config.vocab_size
         self.controls = device_put(controls_for(samplings, vocabulary), self.device)
@@ -217,11 +214,15 @@ class _Batch:
                 inputs += (None, None) if pictures is None else piece(pictures, start, self.chunk)
                 inputs = device_put(inputs, self.device)
                 logits, self.state = self._run(
-                    self.steps.prefill, self.params, self.state, logits, *inputs
+                    compiled(_prefill_step, donate=("state", "logits")),
+                    self.params,
+                    self.state,
+                    logits,
+                    *inputs,
                 )
                 bar.update(min(self.chunk, longest - start))
         self.choice = self._run(
-            self.steps.choose,
+            compiled(_choose_step),
             self.params,
             self.state,
             logits,
@@ -229,27 +230,20 @@ class _Batch:
             self.counts,
             self.logprobs,
         )
-        if decode_follows and isinstance(self.steps.decode, Jitted):
-            self._run(self.steps.decode.compile, *self._decode_arguments())
+        if decode_follows:
+            self._run(_decode().compile, *self._decode_arguments())
         return self._chosen()
 
     def _encode_pictures(self) -> list[RowPictures | None] | None:
         """Per row its pictures, or None; None for all where no row has any."""
         if not any(prompt is not None and prompt.images.grid for prompt in self.seen):
             return None
-        start, compiled = time.perf_counter(), compile_count(self.params.vision, self.progress)
-        pictures = [
-            prompt and encode_pictures(self.params, prompt, progress=self.progress)
-            for prompt in self.seen
-        ]
-        if compile_count(self.params.vision, self.progress) > compiled:
-            self.compile_seconds += time.perf_counter() - start
-        return pictures
+        return [prompt and self._run(encode_pictures, self.params, prompt) for prompt in self.seen]
 
     def decode(self, active: list[bool]) -> list[tuple[int, TokenLogprob | None]]:
         """Runs one step of the active rows and returns every row's next token."""
         arguments = self._decode_arguments(active)
-        self.choice, self.state, self.counts = self._run(self.steps.decode, *arguments)
+        self.choice, self.state, self.counts = self._run(_decode(), *arguments)
         return self._chosen()
 
     def _chosen(self) -> list[tuple[int, TokenLogprob | None]]:
@@ -265,37 +259,17 @@ class _Batch:
         return self.params, self.state, token, mask, self.controls, self.counts, self.logprobs
 
     def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        compiled = self.steps.compile_count()
-        start = time.perf_counter()
-        result = step(*arguments)
-        if self.steps.compile_count() > compiled:
-            self.compile_seconds += time.perf_counter() - start
+        with show_compilations(self.progress) as seen:
+            result = step(*arguments)
+        self.compile_seconds += seen.seconds
         return result
 
 
-class _Steps(NamedTuple):
-    prefill: Callable[..., Any]
-    choose: Callable[..., Any]
-    decode: Callable[..., Any]
-
-    def compile_count(self) -> int:
-        """Compilations so far; plain functions have none."""
-        return sum(step.compile_count for step in self if isinstance(step, Jitted))
+def _decode() -> Compiled:
+    return compiled(_decode_step, donate=("state", "token", "counts"))
 
 
-@functools.cache
-def _steps(compiled: bool, progress: bool) -> _Steps:
-    """The functions of the loop, compiled for XLA; compiled graphs are shared between calls."""
-    if not compiled:
-        return _Steps(_prefill_step, _choose_step, _decode_step)
-    report = compile_progress if progress else None
-    return _Steps(
-        jit(_prefill_step, donate=("state", "logits"), progress=report),
-        jit(_choose_step, progress=report),
-        jit(_decode_step, donate=("state", "token", "counts"), progress=report),
-    )
-
-
+@torch.no_grad()
 def _prefill_step(
     params: Params,
     state: State,
@@ -310,6 +284,7 @@ def _prefill_step(
     return torch.where((lengths > 0)[:, None], new, logits), state
 
 
+@torch.no_grad()
 def _choose_step(
     params: Params,
     state: State,
@@ -327,6 +302,7 @@ def _positions(params: Params, state: State) -> Tensor:
     return state.position
 
 
+@torch.no_grad()
 def _decode_step(
     params: Params,
     state: State,

@@ -67,11 +67,11 @@ def encode_prompts(
     return rows, seen
 
 
-def encode_pictures(params: Params, prompt: Prompt, *, progress: bool = False) -> RowPictures:
+def encode_pictures(params: Params, prompt: Prompt) -> RowPictures:
     """Runs the vision tower on a prompt's pictures; a prompt without any gives no vectors."""
     images = prompt.images
     if images.grid:
-        vectors = encode_images(params.vision, images.patches, images.grid, progress=progress)
+        vectors = encode_images(params.vision, images.patches, images.grid)
     else:
         vectors = torch.zeros(0, params.config.hidden_size, dtype=params.dtype)
     return RowPictures(images.index, vectors, prompt.positions[:, 0])

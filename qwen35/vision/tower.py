@@ -7,7 +7,6 @@ its graph depends on nothing but the number of frames and their padded patches.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,9 +19,9 @@ from ..model.linear import linear
 from ..model.params import VisionBlock, VisionMerger, VisionParams
 from ..model.rope import apply_rope
 from ..sharding.collectives import all_reduce
+from ..xla.compiled import compiled
 from ..xla.devices import device_put, indices
-from ..xla.jit import Jitted, jit
-from ..xla.progress import compile_progress
+from ..xla.progress import show_compilations
 from .frames import Frames, groups, parse_grid
 
 _EPS = 1e-6
@@ -57,38 +56,26 @@ def encode_images(
     Raises:
         ValueError: the shapes do not fit each other or the tower, or a patch is not finite.
     """
-    return _run(tower, vision, patches, grid, progress)
+    with show_compilations(progress):
+        return _run(compiled(tower), vision, patches, grid)
 
 
 def image_hidden_states(
-    vision: VisionParams,
-    patches: Tensor,
-    grid: Sequence[Sequence[int]],
-    *,
-    progress: bool = False,
+    vision: VisionParams, patches: Tensor, grid: Sequence[Sequence[int]]
 ) -> Tensor:
     """What `encode_images` gives to the merger: [N, hidden_size], one vector for each patch."""
-    return _run(hidden_states, vision, patches, grid, progress)
-
-
-def compile_count(vision: VisionParams, progress: bool = False) -> int:
-    """Graphs that `encode_images` has compiled so far, with this `progress`; on the CPU none."""
-    step = _step(tower, vision.device.type == "xla", progress)
-    return step.compile_count if isinstance(step, Jitted) else 0
+    return _run(compiled(hidden_states), vision, patches, grid)
 
 
 def _run(
-    function: Callable[[VisionParams, Frames], Tensor],
+    step: Callable[[VisionParams, Frames], Tensor],
     vision: VisionParams,
     patches: Tensor,
     grid: Sequence[Sequence[int]],
-    progress: bool,
 ) -> Tensor:
     config, mesh = vision.config, vision.runtime.mesh
     patches = device_put(patches, "cpu") if patches.device.type == "xla" else patches
     sizes = parse_grid(config, patches, grid)
-    compiled = vision.device.type == "xla"
-    step = _step(function, compiled, progress)
     copies = mesh.dp if mesh is not None and vision.runtime.rank is None else 1
     parts = []
     for group in groups(config, patches.to(vision.dtype), sizes):
@@ -97,17 +84,10 @@ def _run(
             group = Frames(*(torch.cat([tensor] * copies) for tensor in group))
         # Padding is cut off here, on the host: on the device that would be a graph per count.
         out = step(vision, device_put(group, vision.device.type))
-        out = device_put(out, "cpu") if compiled else out
+        out = device_put(out, "cpu") if out.device.type == "xla" else out
         tokens = out.shape[1] * count // group.patches.shape[1]
         parts.append(out[:frames, :tokens].flatten(0, 1))
     return torch.cat(parts)
-
-
-@functools.cache
-def _step(function: Callable[..., Tensor], compiled: bool, progress: bool) -> Callable[..., Tensor]:
-    if not compiled:
-        return function
-    return jit(function, progress=compile_progress if progress else None)
 
 
 @on_all_ranks(False)

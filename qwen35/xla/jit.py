@@ -16,25 +16,16 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 
 from . import trees
 from .devices import release_host_memory
 from .executable import Executable, compile_graph, initialize_cache, lower, placements
+from .observers import CompileEvent, announce, on_compile
 from .target import Target
 from .tracing import tracing_here, xla_lock
 from .unusable import UNUSABLE
-
-
-class CompileEvent(NamedTuple):
-    """What `progress` receives: `phase` is "trace", then "compile", then "done" (or "failed")."""
-
-    name: str
-    signature: str
-    phase: str
-    seconds: float  # since the start of this compilation
 
 
 def jit(
@@ -68,7 +59,7 @@ def jit(
             for the whole process. XLA:CPU of torch-xla 2.9 writes executables that it can't
             deserialise, so on the CPU this has no effect; Neuron's compiler keeps its own cache
             (NEURON_COMPILE_CACHE_URL) besides.
-        progress: called with a `CompileEvent` before tracing, before compiling, and at the end.
+        progress: an observer of this function's compilations alone, see `on_compile`.
 
     Raises ValueError for a name in `donate` that is no parameter; calls raise ValueError for a
     tensor that is not on the XLA device (naming its path), an argument that can't be hashed, or a
@@ -191,17 +182,15 @@ class Jitted:
         signature = f"{self._target.name}({described})"
 
         def report(phase: str) -> None:
-            if self._progress is not None:
-                event = CompileEvent(
-                    self._target.name, signature, phase, time.perf_counter() - start
-                )
-                self._progress(event)
+            seconds = time.perf_counter() - start
+            announce(CompileEvent(self._target.name, signature, phase, seconds))
 
-        try:
-            graph = compile_graph(self._target, signature, values, leaves, frozen, report)
-        except BaseException:
-            report("failed")
-            raise
-        release_host_memory()  # tracing and compiling leave a heap of hundreds of MB
-        report("done")
+        with on_compile(self._progress):
+            try:
+                graph = compile_graph(self._target, signature, values, leaves, frozen, report)
+            except BaseException:
+                report("failed")
+                raise
+            release_host_memory()  # tracing and compiling leave a heap of hundreds of MB
+            report("done")
         return graph

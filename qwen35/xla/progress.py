@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
-from .jit import CompileEvent
+from .observers import Compilations, CompileEvent, on_compile
 
 
 def compile_progress(event: CompileEvent) -> None:
@@ -16,6 +17,11 @@ def compile_progress(event: CompileEvent) -> None:
         print(f"compiling {name} ...", end="", file=sys.stderr, flush=True)
     elif event.phase in ("done", "failed"):
         print(f" {event.phase} in {event.seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def show_compilations(show: bool) -> AbstractContextManager[Compilations]:
+    """`on_compile`, with progress on standard error or without."""
+    return on_compile(compile_progress if show else None)
 
 
 def prefill_bar(tokens: int, show: bool) -> tqdm:

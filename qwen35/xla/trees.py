@@ -182,6 +182,13 @@ def tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
+def first_tensor(tree: Any) -> torch.Tensor | None:
+    """Return the first tensor of `tree`, in the order of `flatten`, or None; the rest is not
+    visited."""
+    leaves = (leaf for _, leaf in named_leaves(tree, ""))
+    return next((leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+
+
 def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     """Return `tree` with every tensor t, in the order of `flatten`, replaced by `function(t)`."""
     return _pytree.tree_map_only(torch.Tensor, function, tree)

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 import qwen35
 from qwen35 import Engine, QueueFull, Sampling
+from qwen35.generation import batch
 from qwen35.generation.request import ThinkingBudget
 from qwen35.sharding.mesh import Mesh
 
@@ -154,7 +155,7 @@ def test_nothing_compiles_after_warm_up(load, alone):
 
     # A capacity that no other test has: engines share their compiled functions.
     engine = engine_for(load(NAME, "xla"), top_logprobs=2, capacity=CAPACITY + 1)
-    steps = engine.batch._steps
+    steps = batch._steps()
     before = [graphs.compile_count for graphs in steps]
     engine.warm_up()
     added = [graphs.compile_count - n for graphs, n in zip(steps, before, strict=True)]

@@ -17,6 +17,7 @@ from qwen35.model.declarations import declare
 from qwen35.model.params import VisionParams
 from qwen35.vision import frames
 from qwen35.vision import tower as vision
+from qwen35.xla import compiled as compiled_functions
 
 # Activations are near 1 (10 at most): room for sums in another order, and nothing else.
 assert_close = functools.partial(torch.testing.assert_close, rtol=0, atol=2e-5)
@@ -187,7 +188,7 @@ def test_every_tensor_matters(tower):
 def test_compiled_is_transformers_too(tower, compiled):
     """One graph per padded size and kind of group, whatever the order and number of images."""
     case = tower()
-    step = vision._step(vision.tower, True, False)
+    step = compiled_functions.compiled(vision.tower)
     before = step.compile_count
     for name in ("mixed", "odd", "several_images", "more_frames_than_a_group"):
         grid = case.grid(name)
@@ -216,7 +217,7 @@ def test_padding_changes_nothing(tower, compiled, poison):
     right = vision.tower(case.params, group)
     assert torch.equal(vision.tower(case.params, poisoned)[:, :9], right[:, :9])
     assert_close(right[0, :9], merged[18:])
-    step = vision._step(vision.tower, True, False)
+    step = compiled_functions.compiled(vision.tower)
     out = step(compiled, qwen35.device_put(poisoned, "xla")).cpu()
     assert torch.equal(out[:, :9], step(compiled, qwen35.device_put(group, "xla")).cpu()[:, :9])
     assert_close(out[0, :9], merged[18:])
