@@ -1,4 +1,4 @@
-"""One process per rank, as torchrun starts them: groups, agreement and failure."""
+"""One process per rank, as torchrun starts them: groups, checks between ranks, failure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
     if backend == "xla":
         import torch_xla.distributed.xla_backend  # noqa: F401  registers the backend
 
-        backend = "cpu:gloo,xla:xla"  # `agree` and `together` exchange text over gloo
+        backend = "cpu:gloo,xla:xla"  # checks between ranks exchange text over gloo
     with _quiet():
         distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
         _groups(mesh)
@@ -119,7 +119,7 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def agree(**facts: Any) -> None:
+def check_equal_on_ranks(**facts: Any) -> None:
     """Raises the same ValueError on every rank unless all ranks call with equal facts.
 
     For what must match before the first collective: configuration, dtype, checkpoint. Values are
@@ -151,8 +151,8 @@ def _short(text: str, other: str, width: int = 60) -> str:
     return f"…{text[start : start + width]}…"
 
 
-def together(action: Any, *args: Any, **kwargs: Any) -> Any:
-    """Runs `action` on every rank; if it raises on one, every rank raises, naming that rank.
+def call_on_all_ranks(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls `function` on every rank; if it raises on one, every rank raises, naming that rank.
 
     For work without collectives inside, such as loading: without this the healthy ranks would
     wait in their next collective until the timeout.
@@ -160,7 +160,7 @@ def together(action: Any, *args: Any, **kwargs: Any) -> Any:
     error: Exception | None = None
     result = None
     try:
-        result = action(*args, **kwargs)
+        result = function(*args, **kwargs)
     except Exception as caught:
         error = caught
     everyone: list[Any] = [None] * distributed.get_world_size()

@@ -6,23 +6,22 @@ work included. This project has had no such device: nothing here has run on one.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..commands.launch import launch
 from ..files.checkpoint import load
+from ..files.materialize import init_params
 from ..graphs.roofline import PUBLISHED
+from ..model.config import Config
 from ..model.decoder import decode, prefill
-from ..model.params import Params
+from ..model.params import Params, Runtime
 from ..model.state import init_state
 from ..report import about
-from ..xla.devices import device_put
+from ..xla.devices import device_put, xla
 from ..xla.jit import jit
 from .statistics import median
 from .tables import milliseconds, table
@@ -32,25 +31,35 @@ STEPS = 128
 REPEATS = 10
 
 
-def bench(options: argparse.Namespace) -> int:
-    """Runs the protocol on the ranks of this command and prints what it gave."""
-    _check_device()
-    if options.model is None:
-        raise ValueError("--device neuron measures a checkpoint: name its directory with --model")
-    with launch(options.tp, "xla", options.timeout) as where:
+def measure(
+    model: str | Config, name: str, *, runtime: Runtime = Runtime(), progress: bool = False
+) -> dict[str, Any]:
+    """Loads a text model in bfloat16 and runs the protocol on it.
+
+    Args:
+        model: a checkpoint directory, or the configuration of random weights.
+        name: what the report calls it.
+        runtime: of this rank.
+        progress: show how loading goes, on standard error.
+
+    Returns:
+        Plain values: `model`, `dtype`, `device`, `versions`, `tp` and the figures of `protocol`.
+    """
+    if isinstance(model, Config):
+        params = init_params(model.text_only(), dtype="bfloat16", device="xla", runtime=runtime)
+    else:
         params = load(
-            options.model,
+            model,
             dtype="bfloat16",
             device="xla",
-            runtime=where.runtime,
+            runtime=runtime,
             check_finite=False,
-            progress=where.speaks,
+            progress=progress,
             vision=False,
         )
-        result = about(options.model, params) | {"tp": options.tp} | protocol(params)
-        if where.speaks:
-            print(json.dumps(result) if options.json else render(result))
-    return 0
+    ways = 1 if runtime.mesh is None else runtime.mesh.tp
+    device = f"xla:{xla().runtime.device_type().lower()}"
+    return about(name, "bfloat16", device) | {"tp": ways} | protocol(params)
 
 
 def protocol(
@@ -126,7 +135,8 @@ def render(result: dict[str, Any]) -> str:
     return table(("P50", "TTFT", "TPOT", "tokens/s"), rows)
 
 
-def _check_device() -> None:
+def check_device() -> None:
+    """Raises a ValueError unless the machine has a Neuron device and its runtime."""
     if importlib.util.find_spec("libneuronxla") is None or not any(Path("/dev").glob("neuron*")):
         raise ValueError(
             "--device neuron needs a Neuron device and torch-neuronx's libneuronxla, and this "

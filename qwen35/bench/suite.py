@@ -44,7 +44,7 @@ class Settings:
         request_tokens: the most prompt tokens and new tokens of each.
         loads: shares of the engine's most requests per second.
         seed: of arrivals and requests.
-        prefix: tokens that two prompts share, and that follow.
+        prefix_tokens: those that two prompts share, and those that follow.
         sides: of square pictures, in pixels.
         large_side: of the picture for memory and the ladder.
     """
@@ -62,7 +62,7 @@ class Settings:
     request_tokens: tuple[int, int] = (128, 32)
     loads: tuple[float, ...] = (0.5, 0.8)
     seed: int = 0
-    prefix: tuple[int, int] = (2000, 16)
+    prefix_tokens: tuple[int, int] = (2000, 16)
     sides: tuple[int, ...] = (512, 1024)
     large_side: int = 2048
 
@@ -134,7 +134,7 @@ def check(config: Config, settings: Settings) -> None:
         "ttft": max(settings.lengths),
         "tpot": max(settings.contexts) + settings.steps + 1,
         "throughput": sum(settings.request_tokens),
-        "prefix": sum(settings.prefix) + 1,
+        "prefix": sum(settings.prefix_tokens) + 1,
         "memory": max(settings.lengths) + settings.steps,
     }
     for part, tokens in longest.items():
@@ -188,7 +188,7 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
             once=True,
         )
     if "prefix" in parts:
-        shared, rest = settings.prefix
+        shared, rest = settings.prefix_tokens
         same = {"model": model, "prefix": shared, "suffix": rest, "repeats": 1}
         jobs["prefix"] = Job("serving.prefix", same)
     if not settings.reference:
@@ -242,7 +242,7 @@ def render(result: dict[str, Any]) -> str:
     if "throughput" in parts:
         sections.append(serving_report.render_throughput(parts["throughput"]))
     if "prefix" in parts:
-        sections.append(serving_report.render_prefix(parts["prefix"], *settings["prefix"]))
+        sections.append(serving_report.render_prefix(parts["prefix"], *settings["prefix_tokens"]))
     if "memory" in parts:
         sections.append(serving_report.render_memory(parts["memory"]))
     if "images" in parts:

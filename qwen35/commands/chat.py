@@ -10,19 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from .options import add_sampling, add_shared, positive, sampling_from
+
 if TYPE_CHECKING:
     from ..generation.chat import Chat
     from ..generation.request import Request
 
-HELP = """\
-Chat with a model. A line is a message; the answer streams to standard output. Ctrl-C stops an
-answer, Ctrl-D ends. Sampling follows the checkpoint's generation_config.json.
-
-  qwen35 chat --model demo --no-thinking
-  qwen35 chat --model DIR --system "You are brief." --thinking-tokens 500
-
-"""
-COMMANDS = """\
+SUMMARY = "chat in the terminal"
+_COMMANDS = """\
 /retry          another answer to the last message
 /edit TEXT      ask this instead of the last message
 /image PATH     show an image with the next message
@@ -31,27 +26,30 @@ COMMANDS = """\
 /load PATH      go on with it
 /exit           end
 """
+HELP = f"""\
+Chat with a model. A line is a message; the answer streams to standard output. Ctrl-C stops an
+answer, Ctrl-D ends. Sampling follows the checkpoint's generation_config.json.
+
+  qwen35 chat --model demo --no-thinking
+  qwen35 chat --model DIR --system "You are brief." --thinking-tokens 500
+
+In the conversation:
+
+{_COMMANDS}"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's options."""
-    parser.set_defaults(run=run)
+    """Declares the options of `qwen35 chat`."""
     option = parser.add_argument
-    option("--model", required=True, metavar="DIR", help="checkpoint directory")
-    option("--system", metavar="TEXT", help="the system prompt")
-    option("--no-thinking", action="store_true", help="answer without thinking first")
-    option("--thinking-tokens", type=int, metavar="N", help="close a thought of N tokens")
-    option("--max-new-tokens", type=int, default=1024, metavar="N", help="an answer's; %(default)s")
-    option("--temperature", type=float, metavar="T", help="default: the checkpoint's")
-    option("--top-k", type=int, metavar="K", help="default: the checkpoint's")
-    option("--top-p", type=float, metavar="P", help="default: the checkpoint's")
-    option("--presence-penalty", type=float, metavar="X", help="default: 0")
-    option("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    option("--capacity", type=int, metavar="N", help="the most tokens of a conversation")
+    add_shared(parser, "model", required=True)
+    add_shared(parser, "system", "thinking")
+    option("--thinking-tokens", type=positive, metavar="N", help="close a thought of N tokens")
+    add_shared(parser, "max_new_tokens", default=1024)
+    option("--capacity", type=positive, metavar="N", help="the most tokens of a conversation")
     option("--load", metavar="PATH", help="go on with a saved conversation")
-    option("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")
-    option("--device", choices=("xla", "cpu"), default="xla", help="default: %(default)s")
-    option("--no-check-finite", action="store_true", help="skip the scan for NaN and Inf")
+    add_shared(parser, "dtype", "check_finite")
+    add_shared(parser, "device", default="xla")
+    add_sampling(parser, "what the checkpoint's generation_config.json recommends")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,17 +60,12 @@ def run(options: argparse.Namespace) -> int:
     from ..prompts.processor import Processor
     from ..prompts.tokenizer import Tokenizer
 
-    names = ("temperature", "top_k", "top_p", "presence_penalty", "seed")
-    chosen = {name: getattr(options, name) for name in names}
-    sampling = dataclasses.replace(
-        sampling_defaults(options.model),
-        **{name: value for name, value in chosen.items() if value is not None},
-    )
+    sampling = sampling_from(options, sampling_defaults(options.model))
     params = load(
         options.model,
         dtype=options.dtype,
         device=options.device,
-        check_finite=not options.no_check_finite,
+        check_finite=options.check_finite,
         progress=True,
     )
     kind = Tokenizer if params.vision is None else Processor
@@ -86,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         engine,
         tokenizer,
         system=options.system,
-        thinking=not options.no_thinking,
+        thinking=options.thinking,
         thinking_tokens=options.thinking_tokens,
         sampling=sampling,
         max_new_tokens=options.max_new_tokens,
@@ -134,7 +127,7 @@ def _handle(chat: Chat, line: str, images: list[str]) -> None:
     elif command == "/exit":
         raise EOFError
     else:
-        sys.stderr.write(COMMANDS)
+        sys.stderr.write(_COMMANDS)
 
 
 def _answer(chat: Chat, request: Request) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .options import add_shared, positive
+from .output import make_output, write_output
 
 if TYPE_CHECKING:
     from ..model.params import Params
     from ..prompts.tokenizer import Tokenizer
     from ..report import Plots
 
+SUMMARY = "measure perplexity, tasks, agreement with transformers"
 HELP = """\
 Measure a model. Results go to standard output; --output writes them as JSON and as a Markdown page
 with plots.
@@ -59,49 +61,50 @@ compared too: what comes of rounding alone.
 """
 
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Declares what can be measured, each a command of its own."""
-    commands = parser.add_subparsers(dest="measure", metavar="MEASURE", required=True)
-    _add_perplexity(commands)
-    _add_tasks(commands)
-    _add_agreement(commands)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what `qwen35 eval` can measure, each a command of its own."""
+    commands = parser.add_subparsers(metavar="MEASURE", required=True)
+    for name, summary, text, add, measure in (
+        ("perplexity", "perplexity of texts", _PERPLEXITY_HELP, _add_perplexity, _perplexity),
+        ("tasks", "tasks of lm-eval", _TASKS_HELP, _add_tasks, _tasks),
+        ("agreement", "agreement with transformers", _AGREEMENT_HELP, _add_agreement, _agreement),
+    ):
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(measure=measure)
+        add_shared(command, "model", required=True)
+        add(command)
+        add_shared(command, "device", default="xla")
+        add_shared(command, "check_finite", "json", "output")
 
 
-def _command(commands, name: str, summary: str, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    option = parser.add_argument
-    option("--model", required=True, metavar="DIR", help="checkpoint directory")
-    option("--device", choices=("xla", "cpu"), default="xla", help="default: %(default)s")
-    option("--no-check-finite", action="store_true", help="skip the scan for NaN and Inf")
-    option("--json", action="store_true", help="print one JSON object instead of a table")
-    option("--output", metavar="DIR", help="write the report into this directory")
-    return parser
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code."""
+    options.measure(options)
+    return 0
 
 
-def _add_perplexity(commands) -> None:
-    parser = _command(commands, "perplexity", "perplexity of texts", _PERPLEXITY_HELP)
-    parser.set_defaults(run=_perplexity)
+def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--text", required=True, nargs="+", metavar="FILE", help="UTF-8 text files")
-    option("--window", type=int, metavar="N", help="tokens; default: 4096, or the model's limit")
-    option("--stride", type=int, metavar="N", help="of the window; default: half of it")
+    option("--window", type=positive, metavar="N",
+           help="tokens; default: 4096, or the model's limit")  # fmt: skip
+    option("--stride", type=positive, metavar="N", help="of the window; default: half of it")
     option("--prefix", default="", metavar="TEXT", help="before each text, not scored; for example "
            "'<|endoftext|>'. Without one a text's first token is not scored")  # fmt: skip
-    option("--batch", type=int, default=1, metavar="N", help="windows at a time; %(default)s")
-    option("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")
+    add_shared(parser, "batch", "dtype")
 
 
-def _perplexity(options: argparse.Namespace) -> int:
+def _perplexity(options: argparse.Namespace) -> None:
     from ..evaluation.perplexity import perplexity, render
     from ..report import about
 
     texts = {name: _read(name) for name in options.text}
-    _make_output(options)
+    make_output(options)
     tokenizer = _tokenizer(options)
     params = _load(options, options.dtype)
     result = about(options.model, options.dtype, options.device) | perplexity(
@@ -115,7 +118,7 @@ def _perplexity(options: argparse.Namespace) -> int:
         progress=True,
     )
     plots: Plots = {"nats by context": lambda axes: _plot_context(axes, result["by_context"])}
-    return _hand_over(options, "perplexity", "Perplexity", result, render(result), plots)
+    write_output(options, "perplexity", "Perplexity", result, render(result), plots)
 
 
 def _plot_context(axes: Any, bins: list[dict]) -> None:
@@ -125,38 +128,34 @@ def _plot_context(axes: Any, bins: list[dict]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _add_tasks(commands) -> None:
-    parser = _command(commands, "tasks", "tasks of lm-eval", _TASKS_HELP)
-    parser.set_defaults(run=_tasks)
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--tasks", required=True, nargs="+", metavar="NAME", help="names or YAML files")
     option("--include-path", nargs="+", default=[], metavar="DIR", help="look for names in these "
            "directories first")  # fmt: skip
     option("--num-fewshot", type=int, metavar="N", help="examples before each question; default: "
            "the task's")  # fmt: skip
-    option("--limit", type=int, metavar="N", help="only the first documents of each task")
-    option("--batch", type=int, default=8, metavar="N", help="requests at a time; %(default)s")
+    option("--limit", type=positive, metavar="N", help="only the first documents of each task")
     option("--chat", action="store_true", help="put questions through the chat template")
-    option("--no-thinking", action="store_true", help="with --chat: answer without thinking first")
-    option("--system", metavar="TEXT", help="the system prompt")
-    option("--max-length", type=int, metavar="N", help="tokens; default: the model's limit")
-    option("--seed", type=int, default=0, metavar="S", help="of tasks that sample; %(default)s")
+    add_shared(parser, "thinking", "system")
+    option("--max-length", type=positive, metavar="N", help="tokens; default: the model's limit")
     option("--samples", action="store_true", help="keep requests and responses in the JSON")
-    option("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")
+    add_shared(parser, "batch", default=8)
+    add_shared(parser, "seed", "dtype")
 
 
-def _tasks(options: argparse.Namespace) -> int:
+def _tasks(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("lm-eval is not installed: pip install 'qwen35[evals]'")
     from ..evaluation.harness import Qwen35LM
     from ..evaluation.tasks import find_tasks, plots, render, run_tasks
     from ..report import about
 
-    if options.no_thinking and not options.chat:
+    if not options.thinking and not options.chat:
         raise ValueError("--no-thinking is for --chat: without a chat template nothing thinks")
-    thinking = not options.no_thinking if options.chat else None
+    thinking = options.thinking if options.chat else None
     tasks = find_tasks(options.tasks, options.include_path)
-    _make_output(options)
+    make_output(options)
     model = Qwen35LM(
         options.model,
         device=options.device,
@@ -166,7 +165,7 @@ def _tasks(options: argparse.Namespace) -> int:
         enable_thinking=thinking,
         think_end_token="</think>" if thinking else None,
         seed=options.seed,
-        check_finite=not options.no_check_finite,
+        check_finite=options.check_finite,
     )
     result = about(options.model, options.dtype, options.device, "lm_eval") | run_tasks(
         model,
@@ -177,22 +176,22 @@ def _tasks(options: argparse.Namespace) -> int:
         system=options.system,
         samples=options.samples,
     )
-    return _hand_over(options, "tasks", "Tasks", result, render(result), plots(result))
+    write_output(options, "tasks", "Tasks", result, render(result), plots(result))
 
 
-def _add_agreement(commands) -> None:
-    parser = _command(commands, "agreement", "agreement with transformers", _AGREEMENT_HELP)
-    parser.set_defaults(run=_agreement)
+def _add_agreement(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    option("--reference", choices=("transformers",), default="transformers", help="%(default)s")
+    option("--reference", choices=("transformers",), default="transformers",
+           help="what to compare with; default: %(default)s")  # fmt: skip
     option("--prompts", metavar="FILE", help="UTF-8 text, one a line; default: eight short ones")
-    option("--max-new-tokens", type=int, default=32, metavar="N", help="a prompt's; %(default)s")
-    option("--worst", type=int, default=5, metavar="N", help="prompts to show; %(default)s")
-    option("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"],
-           help="default: both")  # fmt: skip
+    add_shared(parser, "max_new_tokens", default=32)
+    option("--worst", type=positive, default=5, metavar="N",
+           help="prompts to show; default: %(default)s")  # fmt: skip
+    add_shared(parser, "dtype", nargs="+", default=["float32", "bfloat16"],
+               help="of weights and arithmetic; default: both")  # fmt: skip
 
 
-def _agreement(options: argparse.Namespace) -> int:
+def _agreement(options: argparse.Namespace) -> None:
     from ..evaluation.agreement import PROMPTS, measure
     from ..evaluation.agreement_page import plots, render
     from ..report import about
@@ -202,7 +201,7 @@ def _agreement(options: argparse.Namespace) -> int:
         texts = [line for line in _read(options.prompts).splitlines() if line.strip()]
         if not texts:
             raise ValueError(f"{options.prompts} has no prompts: one a line is wanted")
-    _make_output(options)
+    make_output(options)
     dtypes = list(dict.fromkeys(options.dtype))
     result = measure(
         options.model,
@@ -210,12 +209,12 @@ def _agreement(options: argparse.Namespace) -> int:
         dtypes=dtypes,
         max_new_tokens=options.max_new_tokens,
         device=options.device,
-        check_finite=not options.no_check_finite,
+        check_finite=options.check_finite,
         progress=True,
     )
     result = about(options.model, ", ".join(dtypes), options.device, options.reference) | result
     text = render(result, options.worst)
-    return _hand_over(options, "agreement", "Agreement", result, text, plots(result))
+    write_output(options, "agreement", "Agreement", result, text, plots(result))
 
 
 def _tokenizer(options: argparse.Namespace) -> Tokenizer:
@@ -231,7 +230,7 @@ def _load(options: argparse.Namespace, dtype: str) -> Params:
         options.model,
         dtype=dtype,
         device=options.device,
-        check_finite=not options.no_check_finite,
+        check_finite=options.check_finite,
         vision=False,
         progress=True,
     )
@@ -243,25 +242,3 @@ def _read(name: str) -> str:
         return Path(name).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text ({error})") from None
-
-
-def _make_output(options: argparse.Namespace) -> None:
-    """Makes the report's directory: that it can't be is found before the work, not after."""
-    if options.output is not None:
-        Path(options.output).mkdir(parents=True, exist_ok=True)
-
-
-def _hand_over(
-    options: argparse.Namespace, name: str, title: str, result: dict, text: str, plots: Plots
-) -> int:
-    """Writes the report, if asked for, and prints the result, whatever came of the report."""
-    from ..report import plain, write_report
-
-    try:
-        if options.output is not None:
-            page, drawn = write_report(options.output, name, title, result, text, plots)
-            missing = "" if drawn else " (without plots: matplotlib is not installed)"
-            print(f"wrote {page} and {page.with_suffix('.json').name}{missing}", file=sys.stderr)
-    finally:
-        print(json.dumps(plain(result), ensure_ascii=False) if options.json else text)
-    return 0

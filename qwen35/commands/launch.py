@@ -1,66 +1,63 @@
-"""The command line's ranks: a single device, virtual devices, or one process each."""
+"""The ranks of a command at the terminal: one prints, each says why it failed."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..model.params import Runtime
-from ..sharding import process, spmd
-from ..sharding.mesh import Mesh
+from ..sharding import process
+from ..sharding.launch import start_ranks
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Where a command runs; only one of the `processes` speaks."""
+    """Where a command runs.
+
+    Attributes:
+        runtime: of this process's rank.
+        device: "cpu" or "xla".
+        prints: whether this is the one process whose output is the command's.
+        processes: how many run together.
+    """
 
     runtime: Runtime
     device: str
-    speaks: bool
+    prints: bool
     processes: int
+
+    def on_all_ranks(self, function: Callable[..., Result], *args, **kwargs) -> Result:
+        """Calls a function in every process; where it fails in one, it fails in all."""
+        if self.processes == 1:
+            return function(*args, **kwargs)
+        return process.call_on_all_ranks(function, *args, **kwargs)
 
 
 @contextlib.contextmanager
-def launch(tp: int, device: str | None, timeout: float) -> Iterator[Launch]:
-    """Starts the ranks of a command for the duration of a `with` block.
+def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
+    """Starts the ranks that --tp and --timeout ask for; see `start_ranks`.
 
-    Under torchrun every process is a rank: gloo on CPU tensors, or torch-xla's own collectives
-    with `device="xla"` (on Trainium; not run there). Otherwise tp > 1 takes as many virtual devices
-    of XLA:CPU.
-
-    Args:
-        tp: tensor-parallel ways.
-        device: "cpu", "xla", or None for the way's own default.
-        timeout: seconds that a process waits for the others.
-
-    Raises:
-        ValueError: the number of processes is not tp, or the device does not fit the way.
+    Under torchrun the standard output of all ranks but the first goes nowhere, and a rank that
+    fails says so, with its number.
     """
-    mesh = Mesh(tp=tp)
-    if process.launched():
-        device = device or "cpu"
-        rank = process.start(mesh, backend="gloo" if device == "cpu" else "xla", timeout=timeout)
-        with contextlib.ExitStack() as stack:
-            stack.callback(process.stop)
-            if rank:
-                silence = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(silence))
-            runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
-            try:
-                yield Launch(runtime, device, rank == 0, mesh.size)
-            except Exception as error:
-                print(f"qwen35: rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
-                raise
-    elif tp > 1:
-        if device == "cpu":
-            raise ValueError(
-                f"--tp {tp} with --device cpu needs one process per rank: "
-                f"torchrun --nproc-per-node {tp} -m qwen35 ..."
-            )
-        spmd.start(mesh)
-        yield Launch(Runtime(mesh=mesh, rank=None), "xla", True, 1)
-    else:
-        yield Launch(Runtime(), device or "xla", True, 1)
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(start_ranks(options.tp, device, options.timeout))
+        if not ranks.first:
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        runtime = Runtime(mesh=ranks.mesh, rank=ranks.rank)
+        try:
+            yield Launch(runtime, ranks.device, ranks.first, ranks.processes)
+        except Exception as error:
+            if process.launched():
+                print(
+                    f"qwen35: rank {ranks.rank}: {type(error).__name__}: {error}", file=sys.stderr
+                )
+            raise

@@ -131,14 +131,16 @@ def disagree(mesh: Mesh, rank: int) -> None:
     """Rank 1 has another configuration and dtype."""
     process.start(mesh)
     config = models.CONFIGS["even" if rank == 1 else "heads_of_27b"]
-    process.agree(config=config, dtype=torch.bfloat16 if rank == 1 else torch.float32)
+    process.check_equal_on_ranks(
+        config=config, dtype=torch.bfloat16 if rank == 1 else torch.float32
+    )
 
 
 def load_together(mesh: Mesh, rank: int, path: str) -> None:
     """Loads as the command line does: one rank's failure is every rank's."""
     process.start(mesh)
     runtime = qwen35.Runtime(mesh=mesh, rank=rank)
-    process.together(qwen35.load, path, runtime=runtime)
+    process.call_on_all_ranks(qwen35.load, path, runtime=runtime)
 
 
 def one_rank_dies(mesh: Mesh, rank: int, killed: bool) -> None:

@@ -6,6 +6,7 @@ Times are not judged: what a run must have, and what has to be positive, is.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import qwen35
-from qwen35.bench import text
+from qwen35.bench import neuron, text
 from qwen35.bench.neuron import protocol
 from qwen35.commands.cli import main
 
@@ -86,7 +87,7 @@ def test_a_steps_share_of_the_read_bandwidth(monkeypatch):
 @pytest.mark.slow
 def test_the_engine_alone(capfd):
     requests = ["--requests", "3", "--request-tokens", "12", "4", "--loads", "0.8"]
-    options = ["--slots", "1", "2", "--steps", "2", "--prefix", "64", "8", "--lengths", "16"]
+    options = ["--slots", "1", "2", "--steps", "2", "--prefix-tokens", "64", "8", "--lengths", "16"]
     parts = ["throughput", "prefix", "memory"]
     assert main([*COMMON, *parts, "--alone", "--json", *requests, *options]) == 0
     parts = json.loads(capfd.readouterr().out)["parts"]
@@ -114,14 +115,51 @@ def test_the_protocol_for_neuron():
     assert result["tokens_per_second"] == pytest.approx(1 / result["tpot"])
 
 
+@pytest.fixture
+def neuron_stand_in(monkeypatch):
+    """A machine that passes for one with a Neuron device; what runs is XLA:CPU, for a moment."""
+    monkeypatch.setattr(neuron, "check_device", lambda: None)
+    short = functools.partial(neuron.protocol, prompt=8, steps=3, repeats=2)
+    monkeypatch.setattr(neuron, "protocol", short)
+
+
+def test_neuron_from_the_command_line_to_the_report(neuron_stand_in, tmp_path, capfd):
+    """All of the path but the device: loading, timing, what is printed, what is written."""
+    output = ["--json", "--output", str(tmp_path / "report")]
+    assert main(["bench", "--device", "neuron", "--model", str(DEMO), *output]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert json.loads((tmp_path / "report/bench.json").read_text()) == result
+    assert (result["model"], result["dtype"], result["tp"]) == (str(DEMO), "bfloat16", 1)
+    assert result["device"] == "xla:cpu"  # whatever it was asked to be
+    assert (result["prompt"], result["steps"], result["repeats"]) == (8, 3, 2)
+    assert set(result["versions"]) == {"qwen35", "torch", "python"}
+    assert 0 < result["ttft"] < 60 and 0 < result["tpot"] < 60
+    page = (tmp_path / "report/bench.md").read_text()
+    assert page.startswith("# Benchmark on Neuron\n") and f"{DEMO}, bfloat16, tp 1" in page
+    assert "published by others: 27b, tp 8" in page
+
+
+def test_neuron_with_random_weights(neuron_stand_in, monkeypatch, capfd):
+    """As the help says: --model can be left out."""
+    narrow = {"hidden_size": 96, "intermediate_size": 112, "vocab_size": 208}
+    kinds = ("linear_attention", "full_attention")
+    small = dataclasses.replace(
+        qwen35.presets["0.8b"].text_only(), num_hidden_layers=2, layer_types=kinds, **narrow
+    )
+    monkeypatch.setitem(qwen35.presets, "small", small)
+    assert main(["bench", "--device", "neuron", "--preset", "small"]) == 0
+    printed = capfd.readouterr().out
+    assert "| small, random weights, bfloat16, tp 1 " in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--preset", "1b"], "no preset '1b'; presets: 0.8b"),
         (["--model", "/nowhere"], "/nowhere"),
         (["speed", "--model", str(DEMO)], "parts are ttft, tpot"),
-        (["images", "--preset", "0.8b", "--sides", "0"], "sides must be positive integers"),
-        (["ttft", "--rounds", "0"], "rounds must be positive integers, not 0"),
+        (["images", "--preset", "0.8b", "--sides", "0"], "--sides: must be a positive integer"),
+        (["ttft", "--rounds", "0"], "--rounds: must be a positive integer, not '0'"),
         (["throughput", "--loads", "-1"], "loads must be shares above 0"),
         (["tpot", "--model", str(DEMO), "--contexts", "5000"], "over the model's max_position"),
         (["--device", "neuron", "--model", str(DEMO)], "needs a Neuron device"),

@@ -1,0 +1,163 @@
+"""Options that several commands share, each declared once; and the numbers that options take."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..generation.sampling import Sampling
+
+
+def positive(text: str) -> int:
+    """Converts an option's text to an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Converts an option's text to a positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, not {text!r}")
+    return value
+
+
+# What `add_argument` takes; an option is called by its name here, with - for _, unless it says.
+_SHARED: dict[str, dict[str, Any]] = {
+    "model": {"metavar": "DIR", "help": "checkpoint directory"},
+    "dtype": {
+        "choices": ("float32", "bfloat16"),
+        "default": "float32",
+        "help": "of weights and arithmetic; default: %(default)s",
+    },
+    "device": {
+        "choices": ("xla", "cpu"),
+        "help": "xla compiles (default), cpu runs plain torch operations (default under torchrun)",
+    },
+    "check_finite": {
+        "flag": "--no-check-finite",
+        "action": "store_false",
+        "help": "skip the scan of weights for NaN and Inf",
+    },
+    "tp": {
+        "type": positive,
+        "metavar": "N",
+        "help": "split the model over N ranks: virtual devices of XLA:CPU, or the processes of "
+        "`torchrun --nproc-per-node N -m qwen35 ... --tp N`",
+    },
+    "timeout": {
+        "type": seconds,
+        "default": 60.0,
+        "metavar": "S",
+        "help": "seconds that a process of torchrun waits for the others; default: %(default)s",
+    },
+    "batch": {
+        "type": positive,
+        "default": 1,
+        "metavar": "N",
+        "help": "sequences that go through the model at a time; default: %(default)s",
+    },
+    "max_new_tokens": {
+        "type": positive,
+        "default": 128,
+        "metavar": "N",
+        "help": "the most tokens to write after a prompt; default: %(default)s",
+    },
+    "system": {"metavar": "TEXT", "help": "the system prompt"},
+    "thinking": {
+        "flag": "--no-thinking",
+        "action": "store_false",
+        "help": "answer without thinking first, where the chat format lets one choose",
+    },
+    "seed": {
+        "type": int,
+        "default": 0,
+        "metavar": "S",
+        "help": "of everything that is drawn at random; default: %(default)s",
+    },
+    "json": {
+        "action": "store_true",
+        "help": "print one JSON object on standard output, at the end",
+    },
+    "output": {
+        "metavar": "DIR",
+        "help": "write a report into this directory too: JSON, and a Markdown page with plots",
+    },
+}
+
+# The fields of `Sampling` that the command line has, besides the seed.
+_SAMPLING: dict[str, dict[str, Any]] = {
+    "temperature": {"type": float, "metavar": "T", "help": "0 takes the likeliest token"},
+    "top_k": {"type": int, "metavar": "K", "help": "draw from the K likeliest tokens; 0: from all"},
+    "top_p": {
+        "type": float,
+        "metavar": "P",
+        "help": "draw from the likeliest tokens whose probabilities reach P",
+    },
+    "min_p": {
+        "type": float,
+        "metavar": "P",
+        "help": "leave out tokens of less than P times the likeliest one's probability",
+    },
+    "repetition_penalty": {
+        "type": float,
+        "metavar": "X",
+        "help": "divide positive logits of tokens that have occurred by X, multiply negative ones",
+    },
+    "presence_penalty": {
+        "type": float,
+        "metavar": "X",
+        "help": "subtract X from the logits of tokens that were written",
+    },
+    "frequency_penalty": {
+        "type": float,
+        "metavar": "X",
+        "help": "subtract X for each time that a token was written",
+    },
+}
+
+
+def add_shared(parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
+    """Adds options that several commands share.
+
+    Args:
+        parser: the command's, or a group of it.
+        names: of the options, as attributes of the parsed options.
+        changes: what `add_argument` gets in place of the shared declaration, such as a default of
+            the command's own; of all `names`.
+    """
+    for name in names:
+        _add(parser, name, _SHARED[name] | changes)
+
+
+def add_sampling(parser: argparse.ArgumentParser, otherwise: str) -> None:
+    """Adds the options of `sampling_from`; `otherwise` is what one that is left out means."""
+    group = parser.add_argument_group("sampling", f"default: {otherwise}")
+    for name, settings in _SAMPLING.items():
+        _add(group, name, settings)
+    add_shared(group, "seed")
+
+
+def sampling_from(options: argparse.Namespace, base: Sampling) -> Sampling:
+    """Returns `base` with what the sampling options say.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    given = {name: getattr(options, name) for name in (*_SAMPLING, "seed")}
+    return dataclasses.replace(
+        base, **{name: value for name, value in given.items() if value is not None}
+    )
+
+
+def _add(parser: argparse._ActionsContainer, name: str, settings: dict[str, Any]) -> None:
+    settings = dict(settings)
+    flag = settings.pop("flag", "--" + name.replace("_", "-"))
+    parser.add_argument(flag, dest=name, **settings)

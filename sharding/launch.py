@@ -1,0 +1,69 @@
+"""Starts the ranks of a program: one device, virtual devices, or torchrun's processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from . import process, spmd
+from .mesh import Mesh
+
+
+class Ranks(NamedTuple):
+    """The ranks of this process.
+
+    Attributes:
+        mesh: None for a single device.
+        rank: this process's place in the mesh; None means all of them, on virtual devices.
+        device: "cpu" or "xla", where parameters belong.
+        processes: how many run together.
+    """
+
+    mesh: Mesh | None
+    rank: int | None
+    device: str
+    processes: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one process whose results count: rank 0's, or the only one."""
+        return not self.rank
+
+
+@contextlib.contextmanager
+def start_ranks(
+    tp: int, device: str | None = None, timeout: float = process.TIMEOUT
+) -> Iterator[Ranks]:
+    """Starts tensor-parallel ranks for the duration of a `with` block.
+
+    Under torchrun every process is a rank: gloo on CPU tensors, or torch-xla's own collectives
+    with `device="xla"` (on Trainium; not run there). Otherwise tp > 1 takes as many virtual devices
+    of XLA:CPU.
+
+    Args:
+        tp: tensor-parallel ways.
+        device: "cpu", "xla", or None: "cpu" under torchrun, else "xla".
+        timeout: seconds that a process waits for the others.
+
+    Raises:
+        ValueError: the number of processes is not tp, or the device does not fit the way.
+    """
+    mesh = Mesh(tp=tp)
+    if process.launched():
+        device = device or "cpu"
+        rank = process.start(mesh, backend="gloo" if device == "cpu" else "xla", timeout=timeout)
+        try:
+            yield Ranks(mesh if tp > 1 else None, rank, device, mesh.size)
+        finally:
+            process.stop()
+    elif tp == 1:
+        yield Ranks(None, 0, device or "xla", 1)
+    elif device == "cpu":
+        raise ValueError(
+            f"tp = {tp} on CPU tensors needs one process per rank: "
+            f"torchrun --nproc-per-node {tp} -m qwen35 ..."
+        )
+    else:
+        spmd.start(mesh)
+        yield Ranks(mesh, None, "xla", 1)

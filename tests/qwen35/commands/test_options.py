@@ -1,0 +1,102 @@
+"""Options of all commands: one name is one thing everywhere, and a bad value is named."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import pytest
+
+from qwen35.commands import cli
+from qwen35.commands.options import add_sampling, sampling_from
+from qwen35.generation.sampling import Sampling
+
+# Of these the values differ with the command, and so does the help: `bench` times two devices, of
+# which one is a protocol; `eval agreement` takes several dtypes.
+_OWN = {("bench", "--device"), ("eval agreement", "--dtype")}
+
+
+def commands(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[argparse.Action]]:
+    """All commands, those of `eval` too, with their options."""
+    found = {name: [action for action in parser._actions if action.option_strings]}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, below in action.choices.items():
+                found |= commands(below, f"{name} {word}".strip())
+    return found
+
+
+def test_an_option_is_one_thing_in_all_commands():
+    """Its flag gives one attribute, takes one kind of value and has one explanation."""
+    seen: dict[str, dict[str, tuple]] = {}
+    for command, options in commands(cli._parser()).items():
+        for option in options:
+            [flag] = [text for text in option.option_strings if text.startswith("--")]
+            if (command, flag) in _OWN:
+                continue
+            text, _, _ = option.help.partition("; default")
+            kind = (option.dest, option.type, option.metavar, text)
+            seen.setdefault(flag, {})[command] = kind
+    assert len(seen["--model"]) == 6 and len(seen["--json"]) == 6
+    for flag, kinds in seen.items():
+        assert len(set(kinds.values())) == 1, (flag, kinds)
+
+
+def test_every_option_is_explained_and_shows_its_default():
+    for command, options in commands(cli._parser()).items():
+        for option in options:
+            assert option.help, (command, option.option_strings)
+            if option.default not in (None, argparse.SUPPRESS, True, False, "", []):
+                assert "default" in option.help, (command, option.option_strings)
+
+
+@pytest.mark.parametrize("command", commands(cli._parser()))
+def test_help_is_printed(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "usage: qwen35" in shown
+    # It teaches: at least one line that can be typed in.
+    assert re.search(r"^  (torchrun .* -m )?qwen35 ", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("generate --model m --prompt p --tp 0", "argument --tp: must be a positive integer"),
+        ("generate --model m --prompt p --timeout -1", "argument --timeout: must be a positive nu"),
+        ("generate --model m --prompt p --top-k x", "argument --top-k: invalid int value: 'x'"),
+        ("generate --model m --prompt p --dtype int8", "argument --dtype: invalid choice: 'int8'"),
+        ("generate --prompt p", "the following arguments are required: --model"),
+        ("chat --model m --max-new-tokens 1.5", "argument --max-new-tokens: must be a positive"),
+        ("eval tasks --model m --tasks t --batch 0", "argument --batch: must be a positive"),
+        ("eval agreement --model m --sing", "unrecognized arguments: --sing"),
+        ("bench --sides 512 0", "argument --sides: must be a positive integer, not '0'"),
+        ("info 27b --context", "argument --context: expected one argument"),
+        ("sing", "argument COMMAND: invalid choice: 'sing'"),
+        ("", "the following arguments are required: COMMAND"),
+        ("eval", "the following arguments are required: MEASURE"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_names_it(line, said, capsys):
+    assert cli.main(line.split()) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert error.startswith("qwen35: error: ") and said in error
+    assert "--help` explains" in error
+
+
+def test_sampling_options_change_what_they_name_and_leave_the_rest():
+    parser = argparse.ArgumentParser()
+    add_sampling(parser, "off")
+    base = Sampling(temperature=0.6, top_p=0.95, presence_penalty=1.5, banned=(3,))
+    assert sampling_from(parser.parse_args([]), base) == base
+    words = "--temperature 0 --top-k 20 --min-p 0.1 --seed 7".split()
+    words += "--repetition-penalty 1.1 --frequency-penalty -1".split()
+    assert sampling_from(parser.parse_args(words), base) == Sampling(
+        temperature=0, top_k=20, top_p=0.95, min_p=0.1, repetition_penalty=1.1,
+        presence_penalty=1.5, frequency_penalty=-1, banned=(3,), seed=7,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="top_p must be above 0 and at most 1, not 2"):
+        sampling_from(parser.parse_args(["--top-p", "2"]), base)
