@@ -31,7 +31,7 @@ from qwen35.files import aside
 from qwen35.generation.generate import PREFILL_CHUNK
 from qwen35.graphs.summary import summarize
 from qwen35.model.config import Config
-from qwen35.xla.devices import materialize, release_host_memory
+from qwen35.xla.devices import release_host_memory, run_pending_of
 from qwen35.xla.trees import tensors
 
 LENGTHS = (512, 2048, 8192, 32768)
@@ -126,7 +126,7 @@ def times(
 def read(config: Config, length: int, chunk: int) -> dict[str, Any]:
     """Reads `length` tokens for real; seconds of every chunk, memory after every growth."""
     params = qwen35.init_params(config, device="xla")
-    materialize(tensors(params))
+    run_pending_of(tensors(params))
     prefill = qwen35.jit(qwen35.prefill, donate=("state",))
     prompt, capacity = some_tokens(config, length), min(SMALLEST_CAPACITY, length)
     release_host_memory()
@@ -139,7 +139,7 @@ def read(config: Config, length: int, chunk: int) -> dict[str, Any]:
         if end > capacity:
             capacity = min(2 * capacity, length)
             state = qwen35.grow(state, capacity)
-            materialize(tensors(state))
+            run_pending_of(tensors(state))
         prefill.compile(params, state, piece)  # once per capacity
         begin = time.perf_counter()
         logits, state = prefill(params, state, piece)

@@ -20,7 +20,7 @@ from ..model.params import Params
 from ..model.rows import grow, kv_window, put_row, recurrent_part, take_row
 from ..model.state import AttentionState, State, init_state
 from ..xla.compiled import Compiled, compiled
-from ..xla.devices import device_put, materialize
+from ..xla.devices import device_put, run_pending_of
 from .prefix_cache import KV, Match, Snapshot
 from .results import TokenLogprob, read_choice
 from .sampling import Choice, Controls, Sampling, choose, controls_for, count, counts_for
@@ -79,7 +79,7 @@ class Batch:
         state = init_state(self.params, size, self.capacity)
         logits = torch.zeros(size, self.params.config.vocab_size, device=self.params.device)
         if self._device == "xla":
-            materialize(pytree.tree_leaves((state, logits)))
+            run_pending_of(pytree.tree_leaves((state, logits)))
         return Rows(state, logits)
 
     def reset(self) -> None:
@@ -215,7 +215,7 @@ class Batch:
             everywhere = self._ids([0] * self.slots)
             settings = pytree.tree_map(lambda tensor: tensor.index_select(0, everywhere), row)
             if self._device == "xla":
-                materialize(pytree.tree_leaves(settings))
+                run_pending_of(pytree.tree_leaves(settings))
             self._settings = settings
 
     def _settings_of(self, sampling: Sampling, prompt: Sequence[int]) -> _Settings:

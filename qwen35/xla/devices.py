@@ -29,27 +29,27 @@ def device_put(tree: Any, device: str) -> Any:
         return tree
     with torch.no_grad():
         if target == "xla":
-            moved = iter([_to_xla(tensor) for tensor in tensors])
+            moved = iter([_upload(tensor) for tensor in tensors])
         else:
-            moved = iter(_to_cpu(tensors))
+            moved = iter(_download(tensors))
     return trees.map_tensors(lambda _: next(moved), tree)
 
 
-def _to_xla(tensor: torch.Tensor) -> torch.Tensor:
+def _upload(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type == "xla":
         return tensor
     # tensor.to("xla") keeps the host copy until the next sync; this uploads at once.
     return private._xla_tensors_from_aten([tensor.detach()], [device_name()], None)[0]
 
 
-def _to_cpu(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+def _download(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     remote = [tensor for tensor in tensors if tensor.device.type == "xla"]
     fetched = iter(private._xla_get_cpu_tensors(remote))  # one sync for all pending work
     return [next(fetched) if t.device.type == "xla" else t for t in tensors]
 
 
 def on_xla_cpu() -> bool:
-    """Whether the XLA device is the CPU."""
+    """Tell whether the XLA device is the CPU."""
     return xla().runtime.device_type() == "CPU"
 
 
@@ -64,7 +64,7 @@ def release_host_memory() -> None:
 
 
 def matmul_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x [..., K] @ weight [K, N] accumulated and returned in float32, also for bfloat16 inputs.
+    """Multiply x [..., K] by weight [K, N] of its dtype; accumulate and return [..., N] in float32.
 
     torch has no product of bfloat16 tensors with a float32 result. XLA has, and needs no float32
     copy of the weight for it; on the CPU the weight is widened a block of columns at a time.
@@ -79,7 +79,7 @@ def matmul_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def indices(length: int, device: torch.device) -> torch.Tensor:
-    """0, 1, … length-1 as int32.
+    """Return 0, 1, … length-1 [length] as int32.
 
     torch-xla embeds an `arange` in the graph as a literal. Long ones are added up from two short
     ones: a literal for every slot of a long KV cache would make megabytes.
@@ -92,7 +92,7 @@ def indices(length: int, device: torch.device) -> torch.Tensor:
     return (high[:, None] + low).flatten()[:length]
 
 
-def materialize(tensors: Sequence[torch.Tensor]) -> None:
+def run_pending_of(tensors: Sequence[torch.Tensor]) -> None:
     """Run the pending computations of `tensors`: a compiled graph takes data only."""
     needed = private._check_tensor_need_materialization(tensors)
     if True in needed:
@@ -101,7 +101,7 @@ def materialize(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def anything_pending() -> bool:
-    """Return whether any tensor of the process is a computation that has not run."""
+    """Tell whether any tensor of the process is a computation that has not run."""
     try:
         return True in private._check_device_tensor_need_materialization(device_name())
     except RuntimeError:  # some tensor has lost its value in an operation that failed
@@ -126,7 +126,7 @@ def numbers_as_constants() -> Iterator[None]:
 
 
 def wait_for_device() -> None:
-    """Wait for the graphs in flight."""
+    """Wait until every graph that was started has run."""
     private._xla_wait_device_ops([])
 
 
@@ -152,5 +152,5 @@ def next_seed() -> torch.Tensor:
 
 @functools.cache
 def device_name() -> str:
-    """The process's XLA device, asked for once: every step needs it, and that takes 0.1 ms."""
+    """Return the process's XLA device. Every step needs it, and torch-xla takes 0.1 ms to tell."""
     return str(xla().device())

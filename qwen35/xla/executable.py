@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree
 
 from . import private, trees
-from .devices import check_alive, materialize, next_seed, on_xla_cpu, run_pending
+from .devices import check_alive, next_seed, on_xla_cpu, run_pending, run_pending_of
 from .environment import xla
 from .target import Target
 from .tracing import Trace
@@ -28,7 +28,7 @@ def compile_graph(
     signature: str,
     values: tuple,
     leaves: list[torch.Tensor],
-    frozen: list[tuple[int, trees.FlatTree]],
+    frozen: trees.FrozenTrees,
     report: Callable[[str], None],
 ) -> Executable:
     """Trace `target` on symbolic `values` and compile its graph; run nothing, consume nothing.
@@ -48,14 +48,14 @@ def lower(
     target: Target,
     values: tuple,
     leaves: list[torch.Tensor],
-    frozen: list[tuple[int, trees.FlatTree]],
+    frozen: trees.FrozenTrees,
 ) -> str:
     """Trace `target` on symbolic `values` and return the graph as HLO text."""
     with Trace(target, values, leaves, frozen) as trace:
         return private._get_xla_tensors_hlo(trace.outputs)
 
 
-def placements(leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> list[str]:
+def placements(leaves: list[torch.Tensor], frozen: trees.FrozenTrees) -> list[str]:
     """Return what tells how the leaves are split over devices; frozen trees are asked once.
 
     It is part of the key of a graph: one that is compiled for whole tensors can't take split ones.
@@ -120,16 +120,16 @@ class Executable:
         self._spec = trace.spec
         self.needs_no_grad = trace.needs_no_grad
 
-    def __call__(self, leaves: list[torch.Tensor], frozen: list[tuple[int, trees.FlatTree]]) -> Any:
+    def __call__(self, leaves: list[torch.Tensor], frozen: trees.FrozenTrees) -> Any:
         donated = self._donated(leaves)
         loose = donated + self._kept(leaves)
         if donated:
             run_pending()  # what is still to be computed from a donated tensor needs it now
         else:
-            materialize(loose)
+            run_pending_of(loose)
         for _, flat in frozen:
             if not flat.ready:
-                materialize(flat.leaves)
+                run_pending_of(flat.leaves)
                 flat.ready = True
         check_alive(self._name, loose)
         if donated:
@@ -146,7 +146,16 @@ class Executable:
         self._retired = donated
         return _pytree.tree_unflatten(self._results(leaves + self._statics + outputs), self._spec)
 
-    def _check_distinct(self, donated, loose, frozen) -> None:
+    def _check_distinct(
+        self,
+        donated: tuple[torch.Tensor, ...],
+        loose: tuple[torch.Tensor, ...],
+        frozen: trees.FrozenTrees,
+    ) -> None:
+        """Raise ValueError if a donated tensor's data is passed more than once.
+
+        `loose` holds the donated tensors first, then the others outside frozen trees.
+        """
         handles = private._get_tensors_handle(loose)
         shared = len(set(handles)) < len(handles) and not set(handles[: len(donated)]).isdisjoint(
             handle for handle, count in Counter(handles).items() if count > 1

@@ -16,6 +16,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -69,12 +70,15 @@ def jit(
 
 
 class Jitted:
-    """What `jit` returns: call it like the function itself.
+    """What `jit` returns: call it like the function itself."""
 
-    `compile_count` is the number of compilations so far, `signatures` one readable line for each.
-    """
-
-    def __init__(self, function, donate, cache_dir, progress):
+    def __init__(
+        self,
+        function: Callable,
+        donate: Sequence[str],
+        cache_dir: str | None,
+        progress: Callable[[CompileEvent], None] | None,
+    ):
         functools.update_wrapper(self, function)
         try:
             signature = inspect.signature(function)
@@ -99,13 +103,15 @@ class Jitted:
 
     @property
     def compile_count(self) -> int:
+        """The number of compilations so far."""
         return len(self._graphs)
 
     @property
     def signatures(self) -> list[str]:
+        """One readable line for each compilation."""
         return [graph.signature for graph in self._graphs.values()]
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if tracing_here.active:
             return self._target.function(*args, **kwargs)
         values = self._bind(args, kwargs)
@@ -116,7 +122,7 @@ class Jitted:
                 self._target.refuse_gradients(values)
             return graph(leaves, frozen)
 
-    def compile(self, *args, **kwargs) -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile for these arguments, unless that has been done, without running: no argument is
         consumed, and the values of tensors do not matter."""
         values = self._bind(args, kwargs)
@@ -124,13 +130,15 @@ class Jitted:
         with xla_lock:
             self._graph(values, leaves, key, frozen)
 
-    def _graph(self, values: tuple, leaves: list, key: tuple, frozen: list) -> Executable:
+    def _graph(
+        self, values: tuple, leaves: list[torch.Tensor], key: tuple, frozen: trees.FrozenTrees
+    ) -> Executable:
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = self._compile(values, leaves, frozen)
         return graph
 
-    def lower(self, *args, **kwargs) -> str:
+    def lower(self, *args: Any, **kwargs: Any) -> str:
         """Return the HLO text of the graph for these arguments, without compiling or running it.
 
         The text starts with "HloModule". Donation does not show in it.
@@ -152,10 +160,11 @@ class Jitted:
         bound.apply_defaults()
         return tuple(bound.arguments.values())
 
-    def _flatten(self, values: tuple) -> tuple[list, tuple, list]:
+    def _flatten(self, values: tuple) -> tuple[list[torch.Tensor], tuple, trees.FrozenTrees]:
+        """Return the tensors of the arguments, the key of their graph, and the frozen trees."""
         leaves: list[torch.Tensor] = []
         key: list = []
-        frozen: list[tuple[int, trees.FlatTree]] = []
+        frozen: trees.FrozenTrees = []
         try:
             for value in values:
                 trees.flatten(value, leaves, key, frozen)
@@ -173,7 +182,9 @@ class Jitted:
         key += placements(leaves, frozen)
         return leaves, tuple(key), frozen
 
-    def _compile(self, values: tuple, leaves: list, frozen: list) -> Executable:
+    def _compile(
+        self, values: tuple, leaves: list[torch.Tensor], frozen: trees.FrozenTrees
+    ) -> Executable:
         start = time.perf_counter()
         described = ", ".join(
             f"{name}={trees.describe(value)}"

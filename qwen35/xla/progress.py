@@ -1,4 +1,4 @@
-"""Progress on standard error: compilation and long prefills."""
+"""Show progress on standard error: of compilations and long prefills."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .observers import Compilations, CompileEvent, on_compile
 
 
 def compile_progress(event: CompileEvent) -> None:
-    """Shows that a graph is being compiled, and how long that took."""
+    """Show that a graph is being compiled, and how long that took."""
     name = event.name.strip("_").replace("_", " ")
     if event.phase == "compile":
         print(f"compiling {name} ...", end="", file=sys.stderr, flush=True)
@@ -20,10 +20,10 @@ def compile_progress(event: CompileEvent) -> None:
 
 
 def show_compilations(show: bool) -> AbstractContextManager[Compilations]:
-    """`on_compile`, with progress on standard error or without."""
+    """Return an `on_compile` with progress on standard error, or one that only counts."""
     return on_compile(compile_progress if show else None)
 
 
 def prefill_bar(tokens: int, show: bool) -> tqdm:
-    """A progress bar over the tokens of a prompt, gone when it is done."""
+    """Return a progress bar over the tokens of a prompt, gone when it is done."""
     return tqdm(total=tokens, desc="prefill", unit="token", disable=not show, leave=False)

@@ -17,9 +17,9 @@ from .devices import (
     anything_pending,
     check_alive,
     device_name,
-    materialize,
     numbers_as_constants,
     run_pending,
+    run_pending_of,
 )
 from .target import Target
 from .unusable import Escaped, Unusable
@@ -52,7 +52,9 @@ class Trace:
         needs_no_grad: whether a leaf requires gradients, so that grad mode has to be off.
     """
 
-    def __init__(self, target: Target, values: tuple, leaves: list, frozen: list):
+    def __init__(
+        self, target: Target, values: tuple, leaves: list[torch.Tensor], frozen: trees.FrozenTrees
+    ):
         self._target = target
         self._values = values
         self._leaves = leaves
@@ -139,8 +141,8 @@ class Trace:
         by_handle = dict(zip(private._get_tensors_handle(list(wrapped)), wrapped, strict=True))
         handles = private._get_tensors_handle(self._leaves)
         stand_ins = [by_handle.pop(handle, None) for handle in handles]
-        copies = {i: _identity(t) for i, t in enumerate(self._leaves) if stand_ins[i] is None}
-        materialize(list(copies.values()))
+        copies = {i: _computed_copy(t) for i, t in enumerate(self._leaves) if stand_ins[i] is None}
+        run_pending_of(list(copies.values()))
         self._stand_ins = [copies.get(i, t) for i, t in enumerate(stand_ins)]
 
     def _check_unmodified(self, handles: list[int]) -> None:
@@ -183,9 +185,9 @@ class Trace:
                     continue
                 # Any other argument or constant comes back as a copy, so that donating the
                 # result later can't destroy the original.
-                leaf = _identity(leaf)
+                leaf = _computed_copy(leaf)
             elif private._unique_id_for_ir_and_data(leaf) in seen:
-                leaf = _identity(leaf)
+                leaf = _computed_copy(leaf)
             seen.add(private._unique_id_for_ir_and_data(leaf))
             order.append(("output", len(self.outputs)))
             self.outputs.append(leaf)
@@ -211,8 +213,8 @@ class Trace:
                 self.constants.append(value)
             self.input_order.append(index)
         # A captured tensor may be modified in place later, which frees the memory it has now.
-        self.constants = [_identity(value) for value in self.constants]
-        materialize(self.constants)
+        self.constants = [_computed_copy(value) for value in self.constants]
+        run_pending_of(self.constants)
 
     def _order_outputs(self, handles: list[int]) -> None:
         """Order the graph's outputs such that each reuses the memory of the argument it replaces.
@@ -224,8 +226,8 @@ class Trace:
         """
         results = list(self.outputs)
         for _ in range(4):
-            ranks = self._ranks(results)
-            order = sorted(range(len(results)), key=ranks.__getitem__)
+            places = self._places_of_donors(results)
+            order = sorted(range(len(results)), key=places.__getitem__)
             outputs = [results[index] for index in order]
             if all(a is b for a, b in zip(outputs, self.outputs, strict=True)):
                 break
@@ -238,8 +240,8 @@ class Trace:
             for index in self.result_order
         ]
 
-    def _ranks(self, results: list[torch.Tensor]) -> list[float]:
-        """For each result the place of its donor among the graph's inputs.
+    def _places_of_donors(self, results: list[torch.Tensor]) -> list[float]:
+        """Return for each result the place of its donor among the graph's inputs.
 
         Results without a donor come first, or last where XLA could give them another's.
         """
@@ -247,16 +249,16 @@ class Trace:
         donors: dict[tuple, list[int]] = {}
         for leaf in self.donated:
             if leaf in place:
-                donors.setdefault(_form(self._leaves[leaf]), []).append(place[leaf])
+                donors.setdefault(_shape_and_dtype(self._leaves[leaf]), []).append(place[leaf])
         sizes = {shape.numel() * dtype.itemsize for shape, dtype in donors}
-        ranks: list[float] = []
+        places: list[float] = []
         for result in results:
-            waiting = donors.get(_form(result))
+            waiting = donors.get(_shape_and_dtype(result))
             if waiting:
-                ranks.append(waiting.pop(0))
+                places.append(waiting.pop(0))
             else:
-                ranks.append(math.inf if result.nbytes in sizes else -1)
-        return ranks
+                places.append(math.inf if result.nbytes in sizes else -1)
+        return places
 
     def compile(self) -> bytes | None:
         """Compile the graph. Return the hash by which torch-xla knows it, None if it is empty."""
@@ -295,11 +297,11 @@ def salt(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     return [value]
 
 
-def _form(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+def _shape_and_dtype(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
     return tensor.shape, tensor.dtype
 
 
-def _identity(tensor: torch.Tensor) -> torch.Tensor:
+def _computed_copy(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor that the graph computes, equal to `tensor` (`clone` would share its data)."""
     return tensor.permute(tuple(range(tensor.dim())))
 

@@ -38,7 +38,7 @@ class FlatTree:
 
 
 class FrozenKey:
-    """Stands for the full key of a frozen tree: compared and hashed by identity, hence cheap."""
+    """The full key of a frozen tree, compared and hashed by identity, hence cheap."""
 
     __slots__ = ("__weakref__", "full", "text")
 
@@ -46,6 +46,9 @@ class FrozenKey:
         self.full = full
         self.text = text
 
+
+# The frozen trees in some arguments, each with the index of its first leaf among all leaves.
+FrozenTrees = list[tuple[int, FlatTree]]
 
 _frozen_classes: set[type] = set()
 _flat_trees: dict[int, FlatTree] = {}
@@ -68,9 +71,7 @@ def register_frozen(cls: type) -> type:
     return cls
 
 
-def flatten(
-    tree: Any, leaves: list[torch.Tensor], key: list, frozen: list[tuple[int, FlatTree]]
-) -> None:
+def flatten(tree: Any, leaves: list[torch.Tensor], key: list, frozen: FrozenTrees) -> None:
     """Append the tensors of `tree` to `leaves`, and to `key` what tells it from other trees.
 
     The key holds node types, lengths, static contexts, static leaves with their type (1, 1.0 and
@@ -213,7 +214,7 @@ def describe(tree: Any) -> str:
 
 
 def summary(tensors: list[torch.Tensor]) -> str:
-    """Return for example "271 tensors, 3.20 GB"."""
+    """Return the number and size of tensors, for example "271 tensors, 3.20 GB"."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     for unit in ("B", "kB", "MB"):
         if size < 1000:
