@@ -13,7 +13,7 @@ from ..files.materialize import abstract_params
 from ..model.config import FULL, Config
 from ..model.declarations import Parameter, declarations, declare
 from ..model.params import Runtime, as_dtype
-from ..model.state import init_state
+from ..model.state import abstract_state, declare_state
 from ..sharding.mesh import Mesh
 from ..xla import trees
 from .summary import size_of
@@ -22,12 +22,6 @@ from .summary import size_of
 TRN2_CORE_BYTES = 24 * 2**30
 
 _KINDS = ("weights", "vision", "state", "kv cache")
-_STATE_AXES = {
-    "conv": "key_heads + value_heads",
-    "recurrent": "value_heads",
-    "key": "kv_heads",
-    "value": "kv_heads",
-}
 
 
 @dataclass(frozen=True)
@@ -162,16 +156,15 @@ def describe(
     ):
         kind = "vision" if path.startswith(".vision") else "weights"
         rows[_row(kind, _name(config, path), axis, full, mine)] += 1
-    state = init_state(whole, batch, capacity)
-    local_state = init_state(local, batch // mesh.dp, capacity)
-    for (path, full), (_, mine) in zip(
-        trees.named_leaves(state.layers, ".layers"),
-        trees.named_leaves(local_state.layers, ".layers"),
+    state = abstract_state(whole, batch, capacity).layers
+    local_state = abstract_state(local, batch // mesh.dp, capacity).layers
+    declared = declare_state(config).layers
+    for (path, full), (_, mine), (_, tensor) in zip(
+        *(trees.named_leaves(tree, ".layers") for tree in (state, local_state, declared)),
         strict=True,
     ):
-        field = path.rpartition(".")[2]
-        kind = "state" if field in ("conv", "recurrent") else "kv cache"
-        rows[_row(kind, _name(config, path), _STATE_AXES[field], full, mine)] += 1
+        kind = "kv cache" if tensor.grows else "state"
+        rows[_row(kind, _name(config, path), tensor.axis, full, mine)] += 1
     counted = tuple(Row(**(vars(row) | {"count": number})) for row, number in rows.items())
     name = str(as_dtype(dtype)).removeprefix("torch.")
     return Placement(mesh, name, batch, capacity, counted)

@@ -9,6 +9,7 @@ import torch
 
 from ..model.config import FULL, Config
 from ..model.declarations import VISION_PREFIX, declarations, declare
+from ..model.state import state_bytes
 
 
 def summarize(config: Config, dtype: torch.dtype) -> dict[str, Any]:
@@ -30,21 +31,14 @@ def summarize(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         name, size = parameter.pieces[0].source.name, math.prod(parameter.shape)
         counts[_kind(name)] += size
         weight_bytes += size * (parameter.dtype or dtype).itemsize
-    recurrent = (
-        4
-        * config.linear_num_value_heads
-        * config.linear_key_head_dim
-        * config.linear_value_head_dim
-    )
-    conv = dtype.itemsize * (config.linear_conv_kernel_dim - 1) * config.conv_channels
-    kv = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    state_per_sequence, kv_per_token = state_bytes(config, dtype)
     return {
         "layers": {"deltanet": deltanet, "attention": attention},
         "parameters": counts | {"total": sum(counts.values())},
         "dtype": str(dtype).removeprefix("torch."),
         "weight_bytes": weight_bytes,
-        "state_bytes_per_sequence": deltanet * (recurrent + conv),
-        "kv_bytes_per_token": attention * kv,
+        "state_bytes_per_sequence": state_per_sequence,
+        "kv_bytes_per_token": kv_per_token,
         "tied_embeddings": config.tie_word_embeddings,
         "vocabulary": config.vocab_size,
         "hidden_size": config.hidden_size,

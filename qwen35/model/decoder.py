@@ -14,10 +14,10 @@ from .deltanet import deltanet
 from .linear import linear
 from .mlp import mlp
 from .norms import rms_norm
-from .params import AttentionLayer, DeltaNetLayer, Params
+from .params import Params
 from .rope import rope_table
 from .stacked_layers import like
-from .state import AttentionState, DeltaNetState, State, held_heads
+from .state import AttentionState, DeltaNetState, State, abstract_state
 from .tokens import last_token
 
 
@@ -281,29 +281,16 @@ def _check_state(params: Params, state: State) -> None:
             f"the state has {len(kinds)} layers, {kinds.count(FULL)} of them attention; the model "
             f"has {len(expected)}, {expected.count(FULL)} of them attention (or in another order)"
         )
-    for index, (layer, old) in enumerate(zip(params.layers, state.layers, strict=True)):
-        wanted = _state_of(params, layer, state.capacity)
-        seen = [(list(tensor.shape[1:]), tensor.dtype) for tensor in old]
-        if seen != wanted:
+    wanted = abstract_state(params, state.batch, state.capacity or 1)
+    for index, (old, new) in enumerate(zip(state.layers, wanted.layers, strict=True)):
+        seen, expected = (
+            [(list(tensor.shape[1:]), tensor.dtype) for tensor in layer] for layer in (old, new)
+        )
+        if seen != expected:
             raise ValueError(
                 f"layer {index}'s state is another model's: per row it has {seen}, this model's "
-                f"layer {wanted}"
+                f"layer {expected}"
             )
-
-
-def _state_of(
-    params: Params, layer: DeltaNetLayer | AttentionLayer, capacity: int | None
-) -> list[tuple[list[int], torch.dtype]]:
-    """Shape of a row and dtype of the tensors of a layer's state, as this rank holds them."""
-    config, dtype = params.config, params.dtype
-    if isinstance(layer, AttentionLayer):
-        size = config.head_dim
-        heads = held_heads(params, "kv_heads", params.runtime.rank)
-        return [([heads, size, capacity], dtype), ([heads, capacity, size], dtype)]
-    conv = [layer.conv.shape[0] - 1, layer.conv.shape[1]]
-    heads = layer.a_log.shape[0]
-    recurrent = [heads, config.linear_key_head_dim, config.linear_value_head_dim]
-    return [(conv, dtype), (recurrent, torch.float32)]
 
 
 def _check_values(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ..sharding import spmd
 from .all_ranks import stack_small
-from .config import FULL
+from .config import FULL, Config
 from .declarations import Units, axis_sizes, held_units
 from .params import Params
 
@@ -59,6 +63,90 @@ class State(NamedTuple):
         return None
 
 
+@dataclass(frozen=True)
+class StateTensor:
+    """The declaration of one tensor of the state; its first dimension is the batch.
+
+    Attributes:
+        dims: the others, each the units that stand side by side in it, or None for the capacity.
+        dtype: its own, or None for the parameters'.
+    """
+
+    dims: tuple[tuple[Units, ...] | None, ...] = ()
+    dtype: torch.dtype | None = None
+
+    @property
+    def axis(self) -> str:
+        """The logical axes that the tensor is split along, or "replicated"."""
+        axes = [units.axis for dim in self.dims for units in dim or () if units.axis]
+        return " + ".join(dict.fromkeys(axes)) or "replicated"
+
+    @property
+    def grows(self) -> bool:
+        """Whether its size depends on the capacity."""
+        return None in self.dims
+
+    def shape(self, params: Params, batch: int, capacity: int) -> tuple[int, ...]:
+        """The shape that a rank holds of `batch` rows of its own; all ranks hold equal shapes."""
+        mesh, rank, sizes = params.runtime.mesh, params.runtime.rank or 0, axis_sizes(params.config)
+
+        def length(dim: tuple[Units, ...] | None) -> int:
+            if dim is None:
+                return capacity
+            return sum(len(held_units(units, sizes, mesh, rank)) * units.size for units in dim)
+
+        return (batch, *map(length, self.dims))
+
+
+@functools.cache
+def declare_state(config: Config) -> State:
+    """The state's tree with a `StateTensor` declaration for every tensor."""
+    size = Units(None, config.head_dim)
+    kv_heads = Units("kv_heads", config.num_key_value_heads)
+    key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
+    keys = Units("key_heads", config.linear_num_key_heads, key_size)
+    values = Units("value_heads", config.linear_num_value_heads, value_size)
+    value_heads = Units("value_heads", config.linear_num_value_heads)
+    attention = AttentionState(
+        key=_declared((kv_heads,), (size,), None), value=_declared((kv_heads,), None, (size,))
+    )
+    deltanet = DeltaNetState(
+        conv=_declared((Units(None, config.linear_conv_kernel_dim - 1),), (keys, keys, values)),
+        recurrent=_declared(
+            *((value_heads,), (Units(None, key_size),), (Units(None, value_size),)),
+            dtype=torch.float32,
+        ),
+    )
+    count = _declared(dtype=torch.int32)
+    layers = (attention if kind == FULL else deltanet for kind in config.layer_types)
+    return State(count, count, tuple(layers))
+
+
+def _declared(*dims: tuple[Units, ...] | None, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A declaration where the tree has a tensor."""
+    return cast(torch.Tensor, StateTensor(dims, dtype))
+
+
+def abstract_state(params: Params, batch: int, capacity: int) -> State:
+    """The shapes and dtypes of a rank's state, as tensors on the meta device."""
+
+    def empty(tensor: StateTensor) -> torch.Tensor:
+        dtype = tensor.dtype or params.dtype
+        return torch.empty(tensor.shape(params, batch, capacity), dtype=dtype, device="meta")
+
+    return pytree.tree_map(empty, declare_state(params.config))
+
+
+def state_bytes(config: Config, dtype: torch.dtype) -> tuple[int, int]:
+    """Count the bytes of a sequence's DeltaNet states, and of keys and values for each token."""
+    fixed = growing = 0
+    for tensor in pytree.tree_leaves(declare_state(config).layers):
+        values = (sum(u.count * u.size for u in dim) for dim in tensor.dims if dim is not None)
+        size = math.prod(values) * (tensor.dtype or dtype).itemsize
+        fixed, growing = (fixed, growing + size) if tensor.grows else (fixed + size, growing)
+    return fixed, growing
+
+
 def init_state(params: Params, batch: int, capacity: int) -> State:
     """The empty state of `batch` sequences of at most `capacity` tokens, on params' device.
 
@@ -68,43 +156,15 @@ def init_state(params: Params, batch: int, capacity: int) -> State:
     for name, value in (("batch", batch), ("capacity", capacity)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {value!r}")
-    mesh, rank = params.runtime.mesh, params.runtime.rank
-    if rank is not None:
-        return _empty(params, rank, batch, capacity, params.device)
+    mesh = params.runtime.mesh
+    if mesh is None or params.runtime.rank is not None:
+        return _zeros(abstract_state(params, batch, capacity), params.device)
     if batch % mesh.dp:
         raise ValueError(f"a batch of {batch} rows can't be split evenly over dp = {mesh.dp}")
-    share = _empty(params, 0, batch // mesh.dp, capacity, torch.device("cpu"))
+    share = _zeros(abstract_state(params, batch // mesh.dp, capacity), torch.device("cpu"))
     share = share._replace(layers=stack_small(share.layers))
     return spmd.stack([share] * mesh.size, mesh)
 
 
-def held_heads(params: Params, axis: str, rank: int) -> int:
-    """How many heads of a logical axis, "kv_heads" for one, a rank has."""
-    sizes = axis_sizes(params.config)
-    return len(held_units(Units(axis, sizes[axis]), sizes, params.runtime.mesh, rank))
-
-
-def _empty(params: Params, rank: int, batch: int, capacity: int, device: torch.device) -> State:
-    """One rank's empty state; all ranks' are alike."""
-    config = params.config
-
-    def heads(axis: str) -> int:
-        return held_heads(params, axis, rank)
-
-    def zeros(*shape: int, dtype: torch.dtype = params.dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
-    value_heads, kv_heads = heads("value_heads"), heads("kv_heads")
-    channels = 2 * heads("key_heads") * key_size + value_heads * value_size
-    layers = []
-    for kind in config.layer_types:
-        if kind == FULL:
-            key = zeros(batch, kv_heads, config.head_dim, capacity)
-            layers.append(AttentionState(key, zeros(batch, kv_heads, capacity, config.head_dim)))
-        else:
-            conv = zeros(batch, config.linear_conv_kernel_dim - 1, channels)
-            recurrent = zeros(batch, value_heads, key_size, value_size, dtype=torch.float32)
-            layers.append(DeltaNetState(conv, recurrent))
-    position = zeros(batch, dtype=torch.int32)
-    return State(position, torch.zeros_like(position), tuple(layers))
+def _zeros(state: State, device: torch.device) -> State:
+    return pytree.tree_map(lambda tensor: torch.zeros_like(tensor, device=device), state)
