@@ -10,6 +10,7 @@ from .generation.results import Completion, Piece, Timings, TokenLogprob
 from .generation.sampling import Sampling
 from .model.config import CheckpointError, Config, VisionConfig
 from .model.decoder import decode, forward, logits, prefill
+from .model.moving import device_put
 from .model.params import Params, Runtime, VisionParams
 from .model.presets import presets
 from .model.rows import grow
@@ -17,7 +18,6 @@ from .model.state import AttentionState, DeltaNetState, State, init_state
 from .prompts.processor import Processor, Prompt, user_message
 from .prompts.tokenizer import Tokenizer
 from .vision.tower import encode_images
-from .xla.devices import device_put
 from .xla.jit import jit
 
 __all__ = [

@@ -6,6 +6,11 @@ import hypothesis
 import pytest
 import torch
 
+from qwen35.xla.devices import xla
+
+# Autograd counts the kinds of device when it first runs; on one that comes later it fails.
+xla()
+
 # Property tests draw the same examples in every run, so that a red run can be run again; the
 # first call of a shape may compile, so there is no per-example deadline.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)

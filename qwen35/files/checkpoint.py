@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from ..forms import dense, is_special
 from ..model.all_ranks import load_all_ranks
 from ..model.config import CheckpointError, Config
 from ..model.declarations import (
@@ -26,6 +27,7 @@ from ..model.declarations import (
     declare,
     map_declarations,
 )
+from ..model.moving import place as place_params
 from ..model.params import Params, Runtime, as_dtype
 from ..xla.devices import device_put, release_host_memory
 from . import aside
@@ -99,7 +101,8 @@ def load(
         loaded = load_rank(
             directory, dtype=dtype, runtime=runtime, check_finite=check_finite, vision=vision
         )
-        return device_put(loaded, device)
+        return place_params(loaded, device)
+    runtime = runtime.on(device)
     config = Config.from_pretrained(directory)
     config = config if vision else config.text_only()
     declared = declare(config, runtime)
@@ -117,7 +120,7 @@ def load(
             widths = parameter.local_widths(sizes, runtime.mesh, runtime.rank)
             files.check_finite(parameter, tensor.split(widths, -1))
         bar.update()
-        moved = place(parameter, tensor, device)
+        moved = place(parameter, tensor, device, runtime)
         if moved is not tensor:
             del tensor
             release_host_memory()
@@ -305,8 +308,9 @@ def _shards(params: Params) -> Iterator[dict[str, torch.Tensor]]:
     tensors: dict[str, torch.Tensor] = {}
     size = 0
     declared = declare(params.config, params.runtime)
-    for parameter, leaf in zip(declarations(declared), pytree.tree_leaves(params), strict=True):
-        for source, tensor in dematerialize(parameter, device_put(leaf.detach(), "cpu")):
+    leaves = pytree.tree_leaves(params, is_leaf=is_special)
+    for parameter, leaf in zip(declarations(declared), leaves, strict=True):
+        for source, tensor in dematerialize(parameter, dense(device_put(leaf, "cpu"))):
             if size and size + tensor.nbytes > _SHARD_BYTES:
                 yield tensors
                 tensors, size = {}, 0

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .. import forms
+from ..forms import Weight
 from ..model.all_ranks import load_all_ranks
 from ..model.config import Config
 from ..model.declarations import (
@@ -23,7 +25,6 @@ from ..model.declarations import (
     held_units,
     map_declarations,
 )
-from ..model.linear import place_weight
 from ..model.params import Params, Runtime, as_dtype
 from ..xla.devices import device_put
 
@@ -59,9 +60,13 @@ def materialize(
     return result
 
 
-def place(parameter: Parameter, tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """The parameter's tensor on "cpu" or "xla", stored as products there want it."""
-    return place_weight(tensor, device) if parameter.linear else device_put(tensor, device)
+def place(
+    parameter: Parameter, tensor: torch.Tensor, device: str, runtime: Runtime
+) -> torch.Tensor | Weight:
+    """The parameter's tensor on "cpu" or "xla", stored as the runtime's forms want it there."""
+    if parameter.linear:
+        return forms.get(runtime.forms).place(tensor, device)
+    return device_put(tensor, device)
 
 
 def _copy_blocks(
@@ -115,12 +120,11 @@ def _runs(dim: Units, units: tuple[int | None, ...]) -> list[tuple[int, int, int
 def dematerialize(
     parameter: Parameter, tensor: torch.Tensor
 ) -> Iterator[tuple[Source, torch.Tensor]]:
-    """The inverse of `materialize` and `place` on one device: the checkpoint's tensors of a
-    parameter, of which `tensor` is the value on the CPU."""
+    """The inverse of `materialize` on one device: the checkpoint's tensors of a parameter, of which
+    `tensor` is the value on the CPU."""
     files: dict[Source, torch.Tensor] = {}
     widths = parameter.local_widths({}, None, 0)
-    columns = tensor[..., : sum(widths)]
-    for piece, ours in zip(parameter.pieces, columns.split(widths, -1), strict=True):
+    for piece, ours in zip(parameter.pieces, tensor.split(widths, -1), strict=True):
         last = piece.dims[-1]
         file = files.setdefault(piece.source, torch.empty(piece.source.shape, dtype=tensor.dtype))
         matrix = file.view(file.shape[0], -1).T if parameter.transposed else file
@@ -153,17 +157,19 @@ def init_params(
     if runtime.rank is None:
         build_rank = functools.partial(init_params, config, seed=seed, dtype=dtype)
         return load_all_ranks(lambda rank: build_rank(runtime=rank), runtime, device)
+    runtime = runtime.on(device)
     declared = declare(config, runtime)
     sizes = axis_sizes(config)
 
-    def build(parameter: Parameter) -> torch.Tensor:
+    def build(parameter: Parameter) -> torch.Tensor | Weight:
         @functools.cache  # one checkpoint tensor can serve several pieces
         def read(source: Source) -> torch.Tensor:
             of_tower = source.name.startswith(VISION_PREFIX)
             scale = (config.vision if of_tower else config).initializer_range
             return _initial(source, seed, scale)
 
-        return place(parameter, materialize(parameter, read, dtype, sizes, runtime), device)
+        tensor = materialize(parameter, read, dtype, sizes, runtime)
+        return place(parameter, tensor, device, runtime)
 
     return with_tp_index(map_declarations(build, declared), device)
 
@@ -187,7 +193,7 @@ def abstract_params(
         shape = parameter.local_shape(sizes, runtime.mesh, runtime.rank)
         return torch.empty(shape, dtype=parameter.dtype or dtype, device="meta")
 
-    params = map_declarations(abstract, declare(config, runtime))
+    params = map_declarations(abstract, declare(config, runtime.on("meta")))
     if runtime.mesh is None or runtime.mesh.tp == 1:
         return params
     index = torch.empty(1, dtype=torch.int32, device="meta")

@@ -109,7 +109,7 @@ def trace(
     tokens = 1 if phase == "decode" else tokens
     if not 1 <= tokens <= capacity:
         raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
-    runtime = Runtime(mesh=mesh, rank=rank)
+    runtime = Runtime(mesh=mesh, rank=rank, forms="plain")
     traced = {"phase": phase, "mesh": mesh, "rank": rank, "capacity": capacity, "batch": batch}
     traced |= {"config": config, "dtype": str(as_dtype(dtype)).removeprefix("torch.")}
     if phase == "vision":

@@ -29,7 +29,8 @@ def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device:
         for rank in range(runtime.mesh.size)
     ]
     ranks = [dataclasses.replace(rank, layers=stack_small(rank.layers)) for rank in ranks]
-    return spmd.stack(ranks, runtime.mesh)
+    # What the stacks were made of was on the CPU; their forms are those of the device.
+    return spmd.stack(ranks, runtime.mesh).with_runtime()
 
 
 def stack_small(layers: Sequence[Any]) -> StackedLayers:

@@ -5,19 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.loop import loop_map, tracked
-from ..kernels.reductions import max_last, sum_last
-from ..kernels.thin import is_thin, thin_matmul
 from ..xla.devices import indices
-from .linear import has_forms_of_xla_cpu, linear
 from .norms import rms_norm
 from .params import AttentionLayer, Params
 from .rope import apply_rope
 from .state import AttentionState
 from .tokens import last_token
-
-_SCORES = 5 * 2**20  # of all heads that exist at a time: 20 MiB
-_LARGE = 2**21  # bytes of a layer's values, from which a loop over them outweighs its start
 
 
 def attention(
@@ -45,77 +38,26 @@ def attention(
     Returns:
         A rank's partial sum [B, T, H], or [B, 1, H] if `last_only`, and the new cache.
     """
-    config = params.config
+    config, forms = params.config, params.forms
     size = config.head_dim
     kv_heads = state.key.shape[1]
     heads = layer.out_proj.shape[0] // size
 
     counts = [heads, heads, kv_heads, kv_heads]
-    projected = linear(x, layer.in_proj, sum(counts) * size).unflatten(-1, (-1, size))
+    projected = forms.matmul(x, layer.in_proj).unflatten(-1, (-1, size))
     query, gate, key, value = projected.split(counts, dim=2)
-    # Queries and keys at once: half the kernels to compile.
+    # Queries and keys at once: half the operations to compile.
     norms = torch.cat([layer.q_norm.expand(heads, -1), layer.k_norm.expand(kv_heads, -1)])
-    normed = rms_norm(torch.cat([query, key], dim=2), norms, config.rms_norm_eps)
+    normed = rms_norm(forms, torch.cat([query, key], dim=2), norms, config.rms_norm_eps)
     query, key = apply_rope(normed, *rope).split([heads, kv_heads], dim=2)
     state = _append(state, key, value, position, lengths)
 
     last_slot = position[:, None] + indices(x.shape[1], x.device)  # that each token sees
     if last_only:
         query, gate, last_slot = (last_token(t, lengths) for t in (query, gate, last_slot))
-    thin = has_forms_of_xla_cpu(layer.out_proj, x.shape[-1])
-    out = _attend(query * size**-0.5, state, last_slot, thin)
+    out = forms.attend(query * size**-0.5, state.key, state.value, last_slot)
     out = out * gate.float().sigmoid().to(x.dtype)
-    return linear(out.flatten(2), layer.out_proj, x.shape[-1]), state
-
-
-def _attend(query: Tensor, state: AttentionState, last_slot: Tensor, thin: bool) -> Tensor:
-    """Softmax attention of queries [B, T, Hq, D] over the cache's slots up to `last_slot` [B, T].
-
-    Scores exist for a block of queries at a time: they stay in a processor's cache, and a long
-    context takes the memory of one block. `thin` allows `thin_matmul`.
-    """
-    tokens, heads, size = query.shape[1:]
-    kv_heads, capacity = state.value.shape[1:3]
-    thin = thin and _is_thin(query, state)
-    scores, count = query.shape[0] * tokens * heads * capacity, 1
-    while not thin and scores // count > _SCORES and tokens % (2 * count) == 0:
-        count *= 2
-
-    def product(x: Tensor, cache: Tensor) -> Tensor:
-        """x [B, Hkv, rows, K] @ cache [B, Hkv, K, N]."""
-        if not thin:
-            return x @ cache
-        result = thin_matmul(x.flatten(0, 1), cache.flatten(0, 1), cache.shape[-1])
-        return result.unflatten(0, x.shape[:2])
-
-    def of_block(cache: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor]) -> Tensor:
-        key, value = cache
-        query, last = block  # [B, Hkv, group, T, D], [B, T]
-        visible = indices(capacity, key.device) <= last[:, None, None, :, None]
-        # Queries of one KV head side by side: a product for each KV head.
-        scores = product(query.flatten(2, 3), key).float().unflatten(2, query.shape[2:4])
-        scores = torch.where(visible, scores, float("-inf"))
-        weights = (scores - max_last(scores)).exp()
-        out = product(weights.to(value.dtype).flatten(2, 3), value)
-        # Normalised last: D divisions a query, not one for each slot.
-        out = out.float().unflatten(2, query.shape[2:4]) / sum_last(weights)
-        return out.to(value.dtype)
-
-    blocks = query.unflatten(2, (kv_heads, -1)).unflatten(1, (count, -1))
-    blocks = blocks.permute(1, 0, 3, 4, 2, 5)  # [blocks, B, Hkv, group, T / blocks, D]
-    last = last_slot.unflatten(1, (count, -1)).transpose(0, 1)
-    out = loop_map(of_block, (state.key, state.value), (blocks, last))
-    return out.permute(1, 0, 4, 2, 3, 5).reshape(-1, tokens, heads, size)
-
-
-def _is_thin(query: Tensor, state: AttentionState) -> bool:
-    """Whether `thin_matmul` gains, for the scores and for the sums of values: few queries [B, T,
-    Hq, D] and many slots."""
-    tokens, heads, size = query.shape[1:]
-    kv_heads, capacity = state.value.shape[1:3]
-    rows = tokens * heads // kv_heads
-    fits = is_thin(rows, size, capacity) and is_thin(rows, capacity, size)
-    return fits and state.value.nbytes >= _LARGE and not tracked(query, *state)
+    return forms.matmul(out.flatten(2), layer.out_proj), state
 
 
 def _append(

@@ -80,7 +80,8 @@ class Parameter:
         transposed: the checkpoint holds [out, in...]; ours is [in, out] with the trailing
             dimensions of the checkpoint flattened.
         dtype: the dtype whatever the caller asks for, or None for the caller's.
-        linear: read by `linear.linear` alone, so that `linear.place_weight` may set its rows apart.
+        linear: the weight of a linear map, read by the forms' products alone, which also say how
+            it is stored.
     """
 
     pieces: tuple[Piece, ...]
@@ -159,7 +160,7 @@ def declare(config: Config, runtime: Runtime = Runtime()) -> Params:
         layers=layers,
         norm=_vector("model.norm.weight", hidden, "zeros"),
         head=_linear(Piece(output, (hidden, vocab))),
-        vision=None if config.vision is None else _vision(config.vision, runtime),
+        vision=None if config.vision is None else declare_vision(config.vision, runtime),
         config=config,
         runtime=runtime,
     )
@@ -247,7 +248,8 @@ def _mlp(config: Config, prefix: str) -> dict[str, Parameter]:
     }
 
 
-def _vision(config: VisionConfig, runtime: Runtime) -> VisionParams:
+def declare_vision(config: VisionConfig, runtime: Runtime) -> VisionParams:
+    """The vision tower's tree with a `Parameter` declaration for every tensor."""
     prefix = VISION_PREFIX
     hidden = Units(None, config.hidden_size)
     frames, side = config.temporal_patch_size, config.patch_size

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..forms import columns
 from ..sharding.collectives import all_gather, all_reduce
 from ..xla.devices import indices
 from .all_ranks import on_all_ranks
 from .attention import attention
 from .config import FULL
 from .deltanet import deltanet
-from .linear import linear
 from .mlp import mlp
 from .norms import rms_norm
 from .params import Params
@@ -59,7 +59,7 @@ def forward(
     """
     _check(params, state, tokens, lengths, embeds, positions)
     x, state = _blocks(params, state, tokens, lengths, embeds, positions)
-    return rms_norm(x, params.norm, params.config.rms_norm_eps), state
+    return rms_norm(params.forms, x, params.norm, params.config.rms_norm_eps), state
 
 
 @on_all_ranks(False, True, positions=1)
@@ -117,14 +117,12 @@ def decode(
 @on_all_ranks(False)
 def logits(params: Params, hidden: Tensor) -> Tensor:
     """The head: hidden [..., H] after the final norm to logits [..., V], float32."""
-    whole = params.tp_index is None
-    width = params.config.vocab_size if whole else params.head.shape[1]
-    result = linear(hidden, params.head, width, dtype=torch.float32)
+    result = params.forms.matmul(hidden, params.head, dtype=torch.float32)
     return all_gather(result, params.runtime.mesh)
 
 
 def _head(params: Params, x: Tensor) -> Tensor:
-    return logits(params, rms_norm(x, params.norm, params.config.rms_norm_eps))
+    return logits(params, rms_norm(params.forms, x, params.norm, params.config.rms_norm_eps))
 
 
 def _blocks(
@@ -137,7 +135,7 @@ def _blocks(
     last_only: bool = False,
 ) -> tuple[Tensor, State]:
     """All layers, before the final norm: x [B, T, H], or [B, 1, H] if `last_only`."""
-    config, mesh = params.config, params.runtime.mesh
+    config, forms, mesh = params.config, params.forms, params.runtime.mesh
     length = tokens.shape[1]
     step = indices(length, tokens.device)
     valid = None if lengths is None else step < lengths[:, None]
@@ -155,7 +153,7 @@ def _blocks(
 
     new_layers = []
     for index, (layer, old) in enumerate(zip(params.layers, state.layers, strict=True)):
-        normed = rms_norm(x, layer.input_norm, config.rms_norm_eps)
+        normed = rms_norm(forms, x, layer.input_norm, config.rms_norm_eps)
         # What the last layer gives for other tokens than a row's last would be thrown away.
         narrow = last_only and length > 1 and index == len(params.layers) - 1
         if isinstance(old, DeltaNetState):
@@ -165,8 +163,8 @@ def _blocks(
         if narrow:
             x = last_token(x, lengths)
         x = x + all_reduce(mixed, mesh)
-        normed = rms_norm(x, layer.post_norm, config.rms_norm_eps)
-        x = x + all_reduce(mlp(layer, normed), mesh)
+        normed = rms_norm(forms, x, layer.post_norm, config.rms_norm_eps)
+        x = x + all_reduce(mlp(forms, layer, normed), mesh)
         new_layers.append(new)
     advance = length if lengths is None else lengths.to(position.dtype)
     if positions is not None:
@@ -204,7 +202,7 @@ def _embed(params: Params, tokens: Tensor) -> Tensor:
         here = (flat >= 0) & (flat < width)
         flat = torch.where(here, flat, 0)
     if params.embed is None:  # tied: the head [H, V] serves both
-        x = params.head.index_select(1, flat).T
+        x = columns(params.head, flat).T
     else:
         x = params.embed.index_select(0, flat)
     if params.tp_index is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import kernels
-from .linear import linear
+from ..forms import Plain
 from .norms import gated_rms_norm, l2_norm
 from .params import DeltaNetLayer, Params
 from .state import DeltaNetState
@@ -36,7 +36,7 @@ def deltanet(
         A rank's partial sum [B, T, H], or [B, 1, H] if `last_only`, and the new state; a row of
         length 0 keeps its own.
     """
-    config = params.config
+    config, forms = params.config, params.forms
     tokens = x.shape[1]
     key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
     # Local widths: a mesh leaves a rank a share of the heads.
@@ -46,10 +46,10 @@ def deltanet(
     key_dim = (channels - value_dim) // 2
 
     widths = [channels, value_dim, value_heads, value_heads]
-    qkv, z, b, a = linear(x, layer.in_proj, sum(widths)).split(widths, dim=-1)
-    mixed, conv = _causal_conv(qkv, layer.conv, state.conv, lengths)
+    qkv, z, b, a = forms.matmul(x, layer.in_proj).split(widths, dim=-1)
+    mixed, conv = _causal_conv(forms, qkv, layer.conv, state.conv, lengths)
     heads, value = mixed.split([2 * key_dim, value_dim], dim=-1)
-    query, key = l2_norm(heads.unflatten(-1, (-1, key_size))).chunk(2, dim=2)
+    query, key = l2_norm(forms, heads.unflatten(-1, (-1, key_size))).chunk(2, dim=2)
     query = query * key_size**-0.5
     value = value.unflatten(-1, (-1, value_size))
     # e^88 is about the largest float32: infinity times a softplus of 0 would be NaN.
@@ -72,13 +72,13 @@ def deltanet(
     if last_only:
         out, z = last_token(out, lengths), last_token(z, lengths)
     z = z.unflatten(-1, (-1, value_size))
-    out = gated_rms_norm(out, z, layer.norm, config.rms_norm_eps).to(x.dtype)
-    mixed = linear(out.flatten(2), layer.out_proj, x.shape[-1])
+    out = gated_rms_norm(forms, out, z, layer.norm, config.rms_norm_eps).to(x.dtype)
+    mixed = forms.matmul(out.flatten(2), layer.out_proj)
     return mixed, DeltaNetState(conv, recurrent)
 
 
 def _causal_conv(
-    x: Tensor, weight: Tensor, history: Tensor, lengths: Tensor | None
+    forms: Plain, x: Tensor, weight: Tensor, history: Tensor, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution and SiLU; x [B, T, C], weight [K, C], history [B, K-1, C].
 
@@ -87,9 +87,7 @@ def _causal_conv(
     taps, tokens = weight.shape[0], x.shape[1]
     window = torch.cat([history, x], dim=1)
     inputs, weight = window.float(), weight.float()
-    out = sum(inputs[:, tap : tap + tokens] * weight[tap] for tap in range(taps))
-    # A division at the end: XLA:CPU computes that once, and a product anew for all who read it.
-    out = out / (1.0 + (-out).exp())  # SiLU
+    out = forms.silu(sum(inputs[:, tap : tap + tokens] * weight[tap] for tap in range(taps)))
     if lengths is None:
         return out, window[:, tokens:]
     if tokens == 1:  # cheaper than to gather

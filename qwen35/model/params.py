@@ -1,7 +1,7 @@
 """The pytree that holds the parameters, and the static choices that travel with it.
 
-Shapes are given as they are declared; on XLA:CPU the weight of a linear map can have a few columns
-of zeros more (see `linear`).
+The weight of a linear map, [in, out], is a tensor or a leaf that is stored in a special way
+(`forms.Weight`): both have the shape and dtype of what they stand for.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .. import forms
+from ..forms import Plain, Weight
 from ..sharding.mesh import Mesh
 from ..xla.trees import register_frozen
 from .config import Config, VisionConfig
@@ -32,16 +35,25 @@ class Runtime:
             (torch operations), "nki", or "emulator" (the NKI kernels run on the host by the
             emulator: slow, for checking).
         chunk: tokens that the portable DeltaNet prefill handles as one block.
+        forms: how products, reductions and attention are formed: "plain" (the textbook form),
+            "xla_cpu" (what runs fast on XLA:CPU), or "auto", for which placing parameters on a
+            device (`load`, `init_params`, `device_put`) chooses: "xla_cpu" on XLA:CPU, else
+            "plain".
+        forms_of_device: whether placing chose `forms`, and so chooses again on another device.
     """
 
     mesh: Mesh | None = None
     rank: int | None = 0
     kernels: str = "auto"
     chunk: int = 64
+    forms: str = "auto"
+    forms_of_device: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kernels not in KERNELS:
             raise ValueError(f"kernels must be one of {KERNELS}, not {self.kernels!r}")
+        if self.forms not in forms.FORMS:
+            raise ValueError(f"forms must be one of {forms.FORMS}, not {self.forms!r}")
         if not isinstance(self.chunk, int) or not 1 <= self.chunk <= 1024:
             raise ValueError(f"chunk must be an integer from 1 to 1024, not {self.chunk!r}")
         size = 1 if self.mesh is None else self.mesh.size
@@ -49,6 +61,22 @@ class Runtime:
             return
         if not isinstance(self.rank, int) or not 0 <= self.rank < size:
             raise ValueError(f"rank {self.rank!r} is outside a mesh of {size} ranks")
+
+    def on(self, device: str) -> Runtime:
+        """Return the choices for parameters on a kind of device ("cpu", "xla" or "meta").
+
+        Raises:
+            ValueError: forms of another device.
+        """
+        free = self.forms == "auto" or self.forms_of_device
+        chosen = forms.resolve("auto" if free else self.forms, device)
+        return dataclasses.replace(self, forms=chosen, forms_of_device=free)
+
+    def changed(self, device: str, **changes: Any) -> Runtime:
+        """Return the choices with some of them changed, for parameters on a kind of device."""
+        if "forms" in changes:
+            changes["forms_of_device"] = False
+        return dataclasses.replace(self, **changes).on(device)
 
 
 class DeltaNetLayer(NamedTuple):
@@ -59,16 +87,16 @@ class DeltaNetLayer(NamedTuple):
     post_norm [H], gate_up [H, 2·I], down [I, H].
     """
 
-    input_norm: Any
-    in_proj: Any
-    conv: Any
-    a_log: Any
-    dt_bias: Any
-    norm: Any
-    out_proj: Any
-    post_norm: Any
-    gate_up: Any
-    down: Any
+    input_norm: Tensor
+    in_proj: Weight
+    conv: Tensor
+    a_log: Tensor
+    dt_bias: Tensor
+    norm: Tensor
+    out_proj: Weight
+    post_norm: Tensor
+    gate_up: Weight
+    down: Weight
 
 
 class AttentionLayer(NamedTuple):
@@ -78,14 +106,14 @@ class AttentionLayer(NamedTuple):
     k_norm [D], out_proj [Hq·D, H], post_norm [H], gate_up [H, 2·I], down [I, H].
     """
 
-    input_norm: Any
-    in_proj: Any
-    q_norm: Any
-    k_norm: Any
-    out_proj: Any
-    post_norm: Any
-    gate_up: Any
-    down: Any
+    input_norm: Tensor
+    in_proj: Weight
+    q_norm: Tensor
+    k_norm: Tensor
+    out_proj: Weight
+    post_norm: Tensor
+    gate_up: Weight
+    down: Weight
 
 
 class VisionBlock(NamedTuple):
@@ -95,18 +123,18 @@ class VisionBlock(NamedTuple):
     mlp_norm [H], up [H, I], down [I, H]; every one has a bias of its width.
     """
 
-    attention_norm: Any
-    attention_norm_bias: Any
-    qkv: Any
-    qkv_bias: Any
-    out_proj: Any
-    out_proj_bias: Any
-    mlp_norm: Any
-    mlp_norm_bias: Any
-    up: Any
-    up_bias: Any
-    down: Any
-    down_bias: Any
+    attention_norm: Tensor
+    attention_norm_bias: Tensor
+    qkv: Weight
+    qkv_bias: Tensor
+    out_proj: Weight
+    out_proj_bias: Tensor
+    mlp_norm: Tensor
+    mlp_norm_bias: Tensor
+    up: Weight
+    up_bias: Tensor
+    down: Weight
+    down_bias: Tensor
 
 
 class VisionMerger(NamedTuple):
@@ -115,12 +143,12 @@ class VisionMerger(NamedTuple):
     norm [H], up [M·H, M·H], down [M·H, out]; every one has a bias of its width.
     """
 
-    norm: Any
-    norm_bias: Any
-    up: Any
-    up_bias: Any
-    down: Any
-    down_bias: Any
+    norm: Tensor
+    norm_bias: Tensor
+    up: Weight
+    up_bias: Tensor
+    down: Weight
+    down_bias: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +165,9 @@ class VisionParams:
         runtime: static choices, those of the `Params` that it belongs to.
     """
 
-    patch_proj: Any
-    patch_bias: Any
-    positions: Any
+    patch_proj: Tensor
+    patch_bias: Tensor
+    positions: Tensor
     blocks: tuple[VisionBlock, ...]
     merger: VisionMerger
     config: VisionConfig
@@ -147,7 +175,8 @@ class VisionParams:
 
     def with_runtime(self, **changes: Any) -> VisionParams:
         """The same tensors with other static choices."""
-        return dataclasses.replace(self, runtime=dataclasses.replace(self.runtime, **changes))
+        runtime = self.runtime.changed(self.device.type, **changes)
+        return dataclasses.replace(self, runtime=runtime)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,6 +187,11 @@ class VisionParams:
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.patch_proj.device
+
+    @property
+    def forms(self) -> Plain:
+        """How operations on these parameters are formed."""
+        return forms.get(forms.resolve(self.runtime.forms, self.device.type))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,19 +210,19 @@ class Params:
             whole. Data, not a static choice: so all ranks run one and the same graph.
     """
 
-    embed: Any
+    embed: Tensor | None
     layers: tuple[DeltaNetLayer | AttentionLayer, ...]
-    norm: Any
-    head: Any
+    norm: Tensor
+    head: Weight
     vision: VisionParams | None
     config: Config
     runtime: Runtime
-    tp_index: Any = None
+    tp_index: Tensor | None = None
 
     def with_runtime(self, **changes: Any) -> Params:
         """The same tensors with other static choices, e.g. `with_runtime(chunk=128)`."""
         vision = None if self.vision is None else self.vision.with_runtime(**changes)
-        runtime = dataclasses.replace(self.runtime, **changes)
+        runtime = self.runtime.changed(self.device.type, **changes)
         return dataclasses.replace(self, vision=vision, runtime=runtime)
 
     @property
@@ -200,6 +234,11 @@ class Params:
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.head.device
+
+    @property
+    def forms(self) -> Plain:
+        """How operations on these parameters are formed."""
+        return forms.get(forms.resolve(self.runtime.forms, self.device.type))
 
 
 # A None leaf would reach functions mapped over the tree, so absent parts are not children.

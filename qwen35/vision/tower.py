@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..kernels.loop import loop_map
+from ..forms import Weight
 from ..model.all_ranks import on_all_ranks
-from ..model.linear import linear
 from ..model.params import VisionBlock, VisionMerger, VisionParams
 from ..model.rope import apply_rope
 from ..sharding.collectives import all_reduce
@@ -25,8 +24,6 @@ from ..xla.progress import show_compilations
 from .frames import Frames, groups, parse_grid
 
 _EPS = 1e-6
-# How much attends at once, see `score_block`: the scores stay in a CPU's cache.
-_QUERIES, _SCORES = 128, 2**18
 
 
 def encode_images(
@@ -119,8 +116,8 @@ def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
         mixed = _attention(vision, block, normed, frames, valid)
         x = x + (all_reduce(mixed, mesh) + block.out_proj_bias)
         normed = _layer_norm(x, block.mlp_norm, block.mlp_norm_bias)
-        inner = F.gelu(_affine(normed, block.up, block.up_bias), approximate="tanh")
-        down = linear(inner, block.down, x.shape[-1])
+        inner = F.gelu(_affine(vision, normed, block.up, block.up_bias), approximate="tanh")
+        down = vision.forms.matmul(inner, block.down)
         x = x + (all_reduce(down, mesh) + block.down_bias)
     return x.unflatten(0, (batch, length))
 
@@ -141,51 +138,12 @@ def _attention(
     """A rank's partial sum [F·P, H] of attention within each frame; x is normed, valid [1, P]."""
     batch, length = frames.patches.shape[:2]
     size = vision.config.head_dim
-    projected = _affine(x, block.qkv, block.qkv_bias).unflatten(0, (batch, length))
+    projected = _affine(vision, x, block.qkv, block.qkv_bias).unflatten(0, (batch, length))
     query, key, value = projected.unflatten(-1, (3, -1, size)).unbind(2)  # [F, P, heads, D]
     query = apply_rope(query, frames.cos, frames.sin) * size**-0.5
     key = apply_rope(key, frames.cos, frames.sin)
-    # Padding has the first patch's key, for the greatest score to be that of a valid one.
-    key = torch.where(valid[..., None, None], key, key[:, :1])
-    mask = torch.where(valid, 0.0, float("-inf")).T  # [P, 1], added to scores
-    rows, queries = score_block(batch * query.shape[2], length)
-    heads = (query.permute(0, 2, 3, 1), key.transpose(1, 2), value.permute(0, 2, 3, 1))
-    heads = tuple(t.flatten(0, 1).unflatten(0, (-1, rows)) for t in heads)
-
-    def of_rows(mask: Tensor, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        query, key, value = rows  # [rows, D, P], [rows, P, D], [rows, D, P]
-        blocks = query.unflatten(2, (-1, queries)).permute(2, 0, 1, 3)
-        out = loop_map(_attend, (key, value, mask), blocks)  # [P / queries, rows, D, queries]
-        return out.permute(1, 0, 3, 2).flatten(1, 2)
-
-    out = loop_map(of_rows, mask, heads).flatten(0, 1)  # [F·heads, P, D]
-    out = out.unflatten(0, (batch, -1)).transpose(1, 2)
-    return linear(out.flatten(2).flatten(0, 1), block.out_proj, vision.config.hidden_size)
-
-
-def score_block(rows: int, length: int) -> tuple[int, int]:
-    """How many of the `rows` (a head of a frame each), and of their queries, attend at once.
-
-    The `length` queries are halved until they are fewer than 2 * _QUERIES, or odd; of the rows a
-    divisor attends, as many as keep the scores with `length` keys within _SCORES, at least one.
-    """
-    queries = length
-    while queries >= 2 * _QUERIES and queries % 2 == 0:
-        queries //= 2
-    fitting = _SCORES // (queries * length)
-    return next((n for n in range(min(rows, fitting), 1, -1) if rows % n == 0), 1), queries
-
-
-def _attend(shared: tuple[Tensor, Tensor, Tensor], query: Tensor) -> Tensor:
-    """Softmax attention of queries [rows, D, Q], normalised last: that is cheaper, and exact.
-
-    Scores stand as [rows, keys, Q]: measured a quarter faster on XLA:CPU than [rows, Q, keys].
-    """
-    key, value, mask = shared
-    scores = (key @ query).float()
-    weights = (scores - scores.amax(1, keepdim=True) + mask).exp().to(value.dtype)
-    out = (value @ weights).float() / weights.float().sum(1, keepdim=True)
-    return out.to(value.dtype)
+    out = vision.forms.attend_within(query, key, value, valid)
+    return vision.forms.matmul(out.flatten(2).flatten(0, 1), block.out_proj)
 
 
 def _merge(vision: VisionParams, x: Tensor) -> Tensor:
@@ -193,14 +151,14 @@ def _merge(vision: VisionParams, x: Tensor) -> Tensor:
     batch = x.shape[0]
     x = _layer_norm(x, merger.norm, merger.norm_bias)
     x = x.flatten(0, 1).unflatten(0, (-1, vision.config.merge_factor)).flatten(1)
-    x = F.gelu(_affine(x, merger.up, merger.up_bias))
-    x = linear(x, merger.down, vision.config.out_hidden_size)
+    x = F.gelu(_affine(vision, x, merger.up, merger.up_bias))
+    x = vision.forms.matmul(x, merger.down)
     x = all_reduce(x, vision.runtime.mesh) + merger.down_bias
     return x.unflatten(0, (batch, -1))
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return linear(x, weight, bias.shape[0]) + bias
+def _affine(vision: VisionParams, x: Tensor, weight: Weight, bias: Tensor) -> Tensor:
+    return vision.forms.matmul(x, weight) + bias
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -48,6 +48,11 @@ def _download(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return [next(fetched) if t.device.type == "xla" else t for t in tensors]
 
 
+def platform() -> str:
+    """Return torch-xla's name for the XLA device's kind: "CPU", "NEURON", …"""
+    return xla().runtime.device_type()
+
+
 def on_xla_cpu() -> bool:
     """Tell whether the XLA device is the CPU."""
     return xla().runtime.device_type() == "CPU"

@@ -12,6 +12,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5VisionModel
 
 import qwen35
 from qwen35.files.materialize import materialize
+from qwen35.forms.xla_cpu import attention
 from qwen35.model.config import VisionConfig
 from qwen35.model.declarations import declare
 from qwen35.model.params import VisionParams
@@ -261,12 +262,14 @@ def test_blocks_of_scores_are_exact(tower, compiled, monkeypatch, queries, score
     case = tower()
     grid = [(1, 6, 6)]
     patches = case.patches(grid)
-    monkeypatch.setattr(vision, "_QUERIES", queries)
-    monkeypatch.setattr(vision, "_SCORES", scores)
-    assert vision.score_block(4, 40) == block
+    monkeypatch.setattr(attention, "_FRAME_QUERIES", queries)
+    monkeypatch.setattr(attention, "_FRAME_SCORES", scores)
+    assert attention.score_block(4, 40) == block
     [group] = frames.groups(case.config, patches, grid)
     _, merged = case.expected(patches, grid)
-    assert_close(vision.tower(case.params, group)[0, :9], merged)
+    in_blocks = case.params.with_runtime(forms="xla_cpu")
+    for params in (case.params, in_blocks):
+        assert_close(vision.tower(params, group)[0, :9], merged)
     group = qwen35.device_put(group, "xla")
     step = qwen35.jit(lambda params, group: vision.tower(params, group))
     assert_close(step(compiled, group)[0, :9].cpu(), merged)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loop import scan
+from ...kernels.loop import scan
 
 # Measured on an AVX2 machine with two cores.
 _ROWS = 12  # for more, XLA's own product is as fast

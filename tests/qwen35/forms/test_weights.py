@@ -8,16 +8,18 @@ import torch
 from torch.utils import _pytree
 
 import qwen35
-from qwen35.kernels.thin import is_thin, thin_matmul
+from qwen35 import forms
+from qwen35.forms import SpacedWeight, dense
+from qwen35.forms.xla_cpu.thin import is_thin, thin_matmul
 from qwen35.model.config import VisionConfig
 from qwen35.model.declarations import declarations, declare
-from qwen35.model.linear import linear, place_weight
-from qwen35.xla import trees
+from qwen35.xla import devices, trees
 
 # Sums of up to 2,048 terms in another order, at logits and activations near 1.
 assert_close = functools.partial(torch.testing.assert_close, rtol=0, atol=2e-5)
 
 # Every linear map of this model gives a multiple of 1,024 columns: 4 KiB in float32.
+PLAIN, XLA_CPU = forms.get("plain"), forms.get("xla_cpu")
 CONFIG = dataclasses.replace(
     qwen35.presets["0.8b"],
     vocab_size=64,
@@ -54,15 +56,17 @@ def params() -> dict[str, qwen35.Params]:
     return {device: qwen35.init_params(CONFIG, device=device) for device in ("cpu", "xla")}
 
 
-def poisoned(tree, declared):
+def poisoned(tree):
     """The tree on XLA with NaN in every column that is not declared."""
 
-    def poison(parameter, tensor):
-        tensor = qwen35.device_put(tensor, "cpu").clone()
-        tensor[..., parameter.shape[-1] :] = float("nan")
-        return qwen35.device_put(tensor, "xla")
+    def poison(leaf):
+        if not isinstance(leaf, SpacedWeight):
+            return leaf
+        storage = leaf.storage.cpu()
+        storage[:, leaf.width :] = float("nan")
+        return SpacedWeight(qwen35.device_put(storage, "xla"), leaf.width)
 
-    return _pytree.tree_map(poison, declared, tree)
+    return _pytree.tree_map(poison, tree, is_leaf=forms.is_special)
 
 
 @pytest.mark.parametrize(
@@ -76,27 +80,56 @@ def poisoned(tree, declared):
 )
 def test_a_cache_line_of_zeros_follows_each_row(width, dtype, stored):
     weight = torch.arange(3.0 * width).view(3, width).to(dtype)
-    placed = qwen35.device_put(place_weight(weight, "xla"), "cpu")
-    assert placed.shape == (3, stored)
-    assert torch.equal(placed[:, :width], weight) and not placed[:, width:].any()
-    assert place_weight(weight, "cpu") is weight
+    placed = XLA_CPU.place(weight, "xla")
+    assert placed.shape == weight.shape and placed.dtype == dtype and len(placed) == 3
+    storage = placed.storage.cpu()
+    assert storage.shape == (3, stored)
+    assert torch.equal(storage[:, :width], weight) and not storage[:, width:].any()
+    assert torch.equal(dense(placed).cpu(), weight)
+    assert XLA_CPU.place(weight, "cpu") is weight and PLAIN.place(weight, "cpu") is weight
 
 
-def test_linear_cuts_off_what_is_beyond_its_width():
-    x, weight = torch.randn(2, 5), torch.randn(5, 7)
-    assert torch.equal(linear(x, weight, 7), x @ weight)
-    assert torch.equal(linear(x, weight, 4), (x @ weight)[:, :4])
-
-
-def test_every_linear_weight_is_set_apart_and_nothing_else(params):
+def test_every_linear_weight_is_spaced_and_nothing_else(params):
     declared = list(declarations(declare(CONFIG)))
-    here, there = (trees.tensors(params[device]) for device in ("cpu", "xla"))
-    assert [tuple(tensor.shape) for tensor in here] == [entry.shape for entry in declared]
-    wider = [theirs.shape[-1] - ours.shape[-1] for ours, theirs in zip(here, there, strict=True)]
-    assert wider == [16 if entry.linear else 0 for entry in declared]
+    for device, tree in params.items():
+        leaves = _pytree.tree_leaves(tree, is_leaf=forms.is_special)
+        assert [tuple(leaf.shape) for leaf in leaves] == [entry.shape for entry in declared]
+        spaced = [isinstance(leaf, SpacedWeight) for leaf in leaves]
+        assert spaced == [entry.linear and device == "xla" for entry in declared]
     # Per text layer its mixer's two and the feed-forward's two; four in a block, two in the merger;
     # the head.
     assert sum(entry.linear for entry in declared) == 4 * 2 + 4 + 2 + 1
+
+
+def test_moved_parameters_are_those_that_were_loaded(params):
+    """To either device: leaves, forms and what is compiled of them; explicit forms stay."""
+    for source, target in (("cpu", "xla"), ("xla", "cpu")):
+        moved, there = qwen35.device_put(params[source], target), params[target]
+        assert moved.runtime == there.runtime and moved.vision.runtime == there.runtime
+        pairs = zip(*(_pytree.tree_flatten(tree)[0] for tree in (moved, there)), strict=True)
+        assert all(torch.equal(ours.cpu(), theirs.cpu()) for ours, theirs in pairs)
+        assert all(leaf.is_contiguous() for leaf in _pytree.tree_leaves(moved))
+        described = [trees.describe(tree) for tree in (moved, there)]
+        assert described[0] == described[1]
+        assert qwen35.device_put(moved, target) is moved
+    assert params["cpu"].runtime.forms == "plain" and params["xla"].runtime.forms == "xla_cpu"
+    plain = params["cpu"].with_runtime(forms="plain")
+    moved = qwen35.device_put(plain, "xla")
+    assert moved.runtime.forms == "plain" and isinstance(moved.head, torch.Tensor)
+    assert moved.with_runtime(forms="auto").runtime == params["xla"].runtime
+    nested = {"params": params["cpu"], "more": [torch.ones(2), "text"]}
+    moved = qwen35.device_put(nested, "xla")
+    assert moved["params"].runtime.forms == "xla_cpu" and moved["more"][0].is_xla
+    assert moved["more"][1] == "text"
+
+
+def test_forms_are_for_their_device(monkeypatch):
+    with pytest.raises(ValueError, match=r"forms must be one of .*'auto', 'plain', 'xla_cpu'"):
+        qwen35.Runtime(forms="fast")
+    monkeypatch.setattr(devices.xla().runtime, "device_type", lambda: "NEURON")
+    assert qwen35.Runtime().on("xla").forms == "plain"
+    with pytest.raises(ValueError, match=r"'xla_cpu' is for XLA on the CPU.*NEURON.*'plain'"):
+        qwen35.init_params(CONFIG, device="xla", runtime=qwen35.Runtime(forms="xla_cpu"))
 
 
 def random(*shape):
@@ -110,27 +143,29 @@ def random(*shape):
 def test_linear_of_a_placed_weight(inputs, width, shape):
     """Also of one row, for which the weight's rows are taken in parts, and of a few: in a loop."""
     x, weight = random(*shape, inputs), random(inputs, width) / inputs**0.5
-    placed = place_weight(weight, "xla")
-    product = qwen35.jit(lambda x, weight: linear(x, weight, width))
-    ours = product(qwen35.device_put(x, "xla"), placed)
-    assert_close(qwen35.device_put(ours, "cpu"), (x.double() @ weight.double()).float())
+    expected = (x.double() @ weight.double()).float()
+    for form, stored in ((XLA_CPU, XLA_CPU), (XLA_CPU, PLAIN), (PLAIN, XLA_CPU)):
+        placed = stored.place(weight, "xla")
+        ours = qwen35.jit(form.matmul)(qwen35.device_put(x, "xla"), placed)
+        assert_close(ours.cpu(), expected)
+    assert torch.equal(PLAIN.matmul(x, weight), x @ weight)
 
 
 def test_a_row_does_not_see_what_is_wrong_in_another():
     x, weight = random(3, 64), random(64, 32) / 8
     x[1, 0], x[2, 5] = float("nan"), float("inf")
-    ours = linear(qwen35.device_put(x, "xla"), place_weight(weight, "xla"), 32).cpu()
+    ours = XLA_CPU.matmul(qwen35.device_put(x, "xla"), XLA_CPU.place(weight, "xla")).cpu()
     assert_close(ours[0], x[0] @ weight)
     assert ours[1].isnan().all() and not ours[2].isfinite().any()
 
 
 def test_gradients_of_few_rows(monkeypatch):
     """Through the loop they would be rounds in Python, so XLA's own product is taken."""
-    monkeypatch.setattr("qwen35.model.linear.thin_matmul", lambda *_: pytest.fail("took the loop"))
+    monkeypatch.setattr("qwen35.forms.xla_cpu.thin_matmul", lambda *_: pytest.fail("took the loop"))
     x, weight = random(3, 64), random(64, 32) / 8
     here, there = x.clone().requires_grad_(), qwen35.device_put(x, "xla").requires_grad_()
-    linear(here, weight, 32).square().sum().backward()
-    linear(there, place_weight(weight, "xla"), 32).square().sum().backward()
+    PLAIN.matmul(here, weight).square().sum().backward()
+    XLA_CPU.matmul(there, XLA_CPU.place(weight, "xla")).square().sum().backward()
     assert_close(there.grad.cpu(), here.grad)
 
 
@@ -154,7 +189,7 @@ def test_what_is_not_a_thin_product():
 @pytest.mark.parametrize("capacity", [80, 4096])  # the larger: thin products in attention too
 @pytest.mark.parametrize("batch", [1, 2])
 def test_extra_columns_have_no_effect_on_logits_and_state(params, batch, capacity):
-    spaced = poisoned(params["xla"], declare(CONFIG))
+    spaced = poisoned(params["xla"])
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 60, (2, 70), generator=generator)[:batch]
     lengths = torch.tensor([70, 33])[:batch]
@@ -189,7 +224,7 @@ def test_extra_columns_as_wide_as_a_head_are_none():
 
 
 def test_extra_columns_have_no_effect_on_image_tokens(params):
-    spaced = poisoned(params["xla"].vision, declare(CONFIG).vision)
+    spaced = poisoned(params["xla"].vision)
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(2 * 24, CONFIG.vision.patch_dim, generator=generator)
     grid = [(1, 4, 6), (1, 6, 4)]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen35.kernels.reductions import max_last, mean_last, sum_last
+from qwen35.forms.xla_cpu.reductions import max_last, mean_last, sum_last
 
 
 @given(st.integers(1, 2100), st.integers(0, 100), st.sampled_from([1.0, 1e-12, 1e12]))
