@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..model.config import Config, VisionConfig
+from ..model.config import FULL, Config, VisionConfig
 from ..sharding.mesh import Mesh
 from .hlo import COLLECTIVES, Instruction, Module
 
@@ -238,6 +238,42 @@ def small_constants(case: Case) -> list[str]:
     return [f"constants of {total} bytes, the limit is {CONSTANT_LIMIT}"]
 
 
+def reductions_as_designed(case: Case) -> list[str]:
+    """A norm is one reduce, a softmax two: nothing is split for another machine's sake.
+
+    Queries and keys are normed at once. A layer norm is two, as are positions of images: their
+    highest, of the three rows and of all tokens.
+    """
+    config = case.config
+    if isinstance(config, VisionConfig):
+        designed = (2 + 2 + 2) * config.depth + 2
+    else:
+        mixers = sum(3 if kind == FULL else 2 for kind in config.layer_types)
+        designed = 2 * config.num_hidden_layers + mixers + 1 + 2 * bool(case.argument("positions"))
+    count = sum(i.opcode == "reduce" for i in case.module.instructions)
+    return [f"{count} reduce, designed are {designed}"] if count > designed else []
+
+
+# The most instructions of the plain form, in bfloat16 and split over a mesh, and a few to spare.
+_DELTANET_STEP, _DELTANET_CHUNKS, _ATTENTION, _OTHERS = 340, 810, 460, 200
+_VISION_BLOCK, _VISION_OTHERS = 350, 215
+
+
+def instructions_as_designed(case: Case) -> list[str]:
+    """The graph has no more instructions than the model's layers in their plain form."""
+    config = case.config
+    if isinstance(config, VisionConfig):
+        designed = _VISION_BLOCK * config.depth + _VISION_OTHERS
+    else:
+        tokens = [parameter.arrays[0].shape for _, parameter in case.argument("tokens")]
+        one_token = any(len(shape) == 1 for shape in tokens)
+        deltanet = _DELTANET_STEP if one_token else _DELTANET_CHUNKS
+        kinds = (_ATTENTION if kind == FULL else deltanet for kind in config.layer_types)
+        designed = sum(kinds) + _OTHERS
+    count = len(case.module.instructions)
+    return [f"{count} instructions, designed are {designed}"] if count > designed else []
+
+
 RULES: tuple[Callable[[Case], list[str]], ...] = (
     static_shapes,
     supported_operations,
@@ -250,4 +286,6 @@ RULES: tuple[Callable[[Case], list[str]], ...] = (
     collectives_as_designed,
     weights_are_used_as_stored,
     small_constants,
+    reductions_as_designed,
+    instructions_as_designed,
 )

@@ -1,6 +1,7 @@
 """The graphs that ranks run: every preset keeps every rule, and every rule can be broken."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import qwen35
+from qwen35.files.materialize import abstract_params
 from qwen35.graphs import lint as rules
 from qwen35.graphs.export import alias_field, lower, report, trace
 from qwen35.graphs.hlo import Module
@@ -127,6 +129,12 @@ BROKEN = {
     "collectives_as_designed": changed(
         logits=lambda p, s, t, y: qwen35.model.decoder.all_reduce(y, Mesh(tp=2))
     ),
+    "reductions_as_designed": changed(  # a model of four layers has 18
+        logits=lambda p, s, t, y: sum((y.sum() for _ in range(18)), y.amax())
+    ),
+    "instructions_as_designed": changed(
+        logits=lambda p, s, t, y: functools.reduce(lambda x, _: x.exp(), range(4000), y)
+    ),
     "small_constants": changed(
         logits=lambda p, s, t, y: y + torch.arange(300_000, device=y.device).sum()
     ),
@@ -179,6 +187,32 @@ def test_each_rule_fires_on_a_graph_that_breaks_it(rule):
 @pytest.mark.parametrize("rule", BROKEN_TEXT)
 def test_each_rule_fires_on_text_that_breaks_it(rule):
     assert any(f.startswith(rule + ":") for f in text_findings(BROKEN_TEXT[rule]))
+
+
+def test_forms_of_another_machine_are_found():
+    """What XLA:CPU likes is more reductions and instructions than the model has."""
+    params = abstract_params(SMALL, runtime=qwen35.Runtime(forms="xla_cpu"))
+    tokens = torch.empty(1, dtype=torch.int32, device="meta")
+    state = qwen35.init_state(params, 1, 128)
+    found = lint(lower(qwen35.decode, params, state, tokens).case(SMALL, Mesh()))
+    assert [finding.partition(":")[0] for finding in found] == ["reductions_as_designed"]
+    plain = params.with_runtime(forms="plain")
+    graph = lower(qwen35.decode, plain, state, tokens)
+    assert lint(graph.case(SMALL, Mesh())) == []
+    # Per layer two norms, in DeltaNet's one of queries and keys and one of the output, in
+    # attention's one of queries and keys and a softmax; and the last norm.
+    assert graph.module.histogram()["reduce"] == 4 * 2 + 3 * (1 + 1) + (1 + 2) + 1
+
+
+@pytest.mark.parametrize(("phase", "instructions"), [("decode", 1470), ("prefill", 2880)])
+def test_no_more_instructions_than_the_model_has(phase, instructions):
+    config = qwen35.presets["0.8b"]
+    config = dataclasses.replace(
+        config, num_hidden_layers=4, layer_types=config.layer_types[:4], vision=None
+    )
+    graph = trace(config, phase)
+    histogram = graph.module.histogram()
+    assert histogram["reduce"] == 18 and sum(histogram.values()) <= instructions
 
 
 def test_a_loop_with_a_constant_bound_is_allowed():
