@@ -55,7 +55,7 @@ def platform() -> str:
 
 def on_xla_cpu() -> bool:
     """Tell whether the XLA device is the CPU."""
-    return xla().runtime.device_type() == "CPU"
+    return platform() == "CPU"
 
 
 def release_host_memory() -> None:
