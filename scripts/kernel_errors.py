@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen35.reports.tables import markdown_table
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kernels"))
 import grid
 import harness
@@ -106,13 +108,13 @@ def main():
     options = parser.parse_args()
     found, runs = worst(grid.product() if options.full else grid.pairs())
     cosines = grid.AXES["cosine"]
-    print("| kernel | operands | " + " | ".join(f"cosine {c}" for c in cosines) + " |")
-    print("|---|---|" + "---|" * len(cosines))
+    rows = []
     for name, what in itertools.product(("step", "chunk", "fused"), (*grid.DTYPES, *FORMS)):
         cells = [found[name, what, c] for c in cosines if (name, what, c) in found]
         if cells:
-            text = " | ".join("{:.0e}, {:.0e}".format(*cell) for cell in cells)
-            print(f"| {name} | {what} | {text} |")
+            rows.append((name, what, *("{:.0e}, {:.0e}".format(*cell) for cell in cells)))
+    head = ("kernel", "operands", *(f"cosine {c}" for c in cosines))
+    print(markdown_table(head, rows, left=range(len(head))))
     print(f"{runs} runs of the kernels")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..report import Plots
+from ..reports.page import Plots
+from ..reports.tables import gigabytes, markdown_table, milliseconds, times
 from .processes import Runs
 from .statistics import median, ratio, spread
-from .tables import gigabytes, milliseconds, table, times
 
 _STEPS = {"cut": "processor", "tower": "tower", "ttft": "first token, end to end"}
 # Sums of many products in another order: the norm of all of them agrees far better than each.
@@ -80,7 +80,7 @@ def render(
         [
             "## Images",
             "",
-            table(head, cells),
+            markdown_table(head, cells),
             "",
             f"The tower adds {gigabytes(memory['ours'])} at {side} × {side} pixels "
             f"({gigabytes(memory['with_compilation'])} while it compiles), transformers' "

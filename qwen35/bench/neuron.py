@@ -20,11 +20,11 @@ from ..model.config import Config
 from ..model.decoder import decode, prefill
 from ..model.params import Params, Runtime
 from ..model.state import init_state
-from ..report import about
+from ..reports.page import about
+from ..reports.tables import markdown_table, milliseconds
 from ..xla.devices import device_put, xla
 from ..xla.jit import jit
 from .statistics import median
-from .tables import milliseconds, table
 
 PROMPT = 128
 STEPS = 128
@@ -132,7 +132,7 @@ def render(result: dict[str, Any]) -> str:
         )
         for entry in PUBLISHED
     ]
-    return table(("P50", "TTFT", "TPOT", "tokens/s"), rows)
+    return markdown_table(("P50", "TTFT", "TPOT", "tokens/s"), rows)
 
 
 def check_device() -> None:

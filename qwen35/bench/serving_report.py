@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..report import Plots
+from ..reports.page import Plots
+from ..reports.tables import gigabytes, markdown_table, milliseconds, times
 from .processes import Runs
 from .statistics import medians, spread
-from .tables import gigabytes, milliseconds, table, times
 
 
 def throughput(slots: list[int], batches: Runs, arrivals: Runs) -> dict[str, Any]:
@@ -68,12 +68,12 @@ def render_throughput(part: dict[str, Any]) -> str:
             "",
             "All slots busy:",
             "",
-            table(("slots", "tokens/s", "spread", "speed-up"), slots),
+            markdown_table(("slots", "tokens/s", "spread", "speed-up"), slots),
             "",
             "Requests that arrive at random (Poisson), at shares of the rate that the engine "
             "reaches when all of them wait from the beginning:",
             "",
-            table(head, arrivals),
+            markdown_table(head, arrivals),
         ]
     )
 
@@ -87,7 +87,7 @@ def render_prefix(part: dict[str, float], prefix: int, suffix: int) -> str:
         ("same prompt", milliseconds(part["ttft_same"]), times(part["speedup_same"])),
     ]
     title = f"TTFT, {prefix:,} + {suffix:,} tokens"
-    return "\n".join(["## Prefix cache", "", table((title, "time", "speed-up"), rows)])
+    return "\n".join(["## Prefix cache", "", markdown_table((title, "time", "speed-up"), rows)])
 
 
 def render_memory(part: dict[str, Any]) -> str:
@@ -102,7 +102,7 @@ def render_memory(part: dict[str, Any]) -> str:
         [
             "## Memory at decode",
             "",
-            table(("anonymous memory", "qwen35", "transformers"), rows),
+            markdown_table(("anonymous memory", "qwen35", "transformers"), rows),
             "",
             f"What loading and running add is {part['over_needed']:.2f} times weights and state.",
         ]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..model.config import Config
-from ..report import Plots
+from ..reports.page import Plots
 from . import images_report, serving_report, text_report
 from .processes import Job, Runs, alternate
 from .statistics import medians

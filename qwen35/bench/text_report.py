@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..report import Plots
+from ..reports.page import Plots
+from ..reports.tables import markdown_table, milliseconds, times
 from .processes import Runs
 from .statistics import median, ratio, spread
-from .tables import milliseconds, table, times
 from .text import decode_name
 
 
@@ -61,7 +61,7 @@ def render_ttft(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return "\n".join(["## Time to first token", "", table(head, cells)])
+    return "\n".join(["## Time to first token", "", markdown_table(head, cells)])
 
 
 def render_tpot(rows: list[dict[str, Any]]) -> str:
@@ -83,7 +83,7 @@ def render_tpot(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return "\n".join(["## Time per output token", "", table(head, cells)])
+    return "\n".join(["## Time per output token", "", markdown_table(head, cells)])
 
 
 def plots(parts: dict[str, Any]) -> Plots:

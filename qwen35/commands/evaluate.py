@@ -13,7 +13,7 @@ from .output import make_output, write_output
 if TYPE_CHECKING:
     from ..model.params import Params
     from ..prompts.tokenizer import Tokenizer
-    from ..report import Plots
+    from ..reports.page import Plots
 
 SUMMARY = "measure perplexity, tasks, agreement with transformers"
 HELP = """\
@@ -101,7 +101,7 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
 
 def _perplexity(options: argparse.Namespace) -> None:
     from ..evaluation.perplexity import perplexity, render
-    from ..report import about
+    from ..reports.page import about
 
     texts = {name: _read(name) for name in options.text}
     make_output(options)
@@ -149,7 +149,7 @@ def _tasks(options: argparse.Namespace) -> None:
         raise ValueError("lm-eval is not installed: pip install 'qwen35[evals]'")
     from ..evaluation.harness import Qwen35LM
     from ..evaluation.tasks import find_tasks, plots, render, run_tasks
-    from ..report import about
+    from ..reports.page import about
 
     if not options.thinking and not options.chat:
         raise ValueError("--no-thinking is for --chat: without a chat template nothing thinks")
@@ -194,7 +194,7 @@ def _add_agreement(parser: argparse.ArgumentParser) -> None:
 def _agreement(options: argparse.Namespace) -> None:
     from ..evaluation.agreement import PROMPTS, measure
     from ..evaluation.agreement_page import plots, render
-    from ..report import about
+    from ..reports.page import about
 
     texts = PROMPTS
     if options.prompts is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..report import Plots
+    from ..reports.page import Plots
 
 
 def make_output(options: argparse.Namespace) -> None:
@@ -33,7 +33,7 @@ def write_output(
         options: with `output` and `json`.
         name, title, result, text, plots: see `write_report`.
     """
-    from ..report import plain, write_report
+    from ..reports.page import plain, write_report
 
     try:
         if options.output is not None:

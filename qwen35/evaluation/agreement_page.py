@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..reports.tables import markdown_table
+
 
 def render(result: Mapping[str, Any], worst: int = 5) -> str:
     """The result as Markdown: a table of comparisons, then the worst prompts of each."""
     head = ("", "top-1", "top-5", "KL mean", "KL max", "logits ±", "tokens alike", "prompts alike")
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for one in result["comparisons"]:
-        cells = (
+    rows = [
+        (
             f"{one['model']} {one['dtype']}",
             f"{one['top1']:.2%}",
             f"{one['top5']:.2%}",
@@ -23,9 +24,11 @@ def render(result: Mapping[str, Any], worst: int = 5) -> str:
             f"{one['equal_tokens']:.2%}",
             f"{one['equal_prompts']} of {len(one['prompts'])}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
+        for one in result["comparisons"]
+    ]
     places, known = result["comparisons"][0]["places"], result["reference"]["model"]
-    lines += [
+    lines = [
+        markdown_table(head, rows),
         "",
         f"Each against {known} in float32, on what that writes greedily after each prompt, up to "
         f"{result['max_new_tokens']} tokens; {places} tokens in all. Teacher-forced, each token "
@@ -37,15 +40,13 @@ def render(result: Mapping[str, Any], worst: int = 5) -> str:
     ]
     for one in result["comparisons"]:
         lines += ["", f"Worst prompts of {one['model']} {one['dtype']}, by mean KL:", ""]
-        lines += _worst(one["prompts"], worst)
+        lines.append(_worst(one["prompts"], worst))
     return "\n".join(lines)
 
 
-def _worst(prompts: list[dict], count: int) -> list[str]:
-    lines = [
-        "| prompt | top-1 | KL mean | KL max | tokens alike | first difference |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
+def _worst(prompts: list[dict], count: int) -> str:
+    head = ("prompt", "top-1", "KL mean", "KL max", "tokens alike", "first difference")
+    rows = []
     for entry in sorted(prompts, key=lambda entry: -entry["kl_mean"])[:count]:
         differs, what = entry["first_difference"], "none"
         if differs is not None:
@@ -53,23 +54,24 @@ def _worst(prompts: list[dict], count: int) -> list[str]:
                 f"token {differs['place']}: {_quoted(differs['candidate'])} for "
                 f"{_quoted(differs['reference'])}, {differs['margin']:.2e} below it there"
             )
-        cells = (
-            _quoted(entry["prompt"]),
-            f"{entry['top1']:.2%}",
-            f"{entry['kl_mean']:.2e}",
-            f"{entry['kl_max']:.2e}",
-            f"{entry['equal_tokens']:.2%}",
-            what,
+        rows.append(
+            (
+                _quoted(entry["prompt"]),
+                f"{entry['top1']:.2%}",
+                f"{entry['kl_mean']:.2e}",
+                f"{entry['kl_max']:.2e}",
+                f"{entry['equal_tokens']:.2%}",
+                what,
+            )
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return markdown_table(head, rows, left=(0, 5))
 
 
 def _quoted(text: str, limit: int = 48) -> str:
-    """A text on one line and in a table's cell, its middle left out where it is long."""
+    """Quotes a text on one line, its middle left out where it is long."""
     if len(text) > limit:
         text = f"{text[: limit // 2]} … {text[-limit // 2 :]}"
-    return json.dumps(text, ensure_ascii=False).replace("|", "\\|")
+    return json.dumps(text, ensure_ascii=False)
 
 
 def plots(result: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:

@@ -11,6 +11,7 @@ import torch
 
 from ..model.params import Params
 from ..prompts.tokenizer import Tokenizer
+from ..reports.tables import markdown_table
 from .scoring import CHUNK, Scores, check_counts, score
 
 WINDOW = 4096
@@ -205,9 +206,8 @@ def render(result: Mapping[str, Any]) -> str:
     rows: Sequence[Mapping[str, Any]] = result["texts"]
     if len(rows) > 1:
         rows = [*rows, {"name": "**all**", **result["total"]}]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for row in rows:
-        cells = (
+    cells = [
+        (
             row["name"],
             f"{row['bytes']:,}",
             f"{row['tokens']:,}",
@@ -217,11 +217,12 @@ def render(result: Mapping[str, Any]) -> str:
             f"{row['bits_per_byte']:.4f}",
             f"{row['accuracy']:.1%}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
+        for row in rows
+    ]
     first = f"after the prefix {result['prefix']!r}" if result["prefix"] else "but the first"
     return "\n".join(
         [
-            *lines,
+            markdown_table(head, cells),
             "",
             f"All tokens of a text are scored {first}. Window {result['window']}, stride "
             f"{result['stride']}: a token is seen with what stands before it in the text, or with "

@@ -19,6 +19,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from ..reports.tables import markdown_table
 from .harness import Qwen35LM
 
 FEWSHOT_SEED = 1234  # lm-eval's own
@@ -132,28 +133,27 @@ def run_tasks(
 
 def render(result: Mapping[str, Any]) -> str:
     """The result as a Markdown table and a sentence on how it was asked."""
-    lines = [
-        "| task | shots | documents | metric | filter | value | ± standard error |",
-        "|---|---:|---:|---|---|---:|---:|",
+    head = ("task", "shots", "documents", "metric", "filter", "value", "± standard error")
+    arrows = {True: " ↑", False: " ↓", None: ""}
+    rows = [
+        (
+            entry["name"],
+            _text(entry["shots"]),
+            _text(entry["documents"]),
+            metric["metric"] + arrows[metric["higher_is_better"]],
+            metric["filter"],
+            _text(metric["value"]),
+            _text(metric["stderr"]),
+        )
+        for entry in [*result["groups"], *result["tasks"]]
+        for metric in entry["metrics"]
     ]
-    for entry in [*result["groups"], *result["tasks"]]:
-        for metric in entry["metrics"]:
-            arrow = {True: " ↑", False: " ↓", None: ""}[metric["higher_is_better"]]
-            cells = (
-                entry["name"],
-                _text(entry["shots"]),
-                _text(entry["documents"]),
-                metric["metric"] + arrow,
-                metric["filter"],
-                _text(metric["value"]),
-                _text(metric["stderr"]),
-            )
-            lines.append("| " + " | ".join(cells) + " |")
     asked = "in the checkpoint's chat template" if result["chat"] else "as plain text"
     if result["system"]:
         asked += ", after a system prompt"
     first = f" The first {result['limit']} documents of each task." if result["limit"] else ""
-    return "\n".join([*lines, "", f"Questions are put {asked}.{first} ↑: higher is better."])
+    table = markdown_table(head, rows, left=(0, 3, 4))
+    return f"{table}\n\nQuestions are put {asked}.{first} ↑: higher is better."
 
 
 def plots(result: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:

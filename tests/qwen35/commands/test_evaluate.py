@@ -13,11 +13,16 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from qwen35 import report
 from qwen35.commands.cli import main
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO, TASKS = ROOT / "demo", ROOT / "evals"
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of a Markdown table's rows."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 def run(*arguments: str) -> int:
@@ -43,9 +48,10 @@ def test_tasks_are_printed_and_reported(tmp_path, capsys):
         assert len(sample["requests"]) == 4
     assert accuracy["value"] == pytest.approx(right / 3)
     page = (directory / "tasks.md").read_text()
-    assert "| demo_inverted | 0 | 3 | acc ↑ | none |" in page and "first 3 documents" in page
+    assert ["demo_inverted", "0", "3", "acc ↑", "none"] in [row[:5] for row in table(page)]
+    assert "first 3 documents" in page
     bits = next(one for one in stories["metrics"] if one["metric"] == "bits_per_byte")
-    assert f"bits_per_byte ↓ | none | {bits['value']:.4f}" in page
+    assert ["bits_per_byte ↓", "none", f"{bits['value']:.4f}"] in [row[3:6] for row in table(page)]
     assert (directory / "tasks-acc.png").stat().st_size > 1000 and "(tasks-acc.png)" in page
 
 
@@ -71,10 +77,11 @@ def test_a_task_file_of_ones_own_with_chat_and_a_table(tmp_path, capsys):
     )
     assert run("--tasks", str(file), "--chat", "--system", "You are brief.") == 0
     shown = capsys.readouterr()
-    assert "| mine | 0 | 1 | exact_match ↑ | last | 1.0000 |" in shown.out
+    row = ["mine", "0", "1", "exact_match ↑", "last", "1.0000"]
+    assert row in [cells[:6] for cells in table(shown.out)]
     assert "chat template, after a system prompt" in shown.out
     # Standard output is the table alone.
-    assert shown.out.startswith("| task |") and "looking through" not in shown.err
+    assert shown.out.startswith("| task ") and "looking through" not in shown.err
 
 
 BROKEN = {
@@ -178,37 +185,6 @@ def test_a_signal_ends_the_command(sent, code, tmp_path):
     output, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert not output and b"Traceback" not in errors and list(tmp_path.iterdir()) == []
-
-
-RESULT = report.about("a model", "float32", "cpu")
-
-
-@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize(("where", "left"), [((Path, "write_bytes"), 0), ((os, "replace"), 3)])
-def test_an_end_in_the_middle_leaves_all_files_or_none(end, where, left, tmp_path, monkeypatch):
-    """Ctrl-C, and SIGTERM as the command line has it, at the second file: while it is written, or
-    while they take their places, which is then finished."""
-    function, asked = getattr(*where), []
-
-    def interrupted(*arguments):
-        asked.append(arguments)
-        if len(asked) == 2:
-            raise end
-        return function(*arguments)
-
-    monkeypatch.setattr(*where, interrupted)
-    with pytest.raises(end):
-        report.write_report(tmp_path, "x", "X", RESULT, "text", {"a plot": lambda axes: None})
-    files = sorted(file.name for file in tmp_path.iterdir())
-    assert files == ["x-a-plot.png", "x.json", "x.md"][:left]
-
-
-def test_numbers_that_are_not_finite_are_null(tmp_path):
-    worse = {"a": [1.0, float("inf")], "b": {"c": (float("nan"), "nan")}, "d": True, "e": None}
-    report.write_report(tmp_path, "x", "X", {**RESULT, **worse}, "text", {})
-    written = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
-    assert written["a"] == [1.0, None] and written["b"] == {"c": [None, "nan"]}
-    assert written["d"] is True and written["e"] is None
 
 
 def test_help_and_import_leave_the_heavy_packages_alone():

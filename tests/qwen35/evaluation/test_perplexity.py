@@ -291,7 +291,7 @@ def test_without_matplotlib_the_page_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run(tmp_path, "--output", str(tmp_path / "report")) == 0
     shown = capsys.readouterr()
-    assert shown.out.startswith("| text |") and "matplotlib is not installed" in shown.err
+    assert shown.out.startswith("| text ") and "matplotlib is not installed" in shown.err
     assert "need matplotlib" in (tmp_path / "report" / "perplexity.md").read_text()
 
 

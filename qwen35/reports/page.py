@@ -1,4 +1,4 @@
-"""Reports of evaluations: JSON for programs, Markdown with plots for people."""
+"""Reports of measurements: JSON for programs, a Markdown page with plots for people."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from typing import Any
 
 import torch
 
-from .files.aside import switched
+from ..files.aside import switched
 
 # Draws onto matplotlib axes what a plot of this name is to show.
 Plots = Mapping[str, Callable[[Any], None]]
 
 
 def about(model: str, dtype: str, device: str, *packages: str) -> dict[str, Any]:
-    """What a result depends on besides its settings; packages besides this one and torch."""
-    from . import __version__
+    """Returns what a result depends on besides its settings.
+
+    Args:
+        model: what to call it.
+        dtype: of its weights.
+        device: where it ran.
+        packages: whose versions matter besides those of this one, torch and Python.
+    """
+    from .. import __version__
 
     others = {name: importlib.metadata.version(name) for name in packages}
     return {
@@ -38,7 +45,7 @@ def about(model: str, dtype: str, device: str, *packages: str) -> dict[str, Any]
 
 
 def plain(value: Any) -> Any:
-    """A result as JSON can have it: None for numbers that are not finite."""
+    """Returns a result as JSON can have it: with None for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -88,7 +95,7 @@ def _heading(result: Mapping[str, Any]) -> str:
 
 
 def _draw(plots: Plots) -> dict[str, bytes] | None:
-    """A PNG for each plot; None without matplotlib."""
+    """Draws a PNG for each plot; None without matplotlib."""
     try:
         # Not pyplot: it keeps figures, and a choice of window system, for the whole process.
         from matplotlib.figure import Figure

@@ -1,0 +1,1 @@
+"""Reports: pages with plots, Markdown tables, figures as people read them."""
