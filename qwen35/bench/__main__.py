@@ -1,19 +1,21 @@
-"""The process of one measurement: `python -m qwen35.bench MODULE.FUNCTION SETTINGS`.
+"""The process of one measurement: `python -m qwen35.bench MODULE.FUNCTION ARGUMENTS`.
 
-The function, of a module of this package, gets the settings, a JSON object, and returns plain
-values, which are the last line of standard output.
+The function, of a module of this package, gets the arguments, a JSON object, by name. The record
+that it returns is the last line of standard output, as JSON.
 """
 
 import importlib
 import json
 import sys
 
+from .records import to_plain
+
 
 def main() -> int:
     module, function = sys.argv[1].split(".")
     measure = getattr(importlib.import_module(f"qwen35.bench.{module}"), function)
     try:
-        result = measure(json.loads(sys.argv[2]))
+        result = to_plain(measure(**json.loads(sys.argv[2])))
     except ValueError as error:  # bad input: the parent says it in one line
         result = {"error": str(error)}
     print(json.dumps(result))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,24 +14,67 @@ from PIL import Image
 from .machine import added_memory, timed
 from .statistics import median
 
+Result = TypeVar("Result")
+
 _QUESTION = "What is in this picture?"
 
 
-def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of this project for each of `sides`, pictures of so many pixels each way."""
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step, the median, and what its first call took longer: it compiles."""
+
+    seconds: float
+    first_adds: float
+
+
+@dataclass(frozen=True)
+class PictureTimes:
+    """A square picture of `side` pixels each way.
+
+    Attributes:
+        processor: from messages to token ids and patches.
+        tower: from patches to vectors on the host.
+        ttft: from messages to the first token.
+        norm: of the tower's output.
+        token: the first one.
+    """
+
+    side: int
+    processor: StepTime
+    tower: StepTime
+    ttft: StepTime
+    norm: float
+    token: int
+
+
+@dataclass(frozen=True)
+class PicturesRun:
+    """A process that loads a model and looks at a picture of each size."""
+
+    pictures: tuple[PictureTimes, ...]
+
+
+def measure_ours(model: str, sides: Sequence[int], repeats: int) -> PicturesRun:
+    """Times this project.
+
+    Args:
+        model: a checkpoint directory.
+        sides: of pictures, pixels each way.
+        repeats: calls that are timed after the first.
+    """
     from ..files.checkpoint import load
     from ..generation.generate import generate
     from ..prompts.processor import Processor
     from ..vision.tower import encode_images
 
-    params = load(settings["model"], device="xla", check_finite=False)
-    processor = Processor.from_pretrained(settings["model"])
-    result: dict[str, Any] = {}
-    for side in settings["sides"]:
+    params = load(model, device="xla", check_finite=False)
+    processor = Processor.from_pretrained(model)
+    pictures = []
+    for side in sides:
         messages = _messages(side)
         images = processor(messages).images
 
-        def cut(messages=messages) -> None:
+        def process(messages=messages) -> None:
             processor(messages)
 
         def encode(images=images) -> torch.Tensor:
@@ -40,23 +84,23 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
             [completion] = generate(params, processor, [messages], max_new_tokens=1)
             return completion.tokens[0]
 
-        _measure(result, side, settings["repeats"], cut, encode, first_token)
-    return result
+        pictures.append(_time_picture(side, repeats, process, encode, first_token))
+    return PicturesRun(tuple(pictures))
 
 
 @torch.no_grad()
-def reference(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of transformers."""
+def measure_reference(model: str, sides: Sequence[int], repeats: int) -> PicturesRun:
+    """Times transformers; the arguments are those of `measure_ours`."""
     from transformers import AutoProcessor, Qwen3_5ForConditionalGeneration
 
-    directory = settings["model"]
-    model = Qwen3_5ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(directory)
-    result: dict[str, Any] = {}
-    for side in settings["sides"]:
+    kind = Qwen3_5ForConditionalGeneration
+    reference = kind.from_pretrained(model, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(model)
+    pictures = []
+    for side in sides:
         messages = _messages(side)
 
-        def inputs(messages=messages) -> Mapping[str, torch.Tensor]:
+        def process(messages=messages) -> Mapping[str, torch.Tensor]:
             return processor.apply_chat_template(
                 messages,
                 add_generation_prompt=True,
@@ -65,91 +109,121 @@ def reference(settings: Mapping[str, Any]) -> dict[str, Any]:
                 return_tensors="pt",
             )
 
-        read = inputs()
+        inputs = process()
 
-        def encode(read=read) -> torch.Tensor:
-            return model.model.visual(read["pixel_values"], read["image_grid_thw"]).pooler_output
+        def encode(inputs=inputs) -> torch.Tensor:
+            patches, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+            return reference.model.visual(patches, grid).pooler_output
 
-        def first_token(inputs=inputs) -> int:
-            return int(model(**inputs(), use_cache=True, logits_to_keep=1).logits.argmax())
+        def first_token(process=process) -> int:
+            logits = reference(**process(), use_cache=True, logits_to_keep=1).logits
+            return int(logits.argmax())
 
-        _measure(result, side, settings["repeats"], inputs, encode, first_token)
-    return result
+        pictures.append(_time_picture(side, repeats, process, encode, first_token))
+    return PicturesRun(tuple(pictures))
 
 
-def our_memory(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Bytes that the tower takes for a picture of `side`, beside its weights and the patches."""
+@dataclass(frozen=True)
+class TowerMemory:
+    """Bytes that the tower takes for a picture at most, beside its weights and the patches.
+
+    with_compilation: in a first call; None of transformers, which compiles nothing.
+    """
+
+    added: int
+    with_compilation: int | None = None
+
+
+def measure_our_memory(model: str, side: int) -> TowerMemory:
+    """Measures this project's tower on a picture of `side` pixels each way."""
     from ..files.checkpoint import load
     from ..vision.tower import encode_images
 
-    vision = load(settings["model"], device="xla", check_finite=False).vision
-    patches, grid = _patches(vision.config, settings["side"])
+    vision = load(model, device="xla", check_finite=False).vision
+    patches, grid = _patches(vision.config, side)
 
     def encode() -> torch.Tensor:
         return encode_images(vision, patches, [grid])
 
-    return {"memory_with_compilation": added_memory(encode), "memory": added_memory(encode)}
+    first = added_memory(encode)
+    return TowerMemory(added_memory(encode), with_compilation=first)
 
 
 @torch.no_grad()
-def reference_memory(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of transformers."""
+def measure_reference_memory(model: str, side: int) -> TowerMemory:
+    """Measures transformers' tower on a picture of `side` pixels each way."""
     from transformers import Qwen3_5ForConditionalGeneration
 
-    directory = settings["model"]
-    model = Qwen3_5ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
-    visual = model.model.visual
-    patches, grid = _patches(visual.config, settings["side"])
+    kind = Qwen3_5ForConditionalGeneration
+    visual = kind.from_pretrained(model, dtype=torch.float32).eval().model.visual
+    patches, grid = _patches(visual.config, side)
     small, few = _patches(visual.config, 64)
     visual(small, torch.tensor([few]))
-    return {"memory": added_memory(lambda: visual(patches, torch.tensor([grid])))}
+    return TowerMemory(added_memory(lambda: visual(patches, torch.tensor([grid]))))
 
 
-def compilation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds to compile each step of the ladder of padded sizes, up to a picture of `side`."""
+@dataclass(frozen=True)
+class TowerCompilation:
+    """Seconds to compile the tower for frames of so many patches, padding included."""
+
+    patches: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TowerCompilations:
+    """All sizes up to a picture's, the smallest first."""
+
+    sizes: tuple[TowerCompilation, ...]
+
+
+def measure_compilation(model: str, side: int) -> TowerCompilations:
+    """Compiles the tower for each padded size up to a picture of `side` pixels each way."""
     from ..files.checkpoint import load
     from ..vision.frames import groups, ladder
     from ..vision.tower import tower
     from ..xla.devices import device_put
     from ..xla.jit import jit
 
-    vision = load(settings["model"], device="xla", check_finite=False).vision
+    vision = load(model, device="xla", check_finite=False).vision
     config = vision.config
-    step, seconds = jit(tower), {}
-    for length in ladder(config, (settings["side"] // config.patch_size) ** 2):
+    step, sizes = jit(tower), []
+    for length in ladder(config, (side // config.patch_size) ** 2):
         tokens = length // config.merge_factor
         size = (1, config.spatial_merge_size, tokens * config.spatial_merge_size)
         [group] = groups(config, torch.zeros(length, config.patch_dim), [size])
         group = device_put(group, "xla")
-        seconds[str(length)] = timed(lambda group=group: step.compile(vision, group))
-    return {"compile": seconds}
+        seconds = timed(lambda group=group: step.compile(vision, group))
+        sizes.append(TowerCompilation(length, seconds))
+    return TowerCompilations(tuple(sizes))
 
 
-def _measure(
-    result: dict[str, Any],
+def _time_picture(
     side: int,
     repeats: int,
-    cut: Callable[[], Any],
+    process: Callable[[], Any],
     encode: Callable[[], torch.Tensor],
     first_token: Callable[[], int],
-) -> None:
-    """Adds the medians for one size; what is first called compiles and is told apart."""
-    for name, function in (("cut", cut), ("tower", encode), ("ttft", first_token)):
-        times = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            value = function()
-            times.append(time.perf_counter() - start)
-        result[f"{name}_{side}"] = median(times[1:])
-        result[f"first_{name}_{side}"] = times[0] - result[f"{name}_{side}"]
-        if name == "tower":
-            result[f"norm_{side}"] = float(value.double().norm())
-        if name == "ttft":
-            result[f"token_{side}"] = value
+) -> PictureTimes:
+    processor, _ = _time_step(process, repeats)
+    tower, output = _time_step(encode, repeats)
+    ttft, token = _time_step(first_token, repeats)
+    return PictureTimes(side, processor, tower, ttft, float(output.double().norm()), token)
+
+
+def _time_step(function: Callable[[], Result], repeats: int) -> tuple[StepTime, Result]:
+    """Times a function, and returns what it returned last; its first call is told apart."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        value = function()
+        times.append(time.perf_counter() - start)
+    seconds = median(times[1:])
+    return StepTime(seconds, times[0] - seconds), value
 
 
 def _messages(side: int) -> list[dict[str, Any]]:
-    """A question on a picture of random colours."""
+    """Makes a question on a picture of random colours."""
     source = np.random.default_rng(side)
     picture = Image.fromarray(source.integers(0, 256, (side, side, 3), dtype=np.uint8))
     parts = [{"type": "image", "image": picture}, {"type": "text", "text": _QUESTION}]
@@ -157,7 +231,7 @@ def _messages(side: int) -> list[dict[str, Any]]:
 
 
 def _patches(config: Any, side: int) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """Random patches for a tower of this configuration, ours or transformers'."""
+    """Makes random patches for a tower of this configuration, ours or transformers'."""
     edge = side // config.patch_size
     width = config.in_channels * config.temporal_patch_size * config.patch_size**2
     generator = torch.Generator().manual_seed(0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,34 @@ _GEMM_SIZE = 2048
 _SPIN = 0.02  # seconds: for less than that torch's threads wait for more work in a loop
 
 
-def rates(_: Mapping[str, Any]) -> dict[str, Any]:
-    """The read bandwidth, the best of several sums over 1 GiB, and the rate of float32 products,
-    the best of several of 2048 x 2048 matrices, both torch's."""
+@dataclass(frozen=True)
+class MachineRates:
+    """What the machine can do with torch's operations, the best of several tries.
+
+    read_gbps: the read bandwidth, of sums over 1 GiB. gemm_gflops: the rate of float32 products of
+    2048 x 2048 matrices.
+    """
+
+    read_gbps: float
+    gemm_gflops: float
+
+
+def measure_rates() -> MachineRates:
+    """Measures what the machine can do."""
     data = read_buffer()
     read = max(read_gbps(data) for _ in range(10))
     square = torch.rand(_GEMM_SIZE, _GEMM_SIZE)
     multiply = min(timed(lambda: square @ square) for _ in range(5))
-    return {
-        "read_gbps": read,
-        "gemm_gflops": 2 * _GEMM_SIZE**3 / multiply / 1e9,
-    }
+    return MachineRates(read, 2 * _GEMM_SIZE**3 / multiply / 1e9)
 
 
 def read_buffer() -> torch.Tensor:
-    """What `read_gbps` reads: 1 GiB, far more than caches hold."""
+    """Makes what `read_gbps` reads: 1 GiB, far more than caches can keep."""
     return torch.ones(_READ_BYTES // 4)
 
 
 def read_gbps(data: torch.Tensor) -> float:
-    """The rate, in GB/s, at which all cores of this process read a buffer once, to sum it.
+    """Measures the rate, in GB/s, at which all cores of this process read a buffer, to sum it.
 
     Returns when torch's threads sleep, so that the cores are free for what is timed next.
     """
@@ -47,19 +56,19 @@ def read_gbps(data: torch.Tensor) -> float:
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
+    """Returns the seconds that a call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process that are no file's pages."""
+    """Returns the bytes of this process that are no file's pages."""
     return _status("RssAnon")
 
 
 def added_memory(function: Callable[[], Any]) -> int:
-    """Bytes that the process has at most during a call, above what it had before."""
+    """Returns the bytes that the process has at most during a call, above what it had before."""
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     function()

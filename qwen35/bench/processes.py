@@ -9,27 +9,27 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
-# What a measurement returned in each of its rounds.
-Runs = list[dict[str, Any]]
+from .records import from_plain
 
 
 class Job(NamedTuple):
     """A measurement.
 
-    worker: "module.function" of this package. settings: plain values, what the function gets.
-    once: run it in the first round only, for what no ratio of times is made of.
+    measure: a function of a module of this package that returns a record. arguments: its own, by
+    name, as JSON has them. once: run it in the first round only, for what no ratio of times is made
+    of.
     """
 
-    worker: str
-    settings: Mapping[str, Any]
+    measure: Callable[..., Any]
+    arguments: Mapping[str, Any]
     once: bool = False
 
 
 def alternate(
     jobs: Mapping[str, Job], *, rounds: int, threads: int, say: Callable[[str], None]
-) -> dict[str, Runs]:
+) -> dict[str, list[Any]]:
     """Runs the jobs one after the other, `rounds` times, each in a process of its own.
 
     Args:
@@ -38,10 +38,13 @@ def alternate(
         threads: cores that a job may use, and threads of torch and XLA.
         say: told what starts.
 
+    Returns:
+        For each job the records of its rounds.
+
     Raises:
         ValueError: a job refused its input, or ended without a result; nothing runs on then.
     """
-    results: dict[str, Runs] = {name: [] for name in jobs}
+    results: dict[str, list[Any]] = {name: [] for name in jobs}
     with _pinned(threads):
         for number in range(rounds):
             for name, job in jobs.items():
@@ -52,8 +55,10 @@ def alternate(
     return results
 
 
-def _run(name: str, job: Job, threads: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "qwen35.bench", job.worker, json.dumps(job.settings)]
+def _run(name: str, job: Job, threads: int) -> Any:
+    """Runs a job once and returns its record."""
+    worker = f"{job.measure.__module__.rpartition('.')[2]}.{job.measure.__name__}"
+    command = [sys.executable, "-m", "qwen35.bench", worker, json.dumps(job.arguments)]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "NPROC": str(threads),  # XLA's
@@ -72,7 +77,7 @@ def _run(name: str, job: Job, threads: int) -> dict[str, Any]:
     result = json.loads(done.stdout.splitlines()[-1])
     if "error" in result:
         raise ValueError(result["error"])
-    return result
+    return from_plain(get_type_hints(job.measure)["return"], result)
 
 
 @contextlib.contextmanager

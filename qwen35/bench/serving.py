@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..files.checkpoint import load
 from ..generation.engine import PREFILL_CHUNK, Engine
@@ -14,46 +14,64 @@ from ..generation.request import Request
 from ..model.params import Params
 from ..prompts.tokenizer import Tokenizer
 from ..xla.devices import wait_for_device
-from .statistics import median, percentile, poisson_arrivals
+from .statistics import median, poisson_arrivals, quantile, ratio
 
 _TURN = 8  # steps
 
 
-def batches(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Tokens per second while all slots are busy.
+@dataclass(frozen=True)
+class SlotRate:
+    """Tokens per second while all slots are busy, and the rate over that of the fewest slots."""
+
+    slots: int
+    tokens_per_second: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class SlotRates:
+    """Engines of several slots, in the order in which they were asked for."""
+
+    engines: tuple[SlotRate, ...]
+
+
+def measure_slots(model: str, slots: Sequence[int], prompt: int, steps: int) -> SlotRates:
+    """Measures tokens per second while all slots are busy, medians over turns.
 
     Engines of so many slots take a few steps each in turn, so that a machine whose speed wanders
     treats them alike.
 
     Args:
-        settings: `model`; `slots`, a list; `prompt`, tokens of each; `steps` that are timed.
-
-    Returns:
-        `rate_N` for N slots, and `speedup_N` over the first of them: medians over the turns.
+        model: a checkpoint directory.
+        slots: of the engines; speed-ups are over the first.
+        prompt: tokens of each request's.
+        steps: that are timed.
     """
-    params, tokenizer = _load(settings["model"])
-    engines = [_busy_engine(params, tokenizer, slots, settings) for slots in settings["slots"]]
+    params, tokenizer = _load(model)
+    engines = [_busy_engine(params, tokenizer, count, prompt, steps) for count in slots]
     turns = []
-    for start in range(0, settings["steps"], _TURN):
-        steps = min(_TURN, settings["steps"] - start)
-        turns.append([_rate(engine, steps) for engine in engines])
-    result: dict[str, Any] = {}
-    for number, slots in enumerate(settings["slots"]):
-        result[f"rate_{slots}"] = median(rates[number] for rates in turns)
-        result[f"speedup_{slots}"] = median(rates[number] / rates[0] for rates in turns)
-    return result
+    for start in range(0, steps, _TURN):
+        turns.append([_rate(engine, min(_TURN, steps - start)) for engine in engines])
+    return SlotRates(
+        tuple(
+            SlotRate(
+                count,
+                median(rates[number] for rates in turns),
+                median(rates[number] / rates[0] for rates in turns),
+            )
+            for number, count in enumerate(slots)
+        )
+    )
 
 
 def _busy_engine(
-    params: Params, tokenizer: Tokenizer, slots: int, settings: Mapping[str, Any]
+    params: Params, tokenizer: Tokenizer, slots: int, prompt: int, steps: int
 ) -> Engine:
-    """An engine with a request in every slot, each with all timed steps before it."""
+    """Makes an engine with a request in every slot, each with all timed steps before it."""
     # The first must not end before the last has begun, a step for each chunk of a prompt later.
-    new_tokens = settings["steps"] + 2 + slots * -(-settings["prompt"] // PREFILL_CHUNK)
-    engine = Engine(
-        params, tokenizer, slots=slots, capacity=settings["prompt"] + new_tokens, cache_bytes=0
-    )
-    prompts = _prompts(params, slots, settings["prompt"])
+    new_tokens = steps + 2 + slots * -(-prompt // PREFILL_CHUNK)
+    engine = Engine(params, tokenizer, slots=slots, capacity=prompt + new_tokens, cache_bytes=0)
+    prompts = _prompts(params, slots, prompt)
     requests = [engine.submit(prompt, max_new_tokens=new_tokens) for prompt in prompts]
     while None in engine.running:  # compiles on the way
         engine.step()
@@ -63,7 +81,7 @@ def _busy_engine(
 
 
 def _rate(engine: Engine, steps: int) -> float:
-    """Tokens per second over some steps, the last one's work on the device included."""
+    """Measures tokens per second over some steps, the last one's work on the device included."""
     wait_for_device()
     start = time.perf_counter()
     tokens = sum(len(engine.step()) for _ in range(steps))
@@ -74,97 +92,149 @@ def _rate(engine: Engine, steps: int) -> float:
     return tokens / seconds
 
 
-def arrivals(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Requests that arrive at random, independent of each other.
+@dataclass(frozen=True)
+class LoadTimes:
+    """The engine under arrivals at a share of its most requests per second.
+
+    Attributes:
+        load: "saturated", all at once, or the share.
+        ttft_p50, ttft_p95: seconds to the first token since the arrival.
+        tpot_p50, tpot_p95: seconds per later token of a request; None where none has two.
+        compilations: after warm-up.
+    """
+
+    load: str
+    requests_per_second: float
+    tokens_per_second: float
+    compilations: int
+    ttft_p50: float
+    ttft_p95: float
+    tpot_p50: float | None
+    tpot_p95: float | None
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """The saturated engine first, then each share."""
+
+    loads: tuple[LoadTimes, ...]
+
+
+def measure_arrivals(
+    model: str,
+    slots: int,
+    requests: int,
+    prompt: int,
+    new_tokens: int,
+    shares: Sequence[float],
+    seed: int,
+) -> Arrivals:
+    """Serves requests that arrive at random, independent of each other.
 
     All of them are first submitted at once: that gives the most requests per second. Then they
     arrive at shares of that rate.
 
     Args:
-        settings: `model`; `slots`; `requests`, how many; `prompt` and `new_tokens`, the most of
-            each, drawn from a quarter of it up; `shares`; `seed`.
-
-    Returns:
-        `saturated` and by share `load_S`, each with `requests_per_second`, `tokens_per_second`,
-        seconds to the first token since the arrival at P50 and P95 (`ttft_p50`, `ttft_p95`), per
-        later token of a request (`tpot_p50`, `tpot_p95`), and `compilations` after warm-up.
+        model: a checkpoint directory.
+        slots: of the engine.
+        requests: how many.
+        prompt, new_tokens: the most tokens of each, drawn from a quarter of it up.
+        shares: of the most requests per second.
+        seed: of lengths and arrivals.
     """
-    params, tokenizer = _load(settings["model"])
-    source = random.Random(settings["seed"])
+    params, tokenizer = _load(model)
+    source = random.Random(seed)
 
     def drawn(most: int) -> int:
         return source.randint(max(1, most // 4), most)
 
-    lengths = [drawn(settings["prompt"]) for _ in range(settings["requests"])]
-    wanted = [drawn(settings["new_tokens"]) for _ in range(settings["requests"])]
-    prompts = [prompt for n in lengths for prompt in _prompts(params, 1, n, source)]
+    lengths = [drawn(prompt) for _ in range(requests)]
+    wanted = [drawn(new_tokens) for _ in range(requests)]
+    prompts = [row for length in lengths for row in _prompts(params, 1, length, source)]
     work = list(zip(prompts, wanted, strict=True))
 
     def engine() -> Engine:
-        return Engine(
-            params,
-            tokenizer,
-            slots=settings["slots"],
-            capacity=settings["prompt"] + settings["new_tokens"],
-            queue=settings["requests"],
-        )
+        return Engine(params, tokenizer, slots=slots, capacity=prompt + new_tokens, queue=requests)
 
     engine().warm_up()
-    result = {"saturated": _serve(engine(), work, [0.0] * len(work))}
-    most = result["saturated"]["requests_per_second"]
-    for share in settings["shares"]:
-        times = poisson_arrivals(share * most, len(work), settings["seed"])
-        result[f"load_{share:g}"] = _serve(engine(), work, times)
-    return result
+    loads = [_serve("saturated", engine(), work, [0.0] * len(work))]
+    for share in shares:
+        times = poisson_arrivals(share * loads[0].requests_per_second, len(work), seed)
+        loads.append(_serve(f"{share:g}", engine(), work, times))
+    return Arrivals(tuple(loads))
 
 
-def prefix(settings: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PrefixTimes:
     """Seconds to the first token of a prompt that begins as an earlier one did.
 
-    Args:
-        settings: `model`; `prefix` and `suffix`, tokens; `repeats`.
-
-    Returns:
-        `ttft_off` without a cache, `ttft_cold` with one that knows nothing, `ttft_warm` after a
-        prompt with the same prefix and another suffix, `ttft_same` after the same prompt;
-        `speedup_warm` and `speedup_same`, cold over these; `saved_tokens` of the warm one.
+    Attributes:
+        ttft_off: without a cache.
+        ttft_cold: with one that is empty.
+        ttft_warm: after a prompt with the same prefix and another suffix.
+        ttft_same: after the same prompt.
+        speedup_warm, speedup_same: the cold one's time over these.
+        saved_tokens: of the warm one, those that came out of the cache.
     """
-    params, tokenizer = _load(settings["model"])
-    length, rest = settings["prefix"], settings["suffix"]
-    engines = {
-        name: Engine(params, tokenizer, slots=1, capacity=length + rest + 1, **options)
-        for name, options in (("off", {"cache_bytes": 0}), ("on", {}))
-    }
-    engines["on"].warm_up()
+
+    ttft_off: float
+    ttft_cold: float
+    ttft_warm: float
+    ttft_same: float
+    speedup_warm: float
+    speedup_same: float
+    saved_tokens: int
+
+
+def measure_prefix(model: str, prefix: int, suffix: int, repeats: int) -> PrefixTimes:
+    """Measures what the prefix cache saves.
+
+    Args:
+        model: a checkpoint directory.
+        prefix, suffix: tokens that prompts share, and that follow.
+        repeats: prefixes that are timed.
+    """
+    params, tokenizer = _load(model)
+    capacity = prefix + suffix + 1
+    without = Engine(params, tokenizer, slots=1, capacity=capacity, cache_bytes=0)
+    engine = Engine(params, tokenizer, slots=1, capacity=capacity)
+    engine.warm_up()
     source = random.Random(0)
-    for engine in engines.values():  # a first prompt takes longer than any later one
-        [prompt] = _prompts(params, 1, rest, source)
-        engine.submit(prompt, max_new_tokens=1)
-        for _ in engine.run():
-            pass
-    times: dict[str, list[float]] = {name: [] for name in ("off", "cold", "warm", "same")}
-    for _ in range(settings["repeats"]):
-        [shared], ends = _prompts(params, 1, length, source), _prompts(params, 2, rest, source)
+    for one in (without, engine):  # a first prompt takes longer than any later one
+        _first_token(one, _prompts(params, 1, suffix, source)[0])
+    off, cold, warm, same = [], [], [], []
+    for _ in range(repeats):
+        [shared], ends = _prompts(params, 1, prefix, source), _prompts(params, 2, suffix, source)
         first, second = ([*shared, *end] for end in ends)
-        for name, prompt in (("off", first), ("cold", first), ("warm", second), ("same", second)):
-            engine = engines["off" if name == "off" else "on"]
-            request = engine.submit(prompt, max_new_tokens=1, boundaries=(length,))
-            for _ in engine.run():
-                pass
-            _raise_errors([request])
-            times[name].append(request.first - request.submitted)
-            if name == "warm":
-                saved = request.cached_tokens
-    result = {f"ttft_{name}": median(values) for name, values in times.items()}
-    for name in ("warm", "same"):
-        pairs = zip(times["cold"], times[name], strict=True)
-        result[f"speedup_{name}"] = median(cold / hit for cold, hit in pairs)
-    return result | {"saved_tokens": saved}
+        off.append(_first_token(without, first, prefix)[0])
+        cold.append(_first_token(engine, first, prefix)[0])
+        seconds, saved = _first_token(engine, second, prefix)
+        warm.append(seconds)
+        same.append(_first_token(engine, second, prefix)[0])
+    return PrefixTimes(
+        median(off),
+        median(cold),
+        median(warm),
+        median(same),
+        speedup_warm=ratio(warm, cold),
+        speedup_same=ratio(same, cold),
+        saved_tokens=saved,
+    )
+
+
+def _first_token(engine: Engine, prompt: list[int], boundary: int = 0) -> tuple[float, int]:
+    """Runs a request for one token; returns its seconds, and tokens that came out of the cache."""
+    boundaries = (boundary,) if boundary else ()
+    request = engine.submit(prompt, max_new_tokens=1, boundaries=boundaries)
+    for _ in engine.run():
+        pass
+    _raise_errors([request])
+    return request.first - request.submitted, request.cached_tokens
 
 
 def _serve(
-    engine: Engine, work: list[tuple[list[int], int]], times: list[float]
-) -> dict[str, float]:
+    load: str, engine: Engine, work: list[tuple[list[int], int]], times: list[float]
+) -> LoadTimes:
     """Submits each request when its time has come, and runs the engine until all are done."""
     compiled = engine.compile_count
     requests: list[Request] = []
@@ -188,14 +258,16 @@ def _serve(
         for request in requests
         if len(request.new_tokens) > 1
     ]
-    result = {
-        "requests_per_second": len(requests) / (end - start),
-        "tokens_per_second": sum(len(r.new_tokens) for r in requests) / (end - start),
-        "compilations": engine.compile_count - compiled,
-    }
-    for name, values in (("ttft", first), ("tpot", later)):
-        result |= {f"{name}_p{p}": percentile(values, p / 100) for p in (50, 95)}
-    return result
+    return LoadTimes(
+        load,
+        requests_per_second=len(requests) / (end - start),
+        tokens_per_second=sum(len(r.new_tokens) for r in requests) / (end - start),
+        compilations=engine.compile_count - compiled,
+        ttft_p50=quantile(first, 0.5),
+        ttft_p95=quantile(first, 0.95),
+        tpot_p50=quantile(later, 0.5),
+        tpot_p95=quantile(later, 0.95),
+    )
 
 
 def _raise_errors(requests: list[Request]) -> None:
@@ -206,8 +278,8 @@ def _raise_errors(requests: list[Request]) -> None:
 
 
 def _load(directory: str) -> tuple[Params, Tokenizer]:
-    """Parameters on the device and the tokenizer, both without end tokens: how much there is to do
-    must not depend on what the model says."""
+    """Loads parameters onto the device and the tokenizer, both without end tokens: how much there
+    is to do must not depend on what the model writes."""
     params = load(directory, device="xla", check_finite=False, vision=False)
     config = dataclasses.replace(params.config, eos_token_id=None)
     hf = Tokenizer.from_pretrained(directory).hf
@@ -217,8 +289,8 @@ def _load(directory: str) -> tuple[Params, Tokenizer]:
 def _prompts(
     params: Params, count: int, length: int, source: random.Random | None = None
 ) -> list[list[int]]:
-    """Prompts of random tokens, none of them a place for a picture."""
+    """Draws prompts of random tokens, none of them a placeholder of a picture."""
     source, config = source or random.Random(0), params.config
-    places = {config.image_token_id, config.video_token_id}
-    words = [token for token in range(config.vocab_size) if token not in places]
+    placeholders = {config.image_token_id, config.video_token_id}
+    words = [token for token in range(config.vocab_size) if token not in placeholders]
     return [source.choices(words, k=length) for _ in range(count)]

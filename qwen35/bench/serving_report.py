@@ -6,40 +6,39 @@ from typing import Any
 
 from ..reports.page import Plots
 from ..reports.tables import gigabytes, markdown_table, milliseconds, times
-from .processes import Runs
-from .statistics import medians, spread
+from .records import medians, to_plain
+from .serving import Arrivals, SlotRates
+from .statistics import spread
+from .text import DecodeMemory, TextRun
 
 
-def throughput(slots: list[int], batches: Runs, arrivals: Runs) -> dict[str, Any]:
-    """`slots`: a row for each number of them; `arrivals`: one for each load."""
-    middle = medians(batches)
-    rows = [
-        {
-            "slots": n,
-            "tokens_per_second": middle[f"rate_{n}"],
-            "spread": spread([run[f"rate_{n}"] for run in batches]),
-            "speedup": middle[f"speedup_{n}"],
-        }
-        for n in slots
-    ]
+def throughput(slots: list[SlotRates], arrivals: list[Arrivals]) -> dict[str, Any]:
+    """Returns rows: `slots`, one for each number of them; `arrivals`, one for each load.
+
+    Args:
+        slots, arrivals: the records of all rounds.
+    """
+    rows = []
+    for rounds in zip(*(run.engines for run in slots), strict=True):
+        rates = [one.tokens_per_second for one in rounds]
+        rows.append(to_plain(medians(rounds)) | {"spread": spread(rates)})
     loads = [
-        {"load": name.removeprefix("load_")} | medians([run[name] for run in arrivals])
-        for name in arrivals[0]
+        to_plain(medians(rounds)) for rounds in zip(*(run.loads for run in arrivals), strict=True)
     ]
     return {"slots": rows, "arrivals": loads}
 
 
-def memory(ours: dict[str, int], theirs: Runs) -> dict[str, Any]:
-    """Bytes: what our process has before and at most, and what it needs; transformers' process."""
-    added = ours["memory_decode"] - ours["memory_start"]
-    return ours | {
-        "over_needed": added / ours["weights_and_state"],
-        "reference": theirs[0]["memory_decode"] if theirs else None,
+def memory(ours: DecodeMemory, theirs: list[TextRun]) -> dict[str, Any]:
+    """Returns bytes: what our process has before and at most, and what it needs; transformers'
+    process."""
+    return to_plain(ours) | {
+        "over_needed": (ours.decode - ours.start) / ours.weights_and_state,
+        "reference": theirs[0].memory if theirs else None,
     }
 
 
 def render_throughput(part: dict[str, Any]) -> str:
-    """A Markdown section."""
+    """Renders a Markdown section."""
     slots = [
         (
             f"{row['slots']}",
@@ -79,7 +78,7 @@ def render_throughput(part: dict[str, Any]) -> str:
 
 
 def render_prefix(part: dict[str, float], prefix: int, suffix: int) -> str:
-    """A Markdown section."""
+    """Renders a Markdown section."""
     rows = [
         ("cache off", milliseconds(part["ttft_off"]), ""),
         ("cache on, empty", milliseconds(part["ttft_cold"]), ""),
@@ -91,10 +90,10 @@ def render_prefix(part: dict[str, float], prefix: int, suffix: int) -> str:
 
 
 def render_memory(part: dict[str, Any]) -> str:
-    """A Markdown section."""
-    own = part["memory_decode"] - part["memory_start"]
+    """Renders a Markdown section."""
+    own = part["decode"] - part["start"]
     rows = [
-        ("the process", gigabytes(part["memory_decode"]), gigabytes(part["reference"])),
+        ("the process", gigabytes(part["decode"]), gigabytes(part["reference"])),
         ("since loading began", gigabytes(own), "-"),
         ("weights and state", gigabytes(part["weights_and_state"]), "-"),
     ]
@@ -110,7 +109,7 @@ def render_memory(part: dict[str, Any]) -> str:
 
 
 def plots(parts: dict[str, Any]) -> Plots:
-    """Those of the parts that were measured."""
+    """Returns plots of the parts that were measured."""
     part = parts.get("throughput")
     if not part:
         return {}

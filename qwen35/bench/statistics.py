@@ -1,4 +1,4 @@
-"""From several runs to a figure: medians, spread, ratios; and when requests arrive."""
+"""From several values to a figure: medians, spread, ratios; and when requests arrive."""
 
 from __future__ import annotations
 
@@ -6,46 +6,41 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from .processes import Runs
+import numpy as np
 
 median = statistics.median
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the values lie, linear between two of them.
-
-    Raises:
-        ValueError: no values, or a share outside 0 to 1.
-    """
-    if not values or not 0 <= share <= 1:
-        raise ValueError(f"no percentile of {len(values)} values at {share}")
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-
-def medians(runs: Runs) -> dict[str, Any]:
-    """Each figure's median over the runs."""
-    return {key: median(run[key] for run in runs) for key in runs[0]}
-
-
 def spread(values: Sequence[float]) -> float:
-    """How far the values lie apart: the highest less the lowest, over the median."""
+    """Returns how far values lie apart: the highest less the lowest, over the median."""
     return (max(values) - min(values)) / median(values)
 
 
-def ratio(ours: Runs, theirs: Runs, key: str) -> float:
-    """How many times our duration theirs is: the median over pairs of runs that followed each
-    other, so that a slow spell of the machine, which meets both of a pair, cancels."""
-    return median(b[key] / a[key] for a, b in zip(ours, theirs, strict=True))
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Returns how many times our duration theirs is: the median over pairs of runs that followed
+    each other, so that a slow spell of the machine, which meets both of a pair, cancels."""
+    return median(b / a for a, b in zip(ours, theirs, strict=True))
+
+
+def compared(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float | None]:
+    """Returns what rounds of durations come to: `ours` and its `spread`, `reference` and `ratio`;
+    the last two are None where there is nothing to compare with."""
+    return {
+        "ours": median(ours),
+        "spread": spread(ours),
+        "reference": median(theirs) if theirs else None,
+        "ratio": ratio(ours, theirs) if theirs else None,
+    }
+
+
+def quantile(values: Sequence[float], share: float) -> float | None:
+    """Returns the value below which `share` of the values lie; None of no values."""
+    return float(np.quantile(values, share)) if values else None
 
 
 def poisson_arrivals(rate: float, count: int, seed: int) -> list[float]:
-    """Seconds at which `count` requests arrive: independent, `rate` per second on average.
+    """Draws seconds at which `count` requests arrive: independent, `rate` per second on average.
 
     Raises:
         ValueError: the rate is not positive and finite.

@@ -13,9 +13,9 @@ import torch
 
 from ..model.config import Config
 from ..reports.page import Plots
-from . import images_report, serving_report, text_report
-from .processes import Job, Runs, alternate
-from .statistics import medians
+from . import images, images_report, machine, serving, serving_report, text, text_report
+from .processes import Job, alternate
+from .records import medians, to_plain
 
 PARTS = {
     "ttft": "time to first token over prompt lengths",
@@ -23,6 +23,7 @@ PARTS = {
     "throughput": "the engine: tokens per second over slots, and under random arrivals",
     "prefix": "what the engine's prefix cache saves",
     "memory": "memory of a process that decodes",
+    "compile": "compilation of models of many narrow layers, and what a decode step costs the host",
     "images": "the vision tower, an image prompt's first token, memory, compilation",
 }
 
@@ -45,8 +46,9 @@ class Settings:
         loads: shares of the engine's most requests per second.
         seed: of arrivals and requests.
         prefix_tokens: those that two prompts share, and those that follow.
+        layers: of the models that are compiled.
         sides: of square pictures, in pixels.
-        large_side: of the picture for memory and the ladder.
+        large_side: of the picture for memory and compilation.
     """
 
     parts: tuple[str, ...]
@@ -63,6 +65,7 @@ class Settings:
     loads: tuple[float, ...] = (0.5, 0.8)
     seed: int = 0
     prefix_tokens: tuple[int, int] = (2000, 16)
+    layers: tuple[int, ...] = (24, 64)
     sides: tuple[int, ...] = (512, 1024)
     large_side: int = 2048
 
@@ -81,7 +84,7 @@ class Settings:
 
     @property
     def decodes(self) -> list[list[int]]:
-        """Pairs of context and batch."""
+        """Returns pairs of context and batch."""
         rows = [[context, 1] for context in self.contexts]
         return rows + [[self.contexts[0], batch] for batch in self.batches if batch > 1]
 
@@ -109,21 +112,25 @@ def measure(
     runs = alternate(
         _jobs(model, settings), rounds=settings.rounds, threads=settings.threads, say=say
     )
-    machine = medians(runs["machine"])
+    rates = to_plain(medians(runs["machine"]))
     return {
         "model": name,
         "dtype": "float32",
         "device": "xla:cpu",
         "versions": _versions(settings.reference),
-        "machine": machine | {"processor": _processor(), "threads": settings.threads},
+        "machine": rates | {"processor": _processor(), "threads": settings.threads},
         "settings": dataclasses.asdict(settings),
         "parts": _parts(settings, runs),
-        "runs": runs,
+        "runs": {name: list(map(to_plain, rounds)) for name, rounds in runs.items()},
     }
 
 
 def check(config: Config, settings: Settings) -> None:
-    """Refuses what would fail after minutes of other measurements."""
+    """Refuses what would fail after minutes of other measurements.
+
+    Raises:
+        ValueError: an unknown part, or one that the model can't do.
+    """
     unknown = [part for part in settings.parts if part not in PARTS]
     if unknown or not settings.parts:
         raise ValueError(f"parts are {', '.join(PARTS)}; not {', '.join(unknown) or 'none'}")
@@ -145,37 +152,42 @@ def check(config: Config, settings: Settings) -> None:
 
 
 def _jobs(model: str, settings: Settings) -> dict[str, Job]:
-    """In the order in which they run: the two sides of a comparison after each other."""
+    """Lists the jobs in the order in which they run: the two sides of a comparison in turn."""
     parts = settings.parts
-    text = {
+    texts = {
         "model": model,
         "lengths": settings.lengths if "ttft" in parts else (),
         "contexts": settings.decodes if "tpot" in parts else (),
         "steps": settings.steps,
     }
-    jobs = {"machine": Job("machine.rates", {})}
+    jobs = {"machine": Job(machine.measure_rates, {})}
     if "ttft" in parts or "tpot" in parts:
-        jobs["text"] = Job("text.ours", text)
-        jobs["text, transformers"] = Job("text.reference", text)
+        jobs["text"] = Job(text.measure_ours, texts)
+        jobs["text, transformers"] = Job(text.measure_reference, texts)
     if "images" in parts:
         pictures = {"model": model, "sides": settings.sides, "repeats": 2}
         large = {"model": model, "side": settings.large_side}
-        jobs["images"] = Job("images.ours", pictures)
-        jobs["images, transformers"] = Job("images.reference", pictures)
-        jobs["images, memory"] = Job("images.our_memory", large, once=True)
-        jobs["images, memory, transformers"] = Job("images.reference_memory", large, once=True)
-        jobs["images, compilation"] = Job("images.compilation", large, once=True)
+        jobs["images"] = Job(images.measure_ours, pictures)
+        jobs["images, transformers"] = Job(images.measure_reference, pictures)
+        jobs["images, memory"] = Job(images.measure_our_memory, large, once=True)
+        jobs["images, memory, transformers"] = Job(
+            images.measure_reference_memory, large, once=True
+        )
+        jobs["images, compilation"] = Job(images.measure_compilation, large, once=True)
     if "memory" in parts:
-        filled = text | {"lengths": settings.lengths}
+        filled = {"model": model, "lengths": settings.lengths, "steps": settings.steps}
         after = {"lengths": (), "contexts": ((max(settings.lengths), 1),)}
-        jobs["memory"] = Job("text.memory", filled, once=True)
-        jobs["memory, transformers"] = Job("text.reference", text | after, once=True)
+        jobs["memory"] = Job(text.measure_memory, filled, once=True)
+        jobs["memory, transformers"] = Job(text.measure_reference, texts | after, once=True)
+    if "compile" in parts:
+        layers = {"layers": settings.layers}
+        jobs["compile"] = Job(text.measure_compilation, layers, once=True)
     if "throughput" in parts:
         busy = {"model": model, "slots": settings.slots, "prompt": 32, "steps": settings.steps}
         prompt, new_tokens = settings.request_tokens
-        jobs["batches"] = Job("serving.batches", busy)
+        jobs["slots"] = Job(serving.measure_slots, busy)
         jobs["arrivals"] = Job(
-            "serving.arrivals",
+            serving.measure_arrivals,
             {
                 "model": model,
                 "slots": max(settings.slots),
@@ -190,48 +202,47 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
     if "prefix" in parts:
         shared, rest = settings.prefix_tokens
         same = {"model": model, "prefix": shared, "suffix": rest, "repeats": 1}
-        jobs["prefix"] = Job("serving.prefix", same)
+        jobs["prefix"] = Job(serving.measure_prefix, same)
     if not settings.reference:
         jobs = {name: job for name, job in jobs.items() if "transformers" not in name}
     return jobs
 
 
-def _parts(settings: Settings, runs: dict[str, Runs]) -> dict[str, Any]:
+def _parts(settings: Settings, runs: dict[str, list[Any]]) -> dict[str, Any]:
+    """Makes the rows of each part from the records of all rounds."""
     parts: dict[str, Any] = {}
     ours, theirs = runs.get("text", []), runs.get("text, transformers", [])
     if "ttft" in settings.parts:
-        parts["ttft"] = text_report.ttft(list(settings.lengths), ours, theirs)
+        parts["ttft"] = text_report.ttft(ours, theirs)
     if "tpot" in settings.parts:
-        parts["tpot"] = text_report.tpot(settings.decodes, ours, theirs)
+        parts["tpot"] = text_report.tpot(ours, theirs)
     if "throughput" in settings.parts:
-        parts["throughput"] = serving_report.throughput(
-            list(settings.slots), runs["batches"], runs["arrivals"]
-        )
+        parts["throughput"] = serving_report.throughput(runs["slots"], runs["arrivals"])
     if "prefix" in settings.parts:
-        parts["prefix"] = medians(runs["prefix"])
+        parts["prefix"] = to_plain(medians(runs["prefix"]))
     if "memory" in settings.parts:
         parts["memory"] = serving_report.memory(
             runs["memory"][0], runs.get("memory, transformers", [])
         )
+    if "compile" in settings.parts:
+        parts["compile"] = to_plain(runs["compile"][0])["models"]
     if "images" in settings.parts:
-        rows = images_report.images(
-            list(settings.sides), runs["images"], runs.get("images, transformers", [])
-        )
+        rows = images_report.images(runs["images"], runs.get("images, transformers", []))
         memory = images_report.memory(
             runs["images, memory"][0], runs.get("images, memory, transformers", [])
         )
-        ladder = runs["images, compilation"][0]["compile"]
-        parts["images"] = {"rows": rows, "memory": memory, "ladder": ladder}
+        sizes = to_plain(runs["images, compilation"][0])["sizes"]
+        parts["images"] = {"rows": rows, "memory": memory, "compilation": sizes}
     return parts
 
 
 def render(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    parts, settings, machine = result["parts"], result["settings"], result["machine"]
+    """Renders the result as Markdown."""
+    parts, settings, rates = result["parts"], result["settings"], result["machine"]
     sections = [
-        f"{machine['processor']}, {machine['threads']} threads: reads memory at "
-        f"{machine['read_gbps']:.1f} GB/s, multiplies float32 matrices at "
-        f"{machine['gemm_gflops']:.0f} GFLOP/s. Medians of {settings['rounds']} rounds; spread is "
+        f"{rates['processor']}, {rates['threads']} threads: reads memory at "
+        f"{rates['read_gbps']:.1f} GB/s, multiplies float32 matrices at "
+        f"{rates['gemm_gflops']:.0f} GFLOP/s. Medians of {settings['rounds']} rounds; spread is "
         "the highest less the lowest of them, over the median. Ratios are transformers' time over "
         "this project's."
     ]
@@ -245,6 +256,8 @@ def render(result: dict[str, Any]) -> str:
         sections.append(serving_report.render_prefix(parts["prefix"], *settings["prefix_tokens"]))
     if "memory" in parts:
         sections.append(serving_report.render_memory(parts["memory"]))
+    if "compile" in parts:
+        sections.append(text_report.render_compilation(parts["compile"]))
     if "images" in parts:
         side = settings["large_side"]
         sections.append(images_report.render(side=side, **parts["images"]))
@@ -252,7 +265,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def plots(result: dict[str, Any]) -> Plots:
-    """Of all parts that have some."""
+    """Returns the plots of all parts that have some."""
     parts = result["parts"]
     drawn = {**text_report.plots(parts), **serving_report.plots(parts)}
     if "images" in parts:
@@ -272,7 +285,7 @@ def _versions(reference: bool) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's name, where Linux tells it."""
+    """Returns the processor's name, where Linux tells it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -1,14 +1,14 @@
 """Text: seconds to the first token over prompt lengths, and per token over contexts and batches.
 
-`ours` and `reference` do the same work and name their figures alike: `prefill_L` is a prompt of L
-tokens up to its logits, `decode_C` one token of one row after C others, `decode_C_xB` of B rows.
+This project and transformers do the same work, and their records have the same fields.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -30,112 +30,184 @@ from .machine import anonymous_memory, read_buffer, read_gbps, timed
 from .statistics import median
 
 
-def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """This project, compiled.
+@dataclass(frozen=True)
+class PrefillTime:
+    """Seconds of a prompt of one row, up to its logits.
+
+    compile: what the first call took longer; None of transformers, which compiles nothing.
+    """
+
+    tokens: int
+    seconds: float
+    compile: float | None = None
+
+
+@dataclass(frozen=True)
+class DecodeTime:
+    """Seconds of one token of each of `batch` rows after `context` others.
+
+    Attributes:
+        seconds: until the logits are on the host.
+        compile: what the first call took longer.
+        host: seconds until the step is on its way.
+        host_work: processor time of the calling thread for that; on the CPU the step competes with
+            it for the cores.
+        read_gbps: the rate at which the machine read memory between the steps.
+        read_share: the rate at which a step reads what it has to, as a share of that of the read
+            before it.
+
+    All but `seconds` are None of transformers.
+    """
+
+    context: int
+    batch: int
+    seconds: float
+    compile: float | None = None
+    host: float | None = None
+    host_work: float | None = None
+    read_gbps: float | None = None
+    read_share: float | None = None
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """A process that loads a model and then prefills and decodes, as often as it is told.
+
+    load: seconds. recompilations: of ours, after each measurement's first call. memory: of
+    transformers, anonymous bytes of the process after the last decode step.
+    """
+
+    load: float
+    prefill: tuple[PrefillTime, ...]
+    decode: tuple[DecodeTime, ...]
+    recompilations: int | None = None
+    memory: int | None = None
+
+
+def measure_ours(
+    model: str, lengths: Sequence[int], contexts: Sequence[Sequence[int]], steps: int
+) -> TextRun:
+    """Times this project, compiled.
 
     Args:
-        settings: `model`, a directory; `lengths` of prompts; `contexts`, pairs of tokens and rows;
-            `steps` of decode that are timed.
-
-    Returns:
-        Beside the figures of both: `load`; `compile_…`, what the first call took longer; `host_…`,
-        seconds until a decode step is on its way, and `host_work_…`, the processor time that the
-        calling thread took for it (on the CPU the step competes with the host for the cores);
-        `read_gbps_…`, the rate at which the machine read memory between the steps, and
-        `read_share_…`, the rate of a step as a share of that of the read before it;
-        `recompilations` after the first calls.
+        model: a checkpoint directory.
+        lengths: of prompts.
+        contexts: pairs of tokens before a decode step, and rows of it.
+        steps: of decode that are timed.
     """
-    result: dict[str, Any] = {}
     device_put(torch.zeros(1), "xla").cpu()  # starts the device
     start = time.perf_counter()
-    params = load(settings["model"], device="xla", check_finite=False, vision=False)
-    result["load"] = time.perf_counter() - start
+    params = load(model, device="xla", check_finite=False, vision=False)
+    loading = time.perf_counter() - start
     # In what is timed from here on torch only copies results. Its threads for that would wait for
     # more of it in a loop, on the cores that XLA computes on.
     torch.set_num_threads(1)
-    steps = {step: jit(step, donate=("state",)) for step in (prefill, decode)}
-    again = 0
-    for length in settings["lengths"]:
-        tokens = torch.randint(0, params.config.vocab_size, (1, length))
-
-        def fill(tokens=tokens) -> float:
-            state = init_state(params, 1, tokens.shape[1])
-            map_tensors(lambda t: t.cpu(), state)
-            return timed(lambda: _fill(steps[prefill], params, state, tokens))
-
-        first, known = fill(), steps[prefill].compile_count
-        result[f"prefill_{length}"] = median(fill() for _ in range(_repeats(length)))
-        result[f"compile_prefill_{length}"] = first - result[f"prefill_{length}"]
-        again += steps[prefill].compile_count - known
+    prefill_step, decode_step = (jit(step, donate=("state",)) for step in (prefill, decode))
+    prefills, decodes, again = [], [], 0
+    for length in lengths:
+        one, recompiled = _time_prefill(prefill_step, params, length)
+        prefills.append(one)
+        again += recompiled
     buffer = read_buffer()
-    for context, batch in settings["contexts"]:
-        capacity = round_capacity(context + settings["steps"] + 1)
-        state = _state_after(params, batch, context, capacity)
-        token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
-        first, state = _decode(steps[decode], params, state, token)
-        known, taken, rates = steps[decode].compile_count, [], []
-        for _ in range(settings["steps"]):
-            # In turn, since the speed of a machine that others share wanders.
-            rates.append(read_gbps(buffer))
-            one, state = _decode(steps[decode], params, state, token)
-            taken.append(one)
-        again += steps[decode].compile_count - known
-        name, later = decode_name(context, batch), _middle(taken)
-        read = step_bytes(params.config, context, batch) / 1e9
-        shares = [read / one.whole / rate for one, rate in zip(taken, rates, strict=True)]
-        result[f"read_gbps_{name}"] = median(rates)
-        result[f"read_share_{name}"] = median(shares)
-        result[f"decode_{name}"] = later.whole
-        result[f"host_{name}"] = later.call
-        result[f"host_work_{name}"] = later.work
-        result[f"compile_decode_{name}"] = first.whole - later.whole
-        del state
-    return result | {"recompilations": again}
+    for context, batch in contexts:
+        one, recompiled = _time_decode(decode_step, params, context, batch, steps, buffer)
+        decodes.append(one)
+        again += recompiled
+    return TextRun(loading, tuple(prefills), tuple(decodes), recompilations=again)
+
+
+def _time_prefill(step: Callable[..., Any], params: Params, length: int) -> tuple[PrefillTime, int]:
+    """Times a compiled prefill; returns also how often it compiled after the first call."""
+    tokens = torch.randint(0, params.config.vocab_size, (1, length))
+
+    def fill() -> float:
+        state = init_state(params, 1, length)
+        map_tensors(lambda t: t.cpu(), state)
+        return timed(lambda: _fill(step, params, state, tokens))
+
+    first, known = fill(), step.compile_count
+    seconds = median(fill() for _ in range(_repeats(length)))
+    return PrefillTime(length, seconds, first - seconds), step.compile_count - known
+
+
+def _time_decode(
+    step: Callable[..., Any],
+    params: Params,
+    context: int,
+    batch: int,
+    steps: int,
+    buffer: torch.Tensor,
+) -> tuple[DecodeTime, int]:
+    """Times a compiled decode; returns also how often it compiled after the first call."""
+    state = _state_after(params, batch, context, round_capacity(context + steps + 1))
+    token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
+    first, state = _decode(step, params, state, token)
+    known, taken, rates = step.compile_count, [], []
+    for _ in range(steps):
+        # In turn, since the speed of a machine that others share wanders.
+        rates.append(read_gbps(buffer))
+        one, state = _decode(step, params, state, token)
+        taken.append(one)
+    later = _middle(taken)
+    read = step_bytes(params.config, context, batch) / 1e9
+    shares = [read / one.whole / rate for one, rate in zip(taken, rates, strict=True)]
+    result = DecodeTime(
+        context,
+        batch,
+        later.whole,
+        compile=first.whole - later.whole,
+        host=later.call,
+        host_work=later.work,
+        read_gbps=median(rates),
+        read_share=median(shares),
+    )
+    return result, step.compile_count - known
 
 
 @torch.no_grad()
-def reference(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers, eager; the settings are those of `ours`."""
+def measure_reference(
+    model: str, lengths: Sequence[int], contexts: Sequence[Sequence[int]], steps: int
+) -> TextRun:
+    """Times transformers, eager; the arguments are those of `measure_ours`."""
     from transformers import AutoModelForCausalLM
 
-    result: dict[str, Any] = {}
     start = time.perf_counter()
-    directory = settings["model"]
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    result["load"] = time.perf_counter() - start
-    vocabulary = model.config.get_text_config().vocab_size
-    model(torch.zeros(1, 16, dtype=torch.int64), use_cache=True, logits_to_keep=1)
-    for length in settings["lengths"]:
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    loading = time.perf_counter() - start
+    vocabulary = reference.config.get_text_config().vocab_size
+    reference(torch.zeros(1, 16, dtype=torch.int64), use_cache=True, logits_to_keep=1)
+    prefills, decodes, memory = [], [], None
+    for length in lengths:
         tokens = torch.randint(0, vocabulary, (1, length))
-        times = []
-        for _ in range(_repeats(length)):
-            start = time.perf_counter()
-            model(tokens, use_cache=True, logits_to_keep=1)
-            times.append(time.perf_counter() - start)
-        result[f"prefill_{length}"] = median(times)
-    for context, batch in settings["contexts"]:
+        times = [
+            timed(lambda tokens=tokens: reference(tokens, use_cache=True, logits_to_keep=1))
+            for _ in range(_repeats(length))
+        ]
+        prefills.append(PrefillTime(length, median(times)))
+    for context, batch in contexts:
         token = torch.zeros(batch, 1, dtype=torch.int64)
-        cache = model(token, use_cache=True).past_key_values
+        cache = reference(token, use_cache=True).past_key_values
         for layer in cache.layers:
             if getattr(layer, "keys", None) is not None:
                 shape = (batch, layer.keys.shape[1], context, layer.keys.shape[3])
                 layer.keys, layer.values = torch.rand(shape), torch.rand(shape)
         if cache.get_seq_length() != context:
-            raise RuntimeError(f"transformers' cache holds {cache.get_seq_length()} tokens")
-        times = []
-        for _ in range(1 + settings["steps"]):
-            start = time.perf_counter()
-            model(token, past_key_values=cache, use_cache=True)
-            times.append(time.perf_counter() - start)
-        result[f"decode_{decode_name(context, batch)}"] = median(times[1:])
-        result["memory_decode"] = anonymous_memory()
-        del cache
-    return result
+            raise RuntimeError(f"transformers' cache has {cache.get_seq_length()} tokens")
+
+        def decode_one(token=token, cache=cache) -> None:
+            reference(token, past_key_values=cache, use_cache=True)
+
+        times = [timed(decode_one) for _ in range(1 + steps)]
+        decodes.append(DecodeTime(context, batch, median(times[1:])))
+        memory = anonymous_memory()
+        del cache, decode_one
+    return TextRun(loading, tuple(prefills), tuple(decodes), memory=memory)
 
 
 def step_bytes(config: Config, context: int, batch: int) -> int:
-    """Bytes that a decode step has to read: every weight of the text model once, less an embedding
-    apart from the head, of which it takes a row for each token; and each row's keys and values."""
+    """Counts the bytes that a decode step has to read: every weight of the text model once, less an
+    embedding apart from the head, of which it takes a row for each token; and each row's keys and
+    values."""
     sizes = summarize(config.text_only(), torch.float32)
     weights = sizes["weight_bytes"]
     if not sizes["tied_embeddings"]:
@@ -143,63 +215,81 @@ def step_bytes(config: Config, context: int, batch: int) -> int:
     return weights + batch * context * sizes["kv_bytes_per_token"]
 
 
-def decode_name(context: int, batch: int) -> str:
-    """What a decode step's figures are called by."""
-    return f"{context}" if batch == 1 else f"{context}_x{batch}"
+@dataclass(frozen=True)
+class DecodeMemory:
+    """Bytes of a process that loads, prefills and decodes.
 
-
-def memory(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Anonymous memory of a process that loads, prefills the longest prompt and decodes.
-
-    Returns:
-        Bytes: `memory_start`, before it loads; `memory_decode`, the most while it decodes;
-        `weights_and_state`.
+    start: anonymous, before it loads. decode: anonymous, the most while it decodes.
+    weights_and_state: what it needs.
     """
+
+    start: int
+    decode: int
+    weights_and_state: int
+
+
+def measure_memory(model: str, lengths: Sequence[int], steps: int) -> DecodeMemory:
+    """Measures the memory of decoding `steps` tokens after the longest prompt of `lengths`."""
     device_put(torch.zeros(1), "xla").cpu()
     start = anonymous_memory()
-    params = load(settings["model"], device="xla", check_finite=False, vision=False)
+    params = load(model, device="xla", check_finite=False, vision=False)
     step = jit(decode, donate=("state",))
-    length = max(settings["lengths"])
-    state = init_state(params, 1, length + settings["steps"])
+    length = max(lengths)
+    state = init_state(params, 1, length + steps)
     tokens = torch.randint(0, params.config.vocab_size, (1, length))
     state = _fill(jit(prefill, donate=("state",)), params, state, tokens)
     token = device_put(tokens[:, 0].contiguous(), "xla")
     most = 0
-    for _ in range(settings["steps"]):
+    for _ in range(steps):
         logits, state = step(params, state, token)
         most = max(most, anonymous_memory())  # while the step runs
         logits.cpu()
         most = max(most, anonymous_memory())
     needed = sum(leaf.nbytes for tree in (params, state) for leaf in pytree.tree_leaves(tree))
-    return {"memory_start": start, "memory_decode": most, "weights_and_state": needed}
+    return DecodeMemory(start, most, needed)
 
 
-def compilation(_: Mapping[str, Any]) -> dict[str, Any]:
-    """Of many layers, but narrow ones: seconds to compile prefill and decode, which takes as long
-    as for wide ones, and seconds that the call of a decode step takes, where little but the host's
-    work is left of a step."""
-    result = {}
-    for count in (24, 64):
-        kinds = tuple("full_attention" if i % 4 == 3 else "linear_attention" for i in range(count))
-        sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "vision": None}
-        config = dataclasses.replace(
-            presets["0.8b"], num_hidden_layers=count, layer_types=kinds, **sizes
-        )
-        params = init_params(config, device="xla")
-        state = init_state(params, 1, 4 * PREFILL_CHUNK)
-        tokens = device_put(torch.zeros(1, PREFILL_CHUNK, dtype=torch.int64), "xla")
-        token = tokens[:, 0].contiguous()
-        steps = {step: jit(step, donate=("state",)) for step in (prefill, decode)}
-        for step, given in ((prefill, tokens), (decode, token)):
-            start = time.perf_counter()
-            steps[step].compile(params, state, given)
-            result[f"compile_{step.__name__}_{count}_layers"] = time.perf_counter() - start
-        taken = []
-        for _ in range(50):
-            one, state = _decode(steps[decode], params, state, token)
-            taken.append(one)
-        result[f"host_{count}_layers"] = _middle(taken).call
-    return result
+@dataclass(frozen=True)
+class NarrowModel:
+    """Seconds that a model of many narrow layers takes to compile, and a decode step's call."""
+
+    layers: int
+    compile_prefill: float
+    compile_decode: float
+    host: float
+
+
+@dataclass(frozen=True)
+class NarrowModels:
+    """Those that `measure_compilation` has measured."""
+
+    models: tuple[NarrowModel, ...]
+
+
+def measure_compilation(layers: Sequence[int]) -> NarrowModels:
+    """Compiles models of so many layers, narrow ones, which takes as long as for wide ones. Little
+    but the host's work is left of their decode step."""
+    return NarrowModels(tuple(map(_compile_narrow, layers)))
+
+
+def _compile_narrow(layers: int) -> NarrowModel:
+    kinds = tuple("full_attention" if i % 4 == 3 else "linear_attention" for i in range(layers))
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "vision": None}
+    config = dataclasses.replace(
+        presets["0.8b"], num_hidden_layers=layers, layer_types=kinds, **sizes
+    )
+    params = init_params(config, device="xla")
+    state = init_state(params, 1, 4 * PREFILL_CHUNK)
+    tokens = device_put(torch.zeros(1, PREFILL_CHUNK, dtype=torch.int64), "xla")
+    token = tokens[:, 0].contiguous()
+    prefill_step, decode_step = (jit(step, donate=("state",)) for step in (prefill, decode))
+    compile_prefill = timed(lambda: prefill_step.compile(params, state, tokens))
+    compile_decode = timed(lambda: decode_step.compile(params, state, token))
+    taken = []
+    for _ in range(50):
+        one, state = _decode(decode_step, params, state, token)
+        taken.append(one)
+    return NarrowModel(layers, compile_prefill, compile_decode, _middle(taken).call)
 
 
 class _Step(NamedTuple):
@@ -213,7 +303,7 @@ class _Step(NamedTuple):
 def _decode(
     step: Callable[..., Any], params: Params, state: State, token: torch.Tensor
 ) -> tuple[_Step, State]:
-    """What a decode step takes, and the state after it."""
+    """Runs a decode step and returns what it took, and the state after it."""
     start, busy = time.perf_counter(), time.thread_time()
     logits, state = step(params, state, token)
     work, call = time.thread_time() - busy, time.perf_counter() - start
@@ -222,7 +312,7 @@ def _decode(
 
 
 def _middle(steps: list[_Step]) -> _Step:
-    """Each duration's median."""
+    """Returns each duration's median."""
     return _Step(*map(median, zip(*steps, strict=True)))
 
 
@@ -236,7 +326,7 @@ def _fill(step, params: Params, state: State, tokens: torch.Tensor) -> State:
 
 
 def _state_after(params: Params, batch: int, context: int, capacity: int) -> State:
-    """A state after `context` tokens; random, since its values cost no time."""
+    """Makes a state after `context` tokens; random, since its values cost no time."""
     empty = device_put(init_state(params, batch, capacity), "cpu")
     state = map_tensors(lambda t: torch.rand(t.shape).to(t.dtype), empty)
     position = torch.full((batch,), context, dtype=torch.int32)

@@ -2,54 +2,65 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..reports.page import Plots
 from ..reports.tables import markdown_table, milliseconds, times
-from .processes import Runs
-from .statistics import median, ratio, spread
-from .text import decode_name
+from .statistics import compared, median
+from .text import TextRun
 
 
-def ttft(lengths: list[int], ours: Runs, theirs: Runs) -> list[dict[str, Any]]:
-    """A row for each length of prompt."""
-    return [{"prompt": n} | _compared(f"prefill_{n}", ours, theirs) for n in lengths]
+def ttft(ours: list[TextRun], theirs: list[TextRun]) -> list[dict[str, Any]]:
+    """Returns a row for each length of prompt.
+
+    Args:
+        ours: the records of all rounds.
+        theirs: transformers', or none.
+    """
+    rows = []
+    for mine, other in _side_by_side("prefill", ours, theirs):
+        rows.append({"prompt": mine[0].tokens} | _compared(mine, other))
+    return rows
 
 
-def tpot(contexts: list[list[int]], ours: Runs, theirs: Runs) -> list[dict[str, Any]]:
-    """A row for each pair of context and batch.
+def tpot(ours: list[TextRun], theirs: list[TextRun]) -> list[dict[str, Any]]:
+    """Returns a row for each pair of context and batch.
 
     `read_share` is what a step reads of weights, keys and values, over its time, as a share of the
     rate at which the machine read memory just before it; `over_first`, the time over the first
     row's.
     """
-    rows = []
-    for context, batch in contexts:
-        name = decode_name(context, batch)
-        row = {"context": context, "batch": batch} | _compared(f"decode_{name}", ours, theirs)
+    rows: list[dict[str, Any]] = []
+    for mine, other in _side_by_side("decode", ours, theirs):
+        row = {"context": mine[0].context, "batch": mine[0].batch} | _compared(mine, other)
         rows.append(
             row
             | {
-                "host": median(run[f"host_{name}"] for run in ours),
-                "tokens_per_second": batch / row["ours"],
-                "read_share": median(run[f"read_share_{name}"] for run in ours),
+                "host": median(one.host for one in mine),
+                "tokens_per_second": row["batch"] / row["ours"],
+                "read_share": median(one.read_share for one in mine),
                 "over_first": row["ours"] / (rows or [row])[0]["ours"],
             }
         )
     return rows
 
 
-def _compared(key: str, ours: Runs, theirs: Runs) -> dict[str, Any]:
-    values = [run[key] for run in ours]
-    row = {"ours": median(values), "spread": spread(values), "reference": None, "ratio": None}
-    if theirs:
-        row["reference"] = median(run[key] for run in theirs)
-        row["ratio"] = ratio(ours, theirs, key)
-    return row
+def _side_by_side(
+    step: str, ours: list[TextRun], theirs: list[TextRun]
+) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """Yields for each thing that was timed its records of all rounds, ours and theirs."""
+    both = [zip(*(getattr(run, step) for run in runs), strict=True) for runs in (ours, theirs)]
+    return itertools.zip_longest(*both, fillvalue=())
+
+
+def _compared(ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
+    return compared([one.seconds for one in ours], [one.seconds for one in theirs])
 
 
 def render_ttft(rows: list[dict[str, Any]]) -> str:
-    """A Markdown section."""
+    """Renders a Markdown section."""
     head = ("prompt", "qwen35", "spread", "transformers", "ratio")
     cells = [
         (
@@ -65,7 +76,7 @@ def render_ttft(rows: list[dict[str, Any]]) -> str:
 
 
 def render_tpot(rows: list[dict[str, Any]]) -> str:
-    """A Markdown section."""
+    """Renders a Markdown section."""
     head = ("context", "batch", "qwen35", "spread", "host", "tokens/s", "of read bandwidth",
             "× first row", "transformers", "ratio")  # fmt: skip
     cells = [
@@ -86,8 +97,23 @@ def render_tpot(rows: list[dict[str, Any]]) -> str:
     return "\n".join(["## Time per output token", "", markdown_table(head, cells)])
 
 
+def render_compilation(rows: list[dict[str, Any]]) -> str:
+    """Renders a Markdown section."""
+    head = ("layers", "compile prefill", "compile decode", "call of a decode step")
+    cells = [
+        (
+            f"{row['layers']}",
+            f"{row['compile_prefill']:.1f} s",
+            f"{row['compile_decode']:.1f} s",
+            milliseconds(row["host"]),
+        )
+        for row in rows
+    ]
+    return "\n".join(["## Compilation of narrow layers", "", markdown_table(head, cells)])
+
+
 def plots(parts: dict[str, Any]) -> Plots:
-    """Those of the parts that were measured."""
+    """Returns plots of the parts that were measured."""
     drawn: dict[str, Any] = {}
     if parts.get("ttft"):
         drawn["time to first token"] = lambda axes: _lines(

@@ -31,6 +31,7 @@ Parts:
   throughput  the engine: tokens per second over slots; requests that arrive at random (Poisson)
   prefix      time to first token with the prefix cache, and without
   memory      of a process that decodes
+  compile     models of many narrow layers: time to compile them, the host's time for a step
   images      vision tower, first token of an image prompt, memory, compile time by size
 
 Everything at once takes most of an hour on two cores: choose parts, or fewer --rounds. A machine
@@ -65,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ("batches", positive, "rows of a decode step; default: 1 2 4 8"),
         ("slots", positive, "of the engine; default: 1 2 4 8"),
         ("loads", float, "arrivals, as shares of the most; default: 0.5 0.8"),
+        ("layers", positive, "of the models that are compiled; default: 24 64"),
         ("sides", positive, "pixels of pictures; default: 512 1024"),
     ):
         option(f"--{name}", type=kind, nargs="+", metavar="N", help=text)

@@ -53,6 +53,26 @@ def test_text_against_transformers(tmp_path, capfd):
     assert "round 1 of 1: text, transformers" in said
 
 
+@pytest.mark.slow
+def test_pictures_and_compilation(capfd):
+    model = ["--model", str(DEMO.parent / "demo_vision"), "--rounds", "1", "--threads", "1"]
+    options = ["--sides", "96", "160", "--large-side", "160", "--layers", "4", "8", "--json"]
+    assert main(["bench", *model, "images", "compile", *options]) == 0
+    parts = json.loads(capfd.readouterr().out)["parts"]
+    images, narrow = parts["images"], parts["compile"]
+    steps = [(side, step) for side in (96, 160) for step in ("processor", "tower", "ttft")]
+    assert [(row["side"], row["step"]) for row in images["rows"]] == steps
+    for row in images["rows"]:
+        assert 0 < row["ours"] < 60
+        assert row["ratio"] == pytest.approx(row["reference"] / row["ours"])
+    # What the tower sees of a picture is the same; the processors may resize by rounding apart.
+    assert all("same_token" in row for row in images["rows"] if row["step"] == "ttft")
+    sizes = [size["patches"] for size in images["compilation"]]
+    assert sizes == sorted(set(sizes)) and sizes[-1] >= (160 // 16) ** 2
+    assert [row["layers"] for row in narrow] == [4, 8]
+    assert all(row["compile_prefill"] > 0 and 0 < row["host"] < 60 for row in narrow)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_bytes_that_a_step_reads(tied):
     """All leaves but an embedding apart from the head; of 40 slots the 30 that are filled."""
@@ -72,16 +92,16 @@ def test_a_steps_share_of_the_read_bandwidth(monkeypatch):
     """On a machine that reads 10 GB/s: what a step reads, over its time, as a share of that."""
     reads = []
     monkeypatch.setattr(text, "read_gbps", lambda buffer: reads.append(buffer.nbytes) or 10.0)
-    settings = {"model": str(DEMO), "lengths": (), "contexts": [(40, 3)], "steps": 1}
     threads = torch.get_num_threads()
     try:
-        result = text.ours(settings)
+        result = text.measure_ours(str(DEMO), lengths=(), contexts=[(40, 3)], steps=1)
     finally:
         torch.set_num_threads(threads)
-    assert reads == [2**30] and result["read_gbps_40_x3"] == 10.0
+    [one] = result.decode
+    assert reads == [2**30] and one.read_gbps == 10.0
     config = qwen35.Config.from_pretrained(DEMO)
-    rate = text.step_bytes(config, 40, 3) / result["decode_40_x3"] / 1e9
-    assert result["read_share_40_x3"] == pytest.approx(rate / 10.0)
+    rate = text.step_bytes(config, 40, 3) / one.seconds / 1e9
+    assert one.read_share == pytest.approx(rate / 10.0)
 
 
 @pytest.mark.slow

@@ -9,37 +9,21 @@ import pytest
 
 import qwen35
 from qwen35.bench import serving
-from qwen35.bench.serving import _prompts
-from qwen35.bench.statistics import median, medians, percentile, poisson_arrivals, ratio, spread
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, 24])
-@pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.95, 1])
-def test_percentile_is_numpys(count, share):
-    values = [random.Random(count).gauss(0, 1) for _ in range(count)]
-    assert percentile(values, share) == pytest.approx(np.percentile(values, 100 * share))
-
-
-@pytest.mark.parametrize(("values", "share"), [([], 0.5), ([1.0], 1.5), ([1.0], -0.1)])
-def test_no_percentile(values, share):
-    with pytest.raises(ValueError, match="percentile"):
-        percentile(values, share)
+from qwen35.bench.serving import SlotRate, _prompts
+from qwen35.bench.statistics import median, poisson_arrivals, ratio, spread
 
 
 def test_a_slow_spell_that_meets_both_cancels_in_the_ratio():
     """Runs of 1 s and 3 s, on a machine that is 1, 10 and 2 times slower: 3, whatever it does."""
     slow = [1, 10, 2]
-    ours = [{"a": 1.0 * s} for s in slow]
-    theirs = [{"a": 3.0 * s} for s in slow]
-    assert ratio(ours, theirs, "a") == 3
+    ours, theirs = [1.0 * s for s in slow], [3.0 * s for s in slow]
+    assert ratio(ours, theirs) == 3
     # One pair that was disturbed in between does not move it either.
-    theirs[1]["a"] = 1000.0
-    assert ratio(ours, theirs, "a") == 3
+    theirs[1] = 1000.0
+    assert ratio(ours, theirs) == 3
 
 
-def test_medians_and_spread():
-    runs = [{"a": 1, "b": 9.0}, {"a": 3, "b": 7.0}, {"a": 2, "b": 8.0}]
-    assert medians(runs) == {"a": 2, "b": 8.0}
+def test_median_and_spread():
     assert median([4, 1]) == 2.5
     assert spread([9.0, 11.0, 10.0]) == pytest.approx(0.2)
     assert spread([5.0]) == 0
@@ -84,11 +68,11 @@ def test_engines_take_turns(monkeypatch):
         return {1: 10.0, 3: 20.0}[slots] / (1 + (len(turns) - 1) // 2)
 
     monkeypatch.setattr(serving, "_load", lambda model: (None, None))
-    monkeypatch.setattr(serving, "_busy_engine", lambda params, tokenizer, slots, settings: slots)
+    monkeypatch.setattr(serving, "_busy_engine", lambda params, tokenizer, slots, *_: slots)
     monkeypatch.setattr(serving, "_rate", rate)
-    result = serving.batches({"model": "", "slots": (1, 3), "steps": 20})
+    result = serving.measure_slots("", slots=(1, 3), prompt=32, steps=20)
     assert turns == [(1, 8), (3, 8), (1, 8), (3, 8), (1, 4), (3, 4)]
-    assert result == {"rate_1": 5.0, "speedup_1": 1.0, "rate_3": 10.0, "speedup_3": 2.0}
+    assert result.engines == (SlotRate(1, 5.0, 1.0), SlotRate(3, 10.0, 2.0))
 
 
 def test_random_prompts_have_words_only():
