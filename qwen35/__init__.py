@@ -1,5 +1,6 @@
 """Qwen3.5 (gated DeltaNet + GQA hybrids) as pure functions over explicit pytrees, on torch-xla."""
 
+from .checks.errors import CheckpointError
 from .files.checkpoint import load, save
 from .files.materialize import init_params
 from .files.saved_state import SavedState, load_state, save_state
@@ -8,7 +9,7 @@ from .generation.engine import Engine, QueueFull
 from .generation.generate import generate, stream
 from .generation.results import Completion, Piece, Timings, TokenLogprob
 from .generation.sampling import Sampling
-from .model.config import CheckpointError, Config, VisionConfig
+from .model.config import Config, VisionConfig
 from .model.decoder import decode, forward, logits, prefill
 from .model.moving import device_put
 from .model.params import Params, Runtime, VisionParams

@@ -18,14 +18,14 @@ import contextlib
 import errno
 import fcntl
 import fnmatch
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..model.config import CheckpointError
+from ..checks.errors import CheckpointError
+from ..checks.json_file import read_object, to_text
 
 _SWITCHING = ".switching"
 
@@ -88,7 +88,7 @@ def _commit(staging: Path, directory: Path, gate: str, stale: Sequence[str]) -> 
     if blocked:
         raise IsADirectoryError(errno.EISDIR, "a directory is in the way", blocked[0])
     plan = {"gate": gate, "files": names, "stale": list(stale)}
-    (staging / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    (staging / "plan.json").write_bytes(to_text(plan))
     for file in (staging / "plan.json", *(staging / "new" / name for name in names)):
         _sync_file(file, staging)
     _sync(staging / "new")
@@ -150,15 +150,15 @@ def _read_plan(pending: Path) -> tuple[str | None, list[str], list[str]]:
     file = pending / "plan.json"
     if not file.exists():
         return None, [], []
-    try:
-        plan = json.loads(file.read_text(encoding="utf-8"))
-        gate, names, stale = plan["gate"], plan["files"], plan["stale"]
-        # A downloaded directory must not make us move or remove files elsewhere on the machine.
-        inside = all(Path(name).name == name for name in (gate, *names, *stale))
-        if not inside or (pending / "new").is_symlink():
-            raise ValueError("it points out of its directory")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: not the plan of a save ({error})") from None
+    plan = read_object(file, "the plan of a save")
+    gate, names, stale = plan.get("gate"), plan.get("files"), plan.get("stale")
+    lists = isinstance(names, list) and isinstance(stale, list)
+    every = [gate, *names, *stale] if lists else [None]
+    # A downloaded directory must not make us move or remove files elsewhere on the machine.
+    if not all(isinstance(name, str) and Path(name).name == name for name in every):
+        raise CheckpointError(f"{file}: not the plan of a save: it holds other than names of files")
+    if (pending / "new").is_symlink():
+        raise CheckpointError(f"{pending / 'new'}: a link, and not what a save leaves")
     return gate, names, stale
 
 

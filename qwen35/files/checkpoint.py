@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from safetensors.torch import save_file
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from ..checks.errors import CheckpointError
+from ..checks.json_file import read_object, to_text
 from ..forms import dense, is_special
 from ..model.all_ranks import load_all_ranks
-from ..model.config import CheckpointError, Config
+from ..model.config import Config
 from ..model.declarations import (
     VISION_PREFIX,
     Parameter,
@@ -158,11 +159,12 @@ class _Files:
             return [single]
         if not index.is_file():
             raise CheckpointError(f"{self.directory}: neither {_SINGLE} nor {_INDEX}")
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            files = [self.directory / name for name in sorted(names)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index}: not a safetensors index ({error!r})") from None
+        weight_map = read_object(index, "an index of safetensors files").get("weight_map")
+        values = weight_map.values() if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) for name in values):
+            raise CheckpointError(f"{index}: weight_map must hold a file's name for each tensor")
+        names = set(values)
+        files = [self.directory / name for name in sorted(names)]
         # A downloaded index must not make us read files elsewhere on the machine.
         outside = sorted(name for name in names if Path(name).name != name)
         if outside:
@@ -298,8 +300,8 @@ def save(params: Params, directory: str | Path) -> None:
                 for target, names in zip(targets, shards, strict=True)
                 for name in names
             }
-            _write_json(new / _INDEX, {"metadata": {}, "weight_map": weight_map})
-        _write_json(new / "config.json", _config_dict(params))
+            (new / _INDEX).write_bytes(to_text({"metadata": {}, "weight_map": weight_map}))
+        (new / "config.json").write_bytes(to_text(_config_dict(params)))
 
 
 def _shards(params: Params) -> Iterator[dict[str, torch.Tensor]]:
@@ -331,7 +333,3 @@ def _shard_names(count: int) -> list[str]:
 
 def _config_dict(params: Params) -> dict[str, Any]:
     return params.config.to_dict() | {"dtype": str(params.dtype).removeprefix("torch.")}
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ..model.config import CheckpointError, Config
+from ..checks.errors import CheckpointError
+from ..checks.json_file import to_text
+from ..model.config import Config
 from ..model.params import Runtime, as_dtype
 from ..sharding.mesh import Mesh
 from . import aside
@@ -71,7 +72,7 @@ def convert(
             aside.write(directory / extra, (source / extra).read_bytes())
     content = (source / "config.json").read_bytes()
     if not vision:
-        content = json.dumps(config.to_dict(), indent=2).encode() + b"\n"
+        content = to_text(config.to_dict())
     aside.write(directory / "config.json", content)
     for rank, file in enumerate(files):
         if there[rank]:

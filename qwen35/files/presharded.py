@@ -18,7 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..model.config import CheckpointError, Config
+from ..checks.errors import CheckpointError
+from ..checks.json_file import read_object, to_text
+from ..checks.values import shown
+from ..model.config import Config
 from ..model.params import Params, Runtime
 from ..xla import trees
 from . import aside
@@ -105,15 +108,14 @@ def facts_of(config: Config, tp: int, rank: int, dtype: torch.dtype) -> dict[str
 def _check_facts(file: Path, expected: dict[str, Any]) -> str:
     """The file's recorded SHA-256; raises CheckpointError if it was made for something else."""
     sidecar = file.with_suffix(".json")
-    try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
-        digest = facts.pop("sha256")
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{sidecar}: not readable as a rank's record ({error!r})") from None
+    facts = read_object(sidecar, "a rank's record")
+    digest = facts.get("sha256")
+    if not isinstance(digest, str):
+        raise CheckpointError(f"{sidecar}: no SHA-256 in it, so not a rank's record")
     expected = json.loads(json.dumps(expected))  # tuples as lists
     for name, value in expected.items():
         seen = facts.get(name)
-        if name == "config" and seen != value:
+        if name == "config" and isinstance(seen, dict) and seen != value:
             fields = sorted(k for k in seen.keys() | value.keys() if seen.get(k) != value.get(k))
             first = fields[0]
             raise CheckpointError(
@@ -121,7 +123,7 @@ def _check_facts(file: Path, expected: dict[str, Any]) -> str:
                 f"{value.get(first)!r} in config.json"
             )
         if seen != value:
-            raise CheckpointError(f"{file}: made for {name} {seen!r}, not {value!r}")
+            raise CheckpointError(f"{file}: made for {name} {shown(seen)}, not {shown(value)}")
     return digest
 
 
@@ -146,8 +148,8 @@ def write_rank(file: Path, params: Params, facts: dict[str, Any]) -> str:
         save_file(tensors, new / file.name, metadata={"format": "pt"})
         with open(new / file.name, "rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
-        record = json.dumps(facts | {"sha256": digest}, indent=1) + "\n"
-        (new / file.with_suffix(".json").name).write_text(record, encoding="utf-8")
+        record = to_text(facts | {"sha256": digest})
+        (new / file.with_suffix(".json").name).write_bytes(record)
     return digest
 
 

@@ -12,7 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..model.config import FULL, CheckpointError
+from ..checks.errors import CheckpointError
+from ..checks.json_file import parse_object
+from ..model.config import FULL
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import AttentionState, DeltaNetState, State
@@ -119,7 +121,8 @@ def load_state(path: str | Path, params: Params, capacity: int | None = None) ->
     if capacity is not None:
         state = grow(state, capacity)
     state, logits = device_put((state, tensors.get("logits")), params.device.type)
-    return SavedState(state, logits, json.loads(header["metadata"]))
+    metadata = parse_object(header.get("metadata", ""), str(path), "a state's metadata")
+    return SavedState(state, logits, metadata)
 
 
 def _refuse_mesh(params: Params) -> None:

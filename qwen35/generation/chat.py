@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checks.errors import CheckpointError
+from ..checks.json_file import parse_object, read_object
 from ..files.saved_state import load_state, save_state
-from ..model.config import CheckpointError
 from ..prompts.processor import Processor, Prompt, user_message
 from ..prompts.tokenizer import Tokenizer
 from .engine import Engine
@@ -176,7 +177,7 @@ class Chat:
             ValueError: it is too long for the engine.
         """
         saved = load_state(path, self.engine.batch.params)
-        content = json.loads(saved.metadata.get("chat", "{}"))
+        content = parse_object(saved.metadata.get("chat", "{}"), str(path), "a conversation")
         if content.get("format") != _FORMAT:
             raise CheckpointError(f"{path}: a saved state, but not of a conversation")
         keys = tuple(content["keys"])
@@ -262,12 +263,12 @@ def sampling_defaults(directory: str | Path) -> Sampling:
     if not file.is_file():
         return Sampling()
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    content = read_object(file, "settings of generation")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         values = {name: content[name] for name in names if content.get(name) is not None}
         if content.get("do_sample"):
             return Sampling(**{"temperature": 1.0, **values})
         penalty = values.get("repetition_penalty", 1.0)
         return Sampling(repetition_penalty=penalty)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{file}: {error}") from None

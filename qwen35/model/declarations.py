@@ -6,7 +6,6 @@ Initialisation, loading, saving, sharding and counting are all maps over that tr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -336,8 +335,3 @@ def map_declarations(function: Callable[[Parameter], Any], declared: Params) -> 
 def declarations(declared: Params) -> Iterator[Parameter]:
     """Every declaration of the tree, in tree order."""
     yield from pytree.tree_leaves(declared)
-
-
-def count_parameters(config: Config) -> int:
-    """Values in all tensors that the configuration declares; a tied head counts once."""
-    return sum(math.prod(parameter.shape) for parameter in declarations(declare(config)))

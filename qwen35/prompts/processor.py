@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..model.config import CheckpointError, Config
+from ..checks.errors import CheckpointError
+from ..model.config import Config
 from .images import MAX_SOURCE_PIXELS, image_patches, read_image
 from .settings import PatchSettings, VideoSettings, read_settings
 from .tokenizer import Tokenizer

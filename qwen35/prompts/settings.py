@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ..model.config import CheckpointError, VisionConfig
+from ..checks.errors import CheckpointError
+from ..checks.json_file import read_object
+from ..checks.values import integer, is_number, positive_number, shown
+from ..model.config import VisionConfig
 
 _BICUBIC = 3
+_PROCESSOR = "a processor's settings"
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,7 @@ class VideoSettings(PatchSettings):
         if content.get("do_sample_frames") is False or content.get("num_frames") is not None:
             raise ValueError("do_sample_frames false and num_frames are not supported, only fps")
         common = _common(content)
-        fps = content.get("fps", cls.fps)
-        if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
-            raise ValueError(f"fps must be a positive number, not {fps!r}")
+        fps = positive_number("fps", content.get("fps", cls.fps))
         counts = {
             key: _positive(content, key, getattr(cls, key)) for key in ("min_frames", "max_frames")
         }
@@ -108,13 +109,13 @@ def _read(
     directory: Path, section: str, name: str, kind: type[PatchSettings], vision: VisionConfig
 ) -> PatchSettings | None:
     together = directory / "processor_config.json"
-    content = _json(together).get(section) if together.is_file() else None
+    content = read_object(together, _PROCESSOR).get(section) if together.is_file() else None
     file = together
     if content is None:
         file = directory / name
         if not file.is_file():
             return None
-        content = _json(file)
+        content = read_object(file, _PROCESSOR)
     try:
         settings = kind.from_dict(content)
         for key, wanted in (
@@ -131,30 +132,20 @@ def _read(
     return settings
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: a JSON object is needed, not {content!r}")
-    return content
-
-
 def _common(content: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise ValueError(f"the processor must be an object, not {content!r}")
+        raise ValueError(f"the processor must be an object, not {shown(content)}")
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if content.get(key) is False:
             raise ValueError(f"{key} false is not supported")
     if content.get("resample", _BICUBIC) != _BICUBIC:
-        raise ValueError(f"resample {content['resample']!r} is not supported: 3, bicubic, is")
+        raise ValueError(f"resample {shown(content['resample'])} is not supported: 3, bicubic, is")
     scale = content.get("rescale_factor", 1 / 255)
-    if not isinstance(scale, int | float) or not math.isclose(scale, 1 / 255, rel_tol=1e-6):
-        raise ValueError(f"rescale_factor {scale!r} is not supported: 1/255 is")
+    if not is_number(scale) or not math.isclose(scale, 1 / 255, rel_tol=1e-6):
+        raise ValueError(f"rescale_factor {shown(scale)} is not supported: 1/255 is")
     size = content.get("size") or {}
     if not isinstance(size, dict):
-        raise ValueError(f"size must be an object, not {size!r}")
+        raise ValueError(f"size must be an object, not {shown(size)}")
     limits = {
         "min_pixels": content.get("min_pixels") or size.get("shortest_edge"),
         "max_pixels": content.get("max_pixels") or size.get("longest_edge"),
@@ -172,16 +163,11 @@ def _common(content: dict[str, Any]) -> dict[str, Any]:
 
 def _channels(content: dict[str, Any], key: str) -> tuple[float, float, float]:
     values = content.get("image_" + key)
-    numbers = isinstance(values, list | tuple) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
-    )
+    numbers = isinstance(values, list | tuple) and all(map(is_number, values))
     if not numbers or len(values) != 3 or (key == "std" and min(values) <= 0):
-        raise ValueError(f"image_{key} must be three numbers, not {values!r}")
+        raise ValueError(f"image_{key} must be three numbers, not {shown(values)}")
     return tuple(map(float, values))
 
 
 def _positive(content: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = content.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{key} must be a positive integer, not {value!r}")
-    return value
+    return integer(key, content.get(key, default))

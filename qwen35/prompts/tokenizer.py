@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..model.config import CheckpointError
+from ..checks.errors import CheckpointError
+from ..checks.json_file import read_object
+from ..checks.values import integer
 
 
 class TokenizerLike(Protocol):
@@ -63,13 +64,14 @@ class Tokenizer:
 def _end_tokens(file: Path) -> tuple[int, ...]:
     if not file.is_file():
         return ()
-    try:
-        ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON ({error})") from None
+    ids = read_object(file, "settings of generation").get("eos_token_id")
     if ids is None:
         return ()
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+    try:
+        each = ids if isinstance(ids, list) else [ids]
+        return tuple(integer("eos_token_id", token, 0) for token in each)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 class TextStream:

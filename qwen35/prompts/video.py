@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..checks.values import positive_number
 from .images import MAX_SOURCE_PIXELS, fit, local_path, patchify, read_image
 from .settings import VideoSettings
 
@@ -75,8 +76,7 @@ def read_video(
 
 def sample(count: int, fps: float, settings: VideoSettings) -> list[int]:
     """Which of `count` frames at `fps` per second are taken: evenly spread, ends included."""
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < np.inf:
-        raise ValueError(f"fps must be a positive number, not {fps!r}")
+    fps = positive_number("fps", fps)
     wanted = int(count / fps * settings.fps)
     wanted = min(max(wanted, settings.min_frames), settings.max_frames, count)
     return np.linspace(0, count - 1, wanted).round().astype(int).tolist()

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import Qwen3_5Config, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 import qwen35
+from qwen35.model.declarations import declarations, declare
 
 LINEAR, FULL = "linear_attention", "full_attention"
 
@@ -353,6 +356,13 @@ def test_parameter_count_is_that_of_the_transformers_model(name):
     assert qwen35.presets[name].parameter_count == sum(unique.values())
 
 
+def test_parameter_count_is_that_of_the_declarations(case):
+    """The two that know the tensors: the sum in closed form, and their declarations one by one."""
+    config = qwen35.Config.from_pretrained(case.directory)
+    shapes = [parameter.shape for parameter in declarations(declare(config))]
+    assert config.parameter_count == sum(map(math.prod, shapes))
+
+
 def test_27b_has_26_9_billion_parameters():
     assert round(qwen35.presets["27b"].parameter_count / 1e9, 1) == 26.9
 
@@ -427,6 +437,25 @@ def test_unknown_keys_survive_the_round_trip():
         ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings", "yes"]),
         ({"eos_token_id": "end"}, ["eos_token_id", "end"]),
         ({"max_position_embeddings": 0}, ["max_position_embeddings", "0"]),
+        ({"num_hidden_layers": 10**8}, ["num_hidden_layers", "65536", "100000000"]),
+        ({"num_hidden_layers": 10**8, "full_attention_interval": 4}, ["num_hidden_layers"]),
+        ({"head_dim": 10**400}, ["head_dim", "2147483647", "…"]),
+        ({"rms_norm_eps": 10**400}, ["rms_norm_eps", "…"]),
+        ({"partial_rotary_factor": 10**400}, ["partial_rotary_factor", "…"]),
+        ({"initializer_range": float("nan")}, ["initializer_range", "nan"]),
+        ({"initializer_range": -1}, ["initializer_range", "-1"]),
+        ({"eos_token_id": -1}, ["eos_token_id", "-1"]),
+        ({"eos_token_id": [3, [4]]}, ["eos_token_id", "[4]"]),
+        ({"bos_token_id": [3]}, ["bos_token_id", "(3,)"]),
+        ({"pad_token_id": 1.0}, ["pad_token_id", "1.0"]),
+        ({"layer_types": [[FULL]] * 8}, ["layer_types", "full_attention"]),
+        ({"rope_parameters": [1]}, ["rope_parameters", "[1]"]),
+        ({"rope_parameters": {**ROPE, "mrope_section": 3}}, ["mrope_section", "3"]),
+        ({"rope_parameters": {**ROPE, "mrope_section": [32, 0, "0"]}}, ["mrope_section", "'0'"]),
+        ({"rope_parameters": {**ROPE, "mrope_section": [2**70, 0, 0]}}, ["mrope_section"]),
+        ({"hidden_size": "x" * 5000}, ["hidden_size", "…"]),
+        ({"hidden_act": ["x"] * 5000}, ["hidden_act", "…"]),
+        ({"rope_parameters": {"rope_type": "x" * 5000}}, ["rope_type", "…"]),
     ],
 )
 @pytest.mark.parametrize("form", ["text", "multimodal"])
@@ -434,9 +463,54 @@ def test_impossible_fields_are_refused_with_their_value(form, changes, says):
     content = text(**changes) if form == "text" else multimodal(changes)
     with pytest.raises(ValueError) as error:
         qwen35.Config.from_dict(content)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 250
     for word in says:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_token_id": {}}, ["image_token_id", "{}"]),
+        ({"video_token_id": -5}, ["video_token_id", "-5"]),
+        ({"vision_config": [1]}, ["vision_config", "[1]"]),
+        ({"vision_config": {"rope_parameters": [1]}}, ["vision_config.rope_parameters", "[1]"]),
+        ({"vision_config": {"patch_size": [{}]}}, ["vision_config.patch_size", "{}"]),
+        ({"vision_config": {"patch_size": []}}, ["vision_config.patch_size", "[]"]),
+        ({"vision_config": {"patch_size": [14, 16]}}, ["vision_config.patch_size", "[14, 16]"]),
+        ({"vision_config": {"depth": 10**8}}, ["vision_config.depth", "65536"]),
+        ({"vision_config": {"rope_theta": "x"}}, ["vision_config.rope_theta", "'x'"]),
+        ({"vision_config": {"initializer_range": True}}, ["vision_config.initializer_range"]),
+        ({"vision_config": {"num_position_embeddings": 3}}, ["num_position_embeddings", "3"]),
+        ({"text_config.hidden_size": 3}, ["text_config.hidden_size"]),
+        ({"vision_config.depth": 3}, ["vision_config.depth"]),
+    ],
+)
+def test_impossible_fields_beside_the_text_model_are_refused(changes, says):
+    with pytest.raises(ValueError) as error:
+        qwen35.Config.from_dict(multimodal(**changes))
+    assert len(str(error.value)) < 250
+    for word in says:
+        assert word in str(error.value)
+
+
+def test_unknown_keys_with_dots_rewrite_nothing():
+    content = multimodal({"vision_config.depth": 5, "a.b": 6}, **{"c.d": 7})
+    config = qwen35.Config.from_dict(content)
+    written = config.to_dict()
+    assert written["text_config"]["vision_config.depth"] == 5
+    assert (written["text_config"]["a.b"], written["c.d"]) == (6, 7)
+    assert qwen35.Config.from_dict(written) == config
+    alone = qwen35.Config.from_dict(text(**{"a.b": 6}))
+    assert alone.to_dict()["a.b"] == 6
+
+
+def test_what_acts_as_an_integer_is_one():
+    """The file that such a configuration is saved to has plain numbers."""
+    sizes = {"hidden_size": np.int32(64), "eos_token_id": [np.int64(7)], "bos_token_id": np.int8(1)}
+    config = qwen35.Config.from_dict(text(**sizes))
+    assert config == qwen35.Config.from_dict(text(hidden_size=64, eos_token_id=[7], bos_token_id=1))
+    json.dumps(config.to_dict())
 
 
 @pytest.mark.parametrize("name", [key for key in MINIMAL if key != "model_type"])

@@ -1,0 +1,1 @@
+"""What others passed or wrote, checked: values and JSON files. Imports nothing of the package."""

@@ -1,0 +1,103 @@
+"""Values that a caller passed or a file holds: integers, numbers, token ids."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+_LONGEST = 80  # characters of a value that an error repeats
+
+
+def shown(value: Any) -> str:
+    """Writes a value for an error's text, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return f"an integer of {value.bit_length():,} bits"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def as_integer(value: Any) -> int | None:
+    """Returns what acts as an integer as an int, and None for anything else.
+
+    Python's, NumPy's and torch's integers do (`operator.index`); truth values do not, nor do
+    floating numbers, whatever their value.
+    """
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """Returns an argument that must be an integer from `low` to `high`, as an int.
+
+    Args:
+        name: the argument's, for the error.
+        value: whatever was passed; `as_integer` says what acts as an integer.
+        low, high: bounds, both included; a high of None is none.
+
+    Raises:
+        ValueError: it is none, or out of bounds; the text has name, bounds and value.
+    """
+    found = as_integer(value)
+    if found is None or found < low or (high is not None and found > high):
+        if high is not None:
+            wanted = f"an integer from {low} to {high}"
+        else:
+            wanted = "a positive integer" if low == 1 else f"an integer of at least {low}"
+        raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Tells whether a value is a finite real number, a truth value not among them."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond float64
+        return False
+
+
+def positive_number(name: str, value: Any) -> float | int:
+    """Returns an argument that must be a finite number above zero.
+
+    Raises:
+        ValueError: it is not; the text has name and value.
+    """
+    if not is_number(value) or value <= 0:
+        raise ValueError(f"{name} must be a positive number, not {shown(value)}")
+    return value
+
+
+def token_ids(name: str, tokens: Iterable[Any], vocabulary: int) -> list[int]:
+    """Returns tokens as ints, all of which must be ids of the vocabulary.
+
+    Args:
+        name: what holds them, for the error ("prompt 3").
+        tokens: what acts as integers.
+        vocabulary: how many ids there are, from 0.
+
+    Raises:
+        ValueError: one is no integer or outside; the text has its value and the vocabulary's size.
+    """
+    ids = []
+    for token in tokens:
+        found = token if type(token) is int else as_integer(token)
+        if found is None:
+            raise ValueError(f"{name} has {shown(token)} where a token id is needed")
+        if not 0 <= found < vocabulary:
+            raise ValueError(
+                f"{name} has token id {shown(found)}, outside the vocabulary of {vocabulary} "
+                f"(0 to {vocabulary - 1})"
+            )
+        ids.append(found)
+    return ids
