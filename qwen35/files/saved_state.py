@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object
+from ..forms import columns
 from ..model.config import FULL
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import AttentionState, DeltaNetState, State
-from ..xla.devices import device_put
+from ..xla.devices import device_put, indices
 from . import aside
 
 _FORMAT = "qwen35 state 1"
@@ -28,7 +29,8 @@ def fingerprint(params: Params) -> str:
     """A name of the model that a state belongs to: its geometry, dtype, and some of its weights."""
     config = params.config
     content = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
-    sample = (params.norm, params.layers[0].input_norm, params.head[:, :8])
+    first = indices(min(8, config.vocab_size), params.device)
+    sample = (params.norm, params.layers[0].input_norm, columns(params.head, first))
     for tensor in device_put(tuple(tensor.detach().float() for tensor in sample), "cpu"):
         content.update(tensor.contiguous().numpy().tobytes())
     dtype = str(params.dtype).removeprefix("torch.")
