@@ -44,3 +44,42 @@ def test_named_files_exist(page):
         path = re.match(r"([\w.-]+)/[\w./*-]*(?=$|\s)", span)
         if path and any((base / path[1]).is_dir() for base in bases):
             assert any(any(base.glob(path[0].rstrip("/"))) for base in bases), span
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_tests_exist(page):
+    for path, name in re.findall(r"`(tests/[\w./]+\.py)::(\w+)", text_of(page)):
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), (path, name)
+
+
+def table_of(page: str, heading: str) -> list[list[str]]:
+    """The cells of the tables in a page's section, without their headings' rows."""
+    section = re.split(r"^## ", text_of(page), flags=re.MULTILINE)
+    [section] = [part for part in section if part.startswith(heading + "\n")]
+    rows = [line.strip("| ").split("|") for line in section.splitlines() if line.startswith("|")]
+    breaks = [number for number, row in enumerate(rows) if set("".join(row)) <= set("- ")]
+    return [
+        [cell.strip().strip("`") for cell in row]
+        for number, row in enumerate(rows)
+        if number not in breaks and number + 1 not in breaks
+    ]
+
+
+def test_the_page_names_every_folder():
+    """Each package of qwen35 is a row of the architecture's table of folders."""
+    named = [row[0].rstrip("/") for row in table_of("docs/architecture.md", "Folders")]
+    packages = (folder.parent.name for folder in (ROOT / "qwen35").glob("*/__init__.py"))
+    assert sorted(named) == sorted(packages)
+
+
+def test_the_evenings_read():
+    """From configuration to logits in at most 1,500 lines, and no module of model/ unmentioned."""
+    rows = table_of("docs/architecture.md", "The evening's read")
+    read = {row[1]: int(row[2]) for row in rows if row[0].isdigit()}
+    later = [row[0] for row in rows if not row[0].isdigit()]
+    modules = (ROOT / "qwen35" / "model").glob("[!_]*.py")
+    assert sorted([*read, *later]) == sorted(str(path.relative_to(ROOT)) for path in modules)
+    lines = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in read}
+    assert sum(lines.values()) <= 1500
+    wrong = {p: n for p, n in lines.items() if abs(n - read[p]) > max(10, n / 10)}
+    assert not wrong, f"the page gives other numbers of lines than {wrong}"
