@@ -1,6 +1,6 @@
 """Times this checkout against another revision: the same work in one process, in alternation.
 
-    scripts/compare_revisions.py REVISION [--preset 0.8b] [--rounds 15] [--device cpu]
+    scripts/compare_revisions.py REVISION [--preset 0.8b] [--layers 4] [--rounds 15] [--device cpu]
 
 Both packages are imported side by side and called through the public API alone. Each row has the
 medians of both and the median of the pairs' ratios, above 1 where this checkout is faster.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import platform
 import statistics
@@ -53,8 +54,17 @@ def prepared(side: Side, options: argparse.Namespace) -> dict[str, Callable[[], 
     """What is timed on one side: each function runs once and gives its seconds."""
     package, device = side.package, options.device
     config = package.presets[options.preset]
+    if options.layers:
+        kinds = config.layer_types[: options.layers]
+        vision = dataclasses.replace(config.vision, depth=min(options.layers, config.vision.depth))
+        config = dataclasses.replace(
+            config, num_hidden_layers=len(kinds), layer_types=kinds, vision=vision
+        )
     params = package.init_params(config, device=device)
-    put = lambda tree: package.device_put(tree, device)  # noqa: E731 - one expression, used below
+
+    def put(tree: Any) -> Any:
+        return package.device_put(tree, device)
+
     wrap = package.jit if device == "xla" else lambda step, donate=(): step
     decode, prefill = (wrap(step, donate=("state",)) for step in (package.decode, package.prefill))
     generator = torch.Generator().manual_seed(0)
@@ -98,6 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("revision")
     parser.add_argument("--preset", default="0.8b")
+    parser.add_argument("--layers", type=int, help="of both models; all of them if left out")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", choices=("xla", "cpu"), default="xla")
     parser.add_argument("--only", default="", help="rows whose name holds this")
@@ -128,7 +139,8 @@ def compare(new: Side, old: Side, options: argparse.Namespace) -> None:
         ),
         platform.processor(),
     )
-    print(f"{processor}, {options.preset}, {options.device}, {options.rounds} pairs")
+    layers = f"{options.layers} layers of " if options.layers else ""
+    print(f"{processor}, {layers}{options.preset}, {options.device}, {options.rounds} pairs")
     sides = []
     for side in (new, old):
         with side.active(), torch.no_grad():
