@@ -56,11 +56,8 @@ class Plain:
         query = query.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)  # [B, Hkv, group, T, D]
         scores = (query.flatten(2, 3) @ key).float().unflatten(2, query.shape[2:4])
         visible = indices(capacity, key.device) <= last_slot[:, None, None, :, None]
-        scores = torch.where(visible, scores, float("-inf"))
-        weights = (scores - scores.amax(-1, keepdim=True)).exp()
-        out = (weights.to(value.dtype).flatten(2, 3) @ value).float().unflatten(2, query.shape[2:4])
-        # Normalised last: D divisions a query, not one for each slot.
-        out = (out / weights.sum(-1, keepdim=True)).to(value.dtype)
+        weights = torch.where(visible, scores, float("-inf")).softmax(-1).to(value.dtype)
+        out = (weights.flatten(2, 3) @ value).unflatten(2, query.shape[2:4])
         return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
     def attend_within(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> Tensor:
@@ -74,8 +71,10 @@ class Plain:
             [F, P, heads, D] in the value's dtype; scores and weights are float32.
         """
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [F, heads, P, D]
-        scores = (query @ key.mT).float()
-        scores = torch.where(valid[:, None, None], scores, float("-inf"))
-        weights = (scores - scores.amax(-1, keepdim=True)).exp()
-        out = (weights.to(value.dtype) @ value).float() / weights.sum(-1, keepdim=True)
-        return out.to(value.dtype).transpose(1, 2)
+        mask = valid[:, None, None]
+        if query.device.type == "cpu":  # one kernel; a graph would get operands widened to float32
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
+        else:
+            scores = torch.where(mask, (query @ key.mT).float(), float("-inf"))
+            out = scores.softmax(-1).to(value.dtype) @ value
+        return out.transpose(1, 2)
