@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from ..files.checkpoint import load
 from ..files.materialize import init_params
-from ..generation.generate import PREFILL_CHUNK, round_capacity
+from ..generation import buckets
+from ..generation.generate import PREFILL_CHUNK
 from ..graphs.summary import summarize
 from ..model.config import Config
 from ..model.decoder import decode, prefill
@@ -139,7 +140,7 @@ def _time_decode(
     buffer: torch.Tensor,
 ) -> tuple[DecodeTime, int]:
     """Times a compiled decode; returns also how often it compiled after the first call."""
-    state = _state_after(params, batch, context, round_capacity(context + steps + 1))
+    state = _state_after(params, batch, context, buckets.capacity(context + steps + 1))
     token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
     first, state = _decode(step, params, state, token)
     known, taken, rates = step.compile_count, [], []

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..files.checkpoint import load
+from ..generation.buckets import doubling
 from ..generation.generate import generate
 from ..generation.sampling import Sampling
 from ..model.config import Config
@@ -30,7 +31,7 @@ from ..xla.compiled import compiled
 from ..xla.devices import device_put
 from ..xla.progress import show_compilations
 from .reference import NAME, TransformersModel, require
-from .scoring import CHUNK, check_counts, ladder
+from .scoring import CHUNK, check_counts
 
 # Languages, code, arithmetic, and places where a line goes on.
 PROMPTS = (
@@ -110,7 +111,7 @@ class Qwen35Model:
     ) -> None:
         self.params = params
         self._tokenizer = tokenizer
-        self._capacity = min(ladder(longest), params.config.max_position_embeddings)
+        self._capacity = min(doubling(longest), params.config.max_position_embeddings)
         self._chunk = min(chunk, self._capacity)
         self._progress = progress
 
@@ -128,7 +129,7 @@ class Qwen35Model:
             hidden, state = read(self.params, state, *inputs)
             parts.append(device_put(hidden, "cpu")[0, : len(piece)])
         # A whole power of two of places, so that prompts share a graph.
-        hidden = F.pad(torch.cat(parts)[-last:], (0, 0, 0, ladder(last) - last))
+        hidden = F.pad(torch.cat(parts)[-last:], (0, 0, 0, doubling(last) - last))
         said = say(self.params, device_put(hidden, self.params.device.type))
         return device_put(said, "cpu")[:last]
 

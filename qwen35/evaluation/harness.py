@@ -28,11 +28,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from ..files.checkpoint import load
+from ..generation.buckets import doubling
 from ..generation.generate import end_tokens, stream
 from ..generation.sampling import Sampling
 from ..model.params import Params
 from ..prompts.tokenizer import Tokenizer
-from .scoring import ladder, score_continuations
+from .scoring import score_continuations
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -246,7 +247,7 @@ class Qwen35LM(TemplateLM):
             for indices in groups.values():
                 wanted = self._wanted(requests[indices[0]].args[1])
                 rows = self._prompts([requests[index].args[0] for index in indices], wanted)
-                capacity = ladder(max(map(len, rows)) + wanted.new_tokens)
+                capacity = doubling(max(map(len, rows)) + wanted.new_tokens)
                 capacity = min(capacity, self.params.config.max_position_embeddings)
                 size = min(self.batch_size, len(rows))
                 order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..generation.buckets import doubling
 from ..model.decoder import forward, logits
 from ..model.params import Params
 from ..model.rows import take_row
@@ -18,7 +19,6 @@ from ..xla.devices import device_put
 from ..xla.progress import show_compilations
 
 CHUNK = 256
-_SMALLEST = 16  # of chunks and capacities: rows of a few tokens share one graph
 _POSITIONS = 64  # whose logits exist at a time: 62 MiB of them at a vocabulary of 248,320
 
 
@@ -63,7 +63,7 @@ def score(
     results: list[Scores | None] = [None] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     longest = len(rows[order[0]]) - 1 if rows else 0
-    batch, chunk = min(batch, max(1, len(rows))), min(chunk, ladder(longest))
+    batch, chunk = min(batch, max(1, len(rows))), min(chunk, doubling(longest))
     capacity = _capacity(params, longest)
     with _bar(sum(map(len, rows)) - len(rows), progress) as bar, show_compilations(progress):
         for start in range(0, len(rows), batch):
@@ -120,8 +120,8 @@ def _score_continuations(
     contexts = sorted(members, key=len, reverse=True)
     longest = max((len(context) + len(more) - 1 for context, more in pairs), default=0)
     batch, capacity = min(batch, max(1, len(pairs))), _capacity(params, longest)
-    read_chunk = min(chunk, ladder(len(contexts[0]) - 1)) if contexts else chunk
-    score_chunk = min(chunk, ladder(max((len(more) for _, more in pairs), default=0)))
+    read_chunk = min(chunk, doubling(len(contexts[0]) - 1)) if contexts else chunk
+    score_chunk = min(chunk, doubling(max((len(more) for _, more in pairs), default=0)))
     total = sum(map(len, contexts)) - len(contexts) + sum(len(more) for _, more in pairs)
     with _bar(total, progress) as bar:
         for start in range(0, len(contexts), batch):
@@ -208,12 +208,7 @@ def _score_step(
 
 
 def _capacity(params: Params, tokens: int) -> int:
-    return min(params.config.max_position_embeddings, ladder(tokens))
-
-
-def ladder(length: int) -> int:
-    """The power of two that holds `length` tokens, so that similar lengths share a graph."""
-    return max(_SMALLEST, 1 << (max(length, 1) - 1).bit_length())
+    return min(params.config.max_position_embeddings, doubling(tokens))
 
 
 def check_counts(**values: Any) -> None:

@@ -6,7 +6,6 @@ for prefill, decode, the most likely tokens, sampled tokens, and moving rows.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,22 +14,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..model.config import FULL
-from ..model.decoder import decode, prefill
 from ..model.params import Params
-from ..model.rows import grow, kv_window, put_row, recurrent_part, take_row
-from ..model.state import AttentionState, State, init_state
-from ..xla.compiled import Compiled, compiled
+from ..model.rows import grow
+from ..model.state import AttentionState, State
 from ..xla.devices import device_put, run_pending_of
+from . import steps
 from .prefix_cache import KV, Match, Snapshot
 from .results import TokenLogprob, read_choice
-from .sampling import Choice, Controls, Sampling, choose, controls_for, count, counts_for
-
-
-class Rows(NamedTuple):
-    """State of some rows and the logits [B, V] after their last tokens."""
-
-    state: State
-    logits: Tensor
+from .sampling import MOST_LIKELY, Controls, Sampling, controls_for, counts_for
+from .steps import Rows
 
 
 class _Settings(NamedTuple):
@@ -72,15 +64,11 @@ class Batch:
     @property
     def compile_count(self) -> int:
         """Graphs compiled so far, for other batches too: they share them."""
-        return sum(step.compile_count for step in _steps())
+        return sum(step.compile_count for step in steps.ALL)
 
     def blank(self, size: int = 1) -> Rows:
         """Rows that have read nothing."""
-        state = init_state(self.params, size, self.capacity)
-        logits = torch.zeros(size, self.params.config.vocab_size, device=self.params.device)
-        if self._device == "xla":
-            run_pending_of(pytree.tree_leaves((state, logits)))
-        return Rows(state, logits)
+        return steps.blank(self.params, size, self.capacity)
 
     def reset(self) -> None:
         """Empties all slots, whatever has become of their tensors."""
@@ -94,18 +82,18 @@ class Batch:
     def warm_up(self) -> None:
         """Compiles all that slots of this capacity need."""
         self._ensure_settings()
-        steps, params, row = _steps(), self.params, self.blank()
+        params, row = self.params, self.blank()
         slot, vector, mask = self._ids([0]), self._ids([0] * self.slots), [True] * self.slots
         mask = self._put(torch.tensor(mask))
         chunk = torch.zeros(1, self.chunk, dtype=torch.int64)
-        steps.prefill.compile(params, row.state, self._put(chunk), slot, None, None)
+        steps.prefill.compile(params, row, self._put(chunk), slot, None, None)
         if params.vision is not None:
             embeds = torch.zeros(*chunk.shape, params.config.hidden_size, dtype=params.dtype)
             inputs = self._put((chunk, embeds, chunk.expand(3, 1, -1).contiguous()))
-            steps.prefill.compile(params, row.state, inputs[0], slot, *inputs[1:])
+            steps.prefill.compile(params, row, inputs[0], slot, *inputs[1:])
         steps.decode.compile(params, self.rows.state, vector, mask)
-        steps.likeliest.compile(self.rows.logits)
-        steps.sample.compile(*self.rows, *self._settings, vector, mask, self._top_logprobs)
+        steps.choose.compile(*self._likeliest())
+        steps.choose.compile(*self._sampled(vector, mask))
         steps.put.compile(self.rows, row, slot)
         steps.put.compile(self._settings, self._settings_of(Sampling(), ()), slot)
         steps.take.compile(self.rows, slot)
@@ -123,10 +111,7 @@ class Batch:
         Args:
             pictures: embeds [1, chunk, H] and positions [3, 1, chunk], in a prompt with pictures.
         """
-        padded = torch.tensor([[*tokens, *[0] * (self.chunk - len(tokens))]])
-        inputs = (padded, torch.tensor([len(tokens)]), *(pictures or (None, None)))
-        logits, state = _steps().prefill(self.params, row.state, *self._put(inputs))
-        return Rows(state, logits)
+        return steps.prefill_pieces(self.params, row, [tokens], self.chunk, pictures)
 
     def put(self, slot: int, row: Rows, sampling: Sampling, prompt: Sequence[int]) -> None:
         """Puts a row into a slot, to be sampled like this."""
@@ -134,12 +119,12 @@ class Batch:
         if not sampling.plain:
             self._ensure_settings()
         if self._settings is not None:
-            self._settings = _steps().put(self._settings, self._settings_of(sampling, prompt), at)
-        self.rows = _steps().put(self.rows, row, at)
+            self._settings = steps.put(self._settings, self._settings_of(sampling, prompt), at)
+        self.rows = steps.put(self.rows, row, at)
 
     def take(self, slot: int) -> Rows:
         """A slot's row; the slot keeps it."""
-        return _steps().take(self.rows, self._ids([slot]))
+        return steps.take(self.rows, self._ids([slot]))
 
     # -- all slots ----------------------------------------------------------------------------
 
@@ -153,27 +138,23 @@ class Batch:
             plain: whether the most likely tokens are wanted of all.
         """
         if plain:
-            return read_choice(_steps().likeliest(self.rows.logits), limits)
-        token = self._ids([token or 0 for token in last])
+            choice, _ = steps.choose(*self._likeliest())
+            return read_choice(choice, limits)
         counted = self._put(torch.tensor([token is not None for token in last]))
-        choice, counts = _steps().sample(
-            *self.rows, *self._settings, token, counted, self._top_logprobs
-        )
+        choice, counts = steps.choose(*self._sampled(self._tokens(last), counted))
         self._settings = self._settings._replace(counts=counts)
         return read_choice(choice, limits)
 
     def decode(self, tokens: Sequence[int | None]) -> None:
         """Reads a token in each slot that has one."""
         active = self._put(torch.tensor([token is not None for token in tokens]))
-        token = self._ids([token or 0 for token in tokens])
-        logits, state = _steps().decode(self.params, self.rows.state, token, active)
-        self.rows = Rows(state, logits)
+        self.rows = steps.decode(self.params, self.rows.state, self._tokens(tokens), active)
 
     # -- to the prefix cache and back ---------------------------------------------------------
 
     def snapshot(self, row: Rows) -> Snapshot:
         """What a row leaves besides keys and values."""
-        parts = (*_steps().recurrent(row.state), row.logits)
+        parts = (*steps.recurrent(row.state), row.logits)
         return Snapshot(*device_put(parts, "cpu"))
 
     def keys_and_values(self, row: Rows, start: int, end: int) -> KV:
@@ -181,7 +162,7 @@ class Batch:
         pieces: list[KV] = []
         for first in range(start, end, self.chunk):
             begin = min(first, self.capacity - self.chunk)
-            window = _steps().window(row.state, self._put(torch.tensor([begin])), self.chunk)
+            window = steps.window(row.state, self._put(torch.tensor([begin])), self.chunk)
             left, right = first - begin, min(end, first + self.chunk) - begin
             pieces.append(
                 tuple(
@@ -209,6 +190,19 @@ class Batch:
 
     # -- helpers ------------------------------------------------------------------------------
 
+    def _likeliest(self) -> tuple:
+        """What `steps.choose` takes for the most likely tokens: no more than an argmax."""
+        return self.params, None, self.rows.logits, MOST_LIKELY, None, None, None, None
+
+    def _sampled(self, last: Tensor, counted: Tensor) -> tuple:
+        """What it takes for tokens chosen as the slots' settings say, after `last`."""
+        state, logits = self.rows
+        settings = self._settings.controls, self._settings.counts
+        return self.params, state.position, logits, *settings, last, counted, self._top_logprobs
+
+    def _tokens(self, tokens: Sequence[int | None]) -> Tensor:
+        return self._ids([token or 0 for token in tokens])
+
     def _ensure_settings(self) -> None:
         if self._settings is None:
             row = self._settings_of(Sampling(), ())
@@ -228,43 +222,3 @@ class Batch:
 
     def _put(self, tree: Any) -> Any:
         return device_put(tree, self._device)
-
-
-class _Steps(NamedTuple):
-    prefill: Compiled
-    decode: Compiled
-    likeliest: Compiled
-    sample: Compiled
-    put: Compiled
-    take: Compiled
-    recurrent: Compiled
-    window: Compiled
-
-
-@functools.cache
-def _steps() -> _Steps:
-    """The functions of the engine."""
-    return _Steps(
-        compiled(prefill, donate=("state",)),
-        compiled(decode, donate=("state",)),
-        compiled(choose),
-        compiled(_sample, donate=("counts",)),
-        compiled(put_row, donate=("tree",)),
-        compiled(take_row),
-        compiled(recurrent_part),
-        compiled(kv_window),
-    )
-
-
-def _sample(
-    state: State,
-    logits: Tensor,
-    controls: Controls,
-    counts: Tensor,
-    last: Tensor,
-    counted: Tensor,
-    top_logprobs: int,
-) -> tuple[Choice, Tensor]:
-    """A token for each row, and the counts with the token before included."""
-    counts = count(counts, last, counted)
-    return choose(logits, controls, state.position, counts, top_logprobs), counts

@@ -28,12 +28,14 @@ from ..prompts.inputs import Messages, RowPictures, encode_pictures, encode_prom
 from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
 from ..xla.progress import show_compilations
-from .batch import Batch, Rows
+from . import buckets
+from .batch import Batch
 from .generate import end_tokens
 from .prefix_cache import CacheStats, PrefixCache
 from .request import Request, ThinkingBudget, cache_keys
 from .results import Piece
 from .sampling import Sampling
+from .steps import Rows
 
 # Smaller than `generate`'s, which cuts its chunk to the prompt: here one graph serves all prompts,
 # a short one pays for a whole chunk, and so does what is left of a prompt before each snapshot.
@@ -198,7 +200,7 @@ class Engine:
             thinking=thinking,
             deadline=None if timeout is None else now + timeout,
             boundaries=tuple(boundaries),
-            ends=self._ends.union(sampling.stop),
+            ends=self._ends,
             stream=TextStream(self._tokenizer),
             submitted=now,
             keys=cache_keys(tokens, pictures),
@@ -364,7 +366,7 @@ class Engine:
             request = self.running[slot]
             if request is not None:
                 with self._guard(request):
-                    pieces.append(request.push(token, logprob, now))
+                    pieces.append(request.choose(token, logprob, now))
                     if request.done:
                         self._leave(slot, request.new_tokens[:-1])  # the last is not decoded
 
@@ -381,7 +383,7 @@ class Engine:
 
     def _make_room(self, needed: int) -> None:
         if needed > self.batch.capacity:
-            self.batch.grow(min(1 << (needed - 1).bit_length(), self.max_capacity))
+            self.batch.grow(min(buckets.doubling(needed), self.max_capacity))
             if self._filling is not None:
                 row = self._filling.row
                 row = row._replace(state=grow(row.state, self.batch.capacity))

@@ -9,23 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.all_ranks import on_all_ranks
-from ..model.decoder import decode, prefill
 from ..model.params import Params
-from ..model.state import State, init_state
+from ..model.state import State
 from ..prompts.inputs import Prompts, RowPictures, encode_pictures, encode_prompts, piece
 from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
-from ..xla.compiled import Compiled, compiled
 from ..xla.devices import device_put
 from ..xla.progress import prefill_bar, show_compilations
+from . import buckets, steps
+from .continuation import Continuation
 from .results import Completion, Piece, Timings, TokenLogprob, read_choice
-from .sampling import Choice, Controls, Sampling, choose, controls_for, count, counts_for
+from .sampling import Sampling, controls_for, counts_for
 
 PREFILL_CHUNK = 512
-_SMALLEST_CHUNK = 16
-_CHUNK_STEP = 64
-_CAPACITY_STEP = 128
 
 
 def generate(
@@ -97,11 +93,21 @@ def stream(
     """
     _check_count("max_new_tokens", max_new_tokens)
     _check_count("prefill_chunk", prefill_chunk)
-    rows, seen = encode_prompts(params, tokenizer, prompts)
-    capacity = _capacity(params, rows, max_new_tokens, capacity)
-    samplings = _samplings(sampling, len(rows))
-    batch = _Batch(params, rows, seen, samplings, capacity, prefill_chunk, progress)
-    return _stream(batch, tokenizer, end_tokens(params, tokenizer), max_new_tokens)
+    prompts, seen = encode_prompts(params, tokenizer, prompts)
+    capacity = _capacity(params, prompts, max_new_tokens, capacity)
+    ends = end_tokens(params, tokenizer)
+    rows = [
+        Continuation(
+            id=row,
+            max_new_tokens=max_new_tokens,
+            sampling=settings,
+            ends=ends,
+            stream=TextStream(tokenizer),
+        )
+        for row, settings in enumerate(_samplings(sampling, len(prompts)))
+    ]
+    call = _Call(params, prompts, seen, [row.sampling for row in rows], capacity, progress)
+    return _stream(call, rows, buckets.prefill_chunk(max(map(len, prompts)), prefill_chunk))
 
 
 def end_tokens(params: Params, tokenizer: TokenizerLike) -> frozenset[int]:
@@ -118,226 +124,120 @@ def _samplings(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampl
 
 
 def _stream(
-    batch: _Batch, tokenizer: TokenizerLike, ends: frozenset[int], max_new_tokens: int
+    call: _Call, rows: list[Continuation], chunk: int
 ) -> Generator[Piece, None, list[Completion]]:
-    size = len(batch.rows)
-    texts = [TextStream(tokenizer) for _ in range(size)]
-    tokens: list[list[int]] = [[] for _ in range(size)]
-    logprobs: list[list[TokenLogprob]] = [[] for _ in range(size)]
-    parts: list[list[str]] = [[] for _ in range(size)]
-    reasons: list[str | None] = [None] * size
     start = time.perf_counter()
-    chosen = batch.prefill(decode_follows=max_new_tokens > 1)
-    first = time.perf_counter() - start - batch.compile_seconds
-    prefill_compile = batch.compile_seconds
+    chosen = call.prefill(chunk, decode_follows=rows[0].max_new_tokens > 1)
+    first = time.perf_counter() - start - call.compile_seconds
+    prefill_compile = call.compile_seconds
     start = time.perf_counter()
     while True:
-        for row, (token, logprob) in enumerate(chosen):
-            if reasons[row] is not None:
-                continue
-            tokens[row].append(token)
-            if logprob is not None:
-                logprobs[row].append(logprob)
-            text = texts[row].push(token)
-            if token in ends or token in batch.samplings[row].stop:
-                reasons[row] = "stop"
-            elif len(tokens[row]) == max_new_tokens:
-                reasons[row] = "length"
-            if reasons[row] is not None:
-                text += texts[row].finish()
-            parts[row].append(text)
-            yield Piece(row, text, token)
-        active = [reason is None for reason in reasons]
+        for row, (token, logprob) in zip(rows, chosen, strict=True):
+            if not row.done:
+                yield row.push(token, logprob)
+        active = [not row.done for row in rows]
         if not any(active):
             break
-        chosen = batch.decode(active)
-    decoding = time.perf_counter() - start - (batch.compile_seconds - prefill_compile)
-    later = sum(len(row) - 1 for row in tokens)
-    rate = later / decoding if later and decoding > 0 else None
-    timings = Timings(batch.compile_seconds, first, decoding, rate)
-    return [
-        Completion(
-            "".join(parts[row]),
-            tuple(tokens[row]),
-            reasons[row],
-            timings,
-            tuple(logprobs[row]) if batch.samplings[row].logprobs is not None else None,
-        )
-        for row in range(size)
-    ]
+        chosen = call.decode(active)
+    decoding = time.perf_counter() - start - (call.compile_seconds - prefill_compile)
+    later = sum(len(row.new_tokens) - 1 for row in rows)
+    timings = Timings.of(call.compile_seconds, first, decoding, later)
+    return [row.completed(timings) for row in rows]
 
 
-class _Batch:
-    """The rows of one call and their state between steps."""
+class _Call:
+    """The tensors of one call between steps: all rows are read and decoded side by side.
+
+    Where `Batch`'s slots serve any request with one graph, these are made for the call: capacity
+    and chunk are its own, and of the sampling settings the graph has only what a row uses.
+    """
 
     def __init__(
         self,
         params: Params,
-        rows: list[list[int]],
+        prompts: list[list[int]],
         seen: list[Prompt | None],
         samplings: list[Sampling],
         capacity: int,
-        prefill_chunk: int,
         progress: bool,
     ) -> None:
-        self.params = params
-        self.rows = rows
-        self.seen = seen
-        self.samplings = samplings
-        self.capacity = capacity
-        self.progress = progress
         self.compile_seconds = 0.0
-        self.chunk = _chunk(max(map(len, rows)), prefill_chunk)
-        self.device = params.device.type
+        self._params = params
+        self._prompts = prompts
+        self._seen = seen
+        self._capacity = capacity
+        self._progress = progress
+        self._limits = [sampling.logprobs for sampling in samplings]
+        self._logprobs = max((limit for limit in self._limits if limit is not None), default=None)
         vocabulary = params.config.vocab_size
-        self.controls = device_put(controls_for(samplings, vocabulary), self.device)
-        self.logprobs = max((s.logprobs for s in samplings if s.logprobs is not None), default=None)
-        self.counts: Tensor | None = None
-        if self.controls.penalties is not None:
-            self.counts = device_put(counts_for(rows, vocabulary), self.device)
-        self.state: State
-        self.choice: Choice
+        self._controls = self._put(controls_for(samplings, vocabulary))
+        self._counts: Tensor | None = None
+        if self._controls.penalties is not None:
+            self._counts = self._put(counts_for(prompts, vocabulary))
+        self._state: State
+        self._token: Tensor
 
-    def prefill(self, decode_follows: bool) -> list[tuple[int, TokenLogprob | None]]:
+    def prefill(self, chunk: int, decode_follows: bool) -> list[tuple[int, TokenLogprob | None]]:
         """Runs the prompts, chunk by chunk, and returns every row's first token.
 
         The decode step is compiled here if it follows: not between two tokens of a stream.
         """
-        longest = max(map(len, self.rows))
-        self.state = init_state(self.params, len(self.rows), self.capacity)
+        params, longest = self._params, max(map(len, self._prompts))
+        rows = steps.blank(params, len(self._prompts), self._capacity)
         pictures = self._encode_pictures()
-        shape = (len(self.rows), self.params.config.vocab_size)
-        logits = torch.zeros(shape, device=self.params.device)
-        with prefill_bar(longest, self.progress and longest > self.chunk) as bar:
-            for start in range(0, longest, self.chunk):
-                inputs = _slice(self.rows, start, self.chunk)
-                inputs += (None, None) if pictures is None else piece(pictures, start, self.chunk)
-                inputs = device_put(inputs, self.device)
-                logits, self.state = self._run(
-                    compiled(_prefill_step, donate=("state", "logits")),
-                    self.params,
-                    self.state,
-                    logits,
-                    *inputs,
-                )
-                bar.update(min(self.chunk, longest - start))
-        self.choice = self._run(
-            compiled(_choose_step),
-            self.params,
-            self.state,
-            logits,
-            self.controls,
-            self.counts,
-            self.logprobs,
+        with prefill_bar(longest, self._progress and longest > chunk) as bar:
+            for start in range(0, longest, chunk):
+                pieces = [prompt[start : start + chunk] for prompt in self._prompts]
+                here = None if pictures is None else piece(pictures, start, chunk)
+                rows = self._run(steps.prefill_pieces, params, rows, pieces, chunk, here)
+                bar.update(min(chunk, longest - start))
+        position = None if self._controls.draw is None else rows.state.position
+        choice, self._counts = self._run(
+            steps.choose,
+            params,
+            position,
+            rows.logits,
+            self._controls,
+            self._counts,
+            None,
+            None,
+            self._logprobs,
         )
+        self._state, self._token = rows.state, choice.token
         if decode_follows:
-            self._run(_decode().compile, *self._decode_arguments())
-        return self._chosen()
-
-    def _encode_pictures(self) -> list[RowPictures | None] | None:
-        """Per row its pictures, or None; None for all where no row has any."""
-        if not any(prompt is not None and prompt.images.grid for prompt in self.seen):
-            return None
-        return [prompt and self._run(encode_pictures, self.params, prompt) for prompt in self.seen]
+            active = [True] * len(self._prompts)
+            self._run(steps.decode_and_choose.compile, *self._decode_arguments(active))
+        return read_choice(choice, self._limits)
 
     def decode(self, active: list[bool]) -> list[tuple[int, TokenLogprob | None]]:
         """Runs one step of the active rows and returns every row's next token."""
         arguments = self._decode_arguments(active)
-        self.choice, self.state, self.counts = self._run(_decode(), *arguments)
-        return self._chosen()
+        choice, self._state, self._counts = self._run(steps.decode_and_choose, *arguments)
+        self._token = choice.token
+        return read_choice(choice, self._limits)
 
-    def _chosen(self) -> list[tuple[int, TokenLogprob | None]]:
-        limits = [sampling.logprobs for sampling in self.samplings]
-        return read_choice(self.choice, limits)
+    def _encode_pictures(self) -> list[RowPictures | None] | None:
+        """Per row its pictures, or None; None for all where no row has any."""
+        if not any(prompt is not None and prompt.images.grid for prompt in self._seen):
+            return None
+        return [
+            prompt and self._run(encode_pictures, self._params, prompt) for prompt in self._seen
+        ]
 
-    def _decode_arguments(self, active: list[bool] | None = None) -> tuple:
-        mask = None
-        if len(self.rows) > 1:  # a single row is active while there are steps
-            mask = torch.tensor(active or [True] * len(self.rows))
-            mask = device_put(mask, self.device)
-        token = self.choice.token
-        return self.params, self.state, token, mask, self.controls, self.counts, self.logprobs
+    def _decode_arguments(self, active: list[bool]) -> tuple:
+        # A single row is active while there are steps.
+        mask = self._put(torch.tensor(active)) if len(active) > 1 else None
+        sampled = (self._controls, self._counts, self._logprobs)
+        return self._params, self._state, self._token, mask, *sampled
 
     def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        with show_compilations(self.progress) as seen:
+        with show_compilations(self._progress) as seen:
             result = step(*arguments)
         self.compile_seconds += seen.seconds
         return result
 
-
-def _decode() -> Compiled:
-    return compiled(_decode_step, donate=("state", "token", "counts"))
-
-
-@torch.no_grad()
-def _prefill_step(
-    params: Params,
-    state: State,
-    logits: Tensor,
-    tokens: Tensor,
-    lengths: Tensor,
-    embeds: Tensor | None,
-    positions: Tensor | None,
-) -> tuple[Tensor, State]:
-    """One chunk; a row whose prompt has ended keeps the logits of its last token."""
-    new, state = prefill(params, state, tokens, lengths, embeds, positions)
-    return torch.where((lengths > 0)[:, None], new, logits), state
-
-
-@torch.no_grad()
-def _choose_step(
-    params: Params,
-    state: State,
-    logits: Tensor,
-    controls: Controls,
-    counts: Tensor | None,
-    logprobs: int | None,
-) -> Choice:
-    position = None if controls.draw is None else _positions(params, state)
-    return choose(logits, controls, position, counts, logprobs)
-
-
-@on_all_ranks(False)
-def _positions(params: Params, state: State) -> Tensor:
-    return state.position
-
-
-@torch.no_grad()
-def _decode_step(
-    params: Params,
-    state: State,
-    token: Tensor,
-    active: Tensor | None,
-    controls: Controls,
-    counts: Tensor | None,
-    logprobs: int | None,
-) -> tuple[Choice, State, Tensor | None]:
-    logits, state = decode(params, state, token, active)
-    if counts is not None:
-        counts = count(counts, token, active)
-    return _choose_step(params, state, logits, controls, counts, logprobs), state, counts
-
-
-def _slice(rows: list[list[int]], start: int, chunk: int) -> tuple[Tensor, Tensor]:
-    parts = [row[start : start + chunk] for row in rows]
-    tokens = torch.tensor([part + [0] * (chunk - len(part)) for part in parts])
-    return tokens, torch.tensor([len(part) for part in parts])
-
-
-def _chunk(length: int, limit: int) -> int:
-    """Tokens of each of the equal steps, of at most `limit`, that a prompt of `length` takes.
-
-    A power of two up to `_CHUNK_STEP`, then a multiple of it, or of half of it where several steps
-    pay for what is padded: few graphs, and no prompt pays for a much longer one.
-    """
-    steps = -(-length // limit)
-    tokens = -(-length // steps)
-    if tokens <= _CHUNK_STEP:
-        size = max(_SMALLEST_CHUNK, 1 << (tokens - 1).bit_length())
-    else:
-        unit = _CHUNK_STEP if steps == 1 else _CHUNK_STEP // 2
-        size = -(-tokens // unit) * unit
-    return min(size, limit)
+    def _put(self, tree: Any) -> Any:
+        return device_put(tree, self._params.device.type)
 
 
 def _capacity(
@@ -359,13 +259,7 @@ def _capacity(
                 )
     if capacity is not None:
         return capacity
-    return min(limit, round_capacity(max(map(len, rows)) + max_new_tokens))
-
-
-def round_capacity(tokens: int) -> int:
-    """The next capacity in steps: prompts of similar length share compiled graphs, and attention on
-    XLA:CPU gets a count of slots that its fast products take."""
-    return -(-tokens // _CAPACITY_STEP) * _CAPACITY_STEP
+    return min(limit, buckets.capacity(max(map(len, rows)) + max_new_tokens))
 
 
 def _check_count(name: str, value: Any) -> None:

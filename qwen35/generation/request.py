@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..prompts.processor import Prompt
-from ..prompts.tokenizer import TextStream
+from .continuation import Continuation
 from .results import Completion, Piece, Timings, TokenLogprob
-from .sampling import Sampling
 
 
 class ThinkingBudget(NamedTuple):
@@ -26,69 +25,45 @@ class ThinkingBudget(NamedTuple):
     close: tuple[int, ...]
 
 
-@dataclass(eq=False)
-class Request:
-    """Made by `Engine.submit`; the engine writes to it, everyone may read it.
+@dataclass(eq=False, kw_only=True)
+class Request(Continuation):
+    """A continuation that was asked of an engine.
+
+    Made by `Engine.submit`; the engine writes to it, everyone may read it.
 
     Attributes:
-        id: the `row` of its pieces.
         tokens: the prompt's ids.
         keys: the same for the prefix cache, see `cache_keys`.
         pictures: what a processor made of the prompt, if it has pictures.
-        max_new_tokens, sampling, thinking: as asked for.
+        thinking: as asked for.
         deadline: when it ends as "timeout", on the engine's clock; None never.
         boundaries: prompt lengths at which the prefix cache keeps the state.
+        submitted, first, last: on the engine's clock, when it was queued and when its first and
+            latest tokens came.
         cached_tokens: prompt tokens that the prefix cache saved.
-        new_tokens, logprobs, text: what has come so far.
-        finish_reason: None while it is waiting or running.
         error: what ended it, if the finish reason is "error".
     """
 
-    id: int
     tokens: tuple[int, ...]
-    max_new_tokens: int
-    sampling: Sampling
+    keys: tuple[int, ...]
+    pictures: Prompt | None
     thinking: ThinkingBudget | None
     deadline: float | None
     boundaries: tuple[int, ...]
-    ends: frozenset[int]
-    stream: TextStream
     submitted: float
-    keys: tuple[int, ...]
-    pictures: Prompt | None = None
-    cached_tokens: int = 0
-    new_tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str | None = None
-    error: Exception | None = None
     first: float | None = None
     last: float | None = None
+    cached_tokens: int = 0
+    error: Exception | None = None
     _forced: deque[int] = field(default_factory=deque)
 
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
-        return self.finish_reason is not None
-
-    def push(self, token: int, logprob: TokenLogprob | None, now: float) -> Piece:
+    def choose(self, token: int, logprob: TokenLogprob | None, now: float) -> Piece:
         """Takes the model's next token, or puts another in its place; may end the request."""
         token = self._thought_through(token)
-        self.new_tokens.append(token)
-        if logprob is not None:
-            self.logprobs.append(logprob)
         if self.first is None:
             self.first = now
         self.last = now
-        text = self.stream.push(token)
-        if token in self.ends:
-            self.finish_reason = "stop"
-        elif len(self.new_tokens) == self.max_new_tokens:
-            self.finish_reason = "length"
-        if self.done:
-            text += self.stream.finish()
-        self.text += text
-        return Piece(self.id, text, token)
+        return self.push(token, logprob)
 
     def _thought_through(self, token: int) -> int:
         budget = self.thinking
@@ -99,7 +74,7 @@ class Request:
         return self._forced.popleft() if self._forced else token
 
     def completion(self) -> Completion:
-        """The result, of a request that has ended.
+        """Returns the result, of a request that has ended.
 
         Raises:
             RuntimeError: it has not.
@@ -110,14 +85,7 @@ class Request:
         if self.first is not None:
             first, decoding = self.first - self.submitted, self.last - self.first
         later = len(self.new_tokens) - 1
-        rate = later / decoding if later > 0 and decoding > 0 else None
-        return Completion(
-            self.text,
-            tuple(self.new_tokens),
-            self.finish_reason,
-            Timings(0.0, first, decoding, rate),
-            tuple(self.logprobs) if self.sampling.logprobs is not None else None,
-        )
+        return self.completed(Timings.of(0.0, first, decoding, later))
 
 
 def cache_keys(tokens: Sequence[int], pictures: Prompt | None) -> tuple[int, ...]:

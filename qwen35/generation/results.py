@@ -35,6 +35,12 @@ class Timings:
     decode: float
     tokens_per_second: float | None
 
+    @classmethod
+    def of(cls, compile: float, first_token: float, decode: float, later: int) -> Timings:
+        """Timings of a call with `later` tokens after its rows' first ones."""
+        rate = later / decode if later > 0 and decode > 0 else None
+        return cls(compile, first_token, decode, rate)
+
 
 class TokenLogprob(NamedTuple):
     """A token's log probability, and the likeliest tokens at its place as (token, logprob)."""

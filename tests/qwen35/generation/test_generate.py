@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import qwen35
-from qwen35.generation.generate import PREFILL_CHUNK, _chunk
+from qwen35.generation.buckets import prefill_chunk
+from qwen35.generation.generate import PREFILL_CHUNK
 
 OF_ONE = [16, 32, 64, 128, 192, 256, 320, 384, 448, 512]
 OF_SEVERAL = [288, 320, 352, 384, 416, 448, 480, 512]
@@ -18,8 +19,8 @@ def test_chunk_sizes():
         steps = -(-length // PREFILL_CHUNK)
         sizes = OF_ONE if steps == 1 else OF_SEVERAL
         smallest = next(size for size in sizes if steps * size >= length)
-        assert _chunk(length, PREFILL_CHUNK) == smallest
-    assert [_chunk(length, 10) for length in (1, 10, 11)] == [10, 10, 10]
+        assert prefill_chunk(length, PREFILL_CHUNK) == smallest
+    assert [prefill_chunk(length, 10) for length in (1, 10, 11)] == [10, 10, 10]
 
 
 @pytest.mark.parametrize("chunk", [512, 100, 37, 1])

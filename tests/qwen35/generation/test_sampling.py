@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import generation as hf
 
 import qwen35
+from qwen35.generation import steps
 from qwen35.generation.sampling import (
     Filters,
     Sampling,
@@ -293,8 +294,6 @@ def test_compiled_once_for_all_settings():
 
 def test_the_greedy_step_is_nothing_but_decode_and_argmax(load):
     """Default settings leave no trace in the graph."""
-    from qwen35.generation.generate import _decode_step
-
     params = load("value_heads_x2_tied", "xla")
     state = qwen35.init_state(params, batch=2, capacity=16)
     vector, active = torch.tensor([1, 2]), torch.tensor([True, True])
@@ -305,7 +304,7 @@ def test_the_greedy_step_is_nothing_but_decode_and_argmax(load):
         return logits.argmax(-1), state
 
     controls = controls_for([Sampling()] * 2, params.config.vocab_size)
-    ours = qwen35.jit(_decode_step).lower(params, state, vector, active, controls, None, None)
+    ours = steps.decode_and_choose.lower(params, state, vector, active, controls, None, None)
     theirs = qwen35.jit(bare).lower(params, state, vector, active)
 
     def operations(text):

@@ -1,0 +1,141 @@
+"""The steps that all generation is made of, compiled on XLA and eager on the CPU.
+
+`prefill` reads a chunk of each row's prompt, `choose` takes each row's next token from its logits
+and `decode` reads that; `decode_and_choose` is both in one graph, where nothing comes in between.
+`put`, `take`, `recurrent` and `window` move rows between batches and to the host. Donated arguments
+are consumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..model import decoder
+from ..model.all_ranks import on_all_ranks
+from ..model.params import Params
+from ..model.rows import kv_window, put_row, recurrent_part, take_row
+from ..model.state import State, init_state
+from ..xla.compiled import compiled
+from ..xla.devices import device_put, run_pending_of
+from . import sampling
+from .sampling import Choice, Controls
+
+
+class Rows(NamedTuple):
+    """The state of some rows, and the logits [B, V] float32 after each one's last token."""
+
+    state: State
+    logits: Tensor
+
+
+def blank(params: Params, size: int, capacity: int) -> Rows:
+    """Makes `size` rows that have read nothing, with room for `capacity` tokens each."""
+    logits = torch.zeros(size, params.config.vocab_size, device=params.device)
+    rows = Rows(init_state(params, size, capacity), logits)
+    if params.device.type == "xla":
+        run_pending_of(pytree.tree_leaves(rows))
+    return rows
+
+
+def prefill_pieces(
+    params: Params,
+    rows: Rows,
+    pieces: Sequence[Sequence[int]],
+    chunk: int,
+    pictures: tuple[Tensor, Tensor] | None = None,
+) -> Rows:
+    """Reads the next at most `chunk` tokens of each row's prompt, maybe none; consumes the rows.
+
+    Args:
+        pictures: embeds [B, chunk, H] and positions [3, B, chunk], where a prompt has pictures.
+    """
+    tokens = torch.tensor([[*piece, *[0] * (chunk - len(piece))] for piece in pieces])
+    lengths = torch.tensor([len(piece) for piece in pieces])
+    inputs = device_put((tokens, lengths, *(pictures or (None, None))), params.device.type)
+    return prefill(params, rows, *inputs)
+
+
+@torch.no_grad()
+def _prefill(
+    params: Params,
+    rows: Rows,
+    tokens: Tensor,
+    lengths: Tensor,
+    embeds: Tensor | None,
+    positions: Tensor | None,
+) -> Rows:
+    """Prefills one chunk; a row of length 0 keeps the logits of its last token."""
+    logits, state = decoder.prefill(params, rows.state, tokens, lengths, embeds, positions)
+    return Rows(state, torch.where((lengths > 0)[:, None], logits, rows.logits))
+
+
+@torch.no_grad()
+def _decode(params: Params, state: State, token: Tensor, active: Tensor | None) -> Rows:
+    """Decodes token [B] in the active [B] rows, None all."""
+    logits, state = decoder.decode(params, state, token, active)
+    return Rows(state, logits)
+
+
+@torch.no_grad()
+def _choose(
+    params: Params,
+    position: Tensor | None,
+    logits: Tensor,
+    controls: Controls,
+    counts: Tensor | None,
+    last: Tensor | None,
+    counted: Tensor | None,
+    logprobs: int | None,
+) -> tuple[Choice, Tensor | None]:
+    """Chooses each row's next token, see `sampling.choose`.
+
+    Args:
+        position: the state's; None where nothing is drawn.
+        counts: [B, V] for penalties; returned with token `last` [B] added in the `counted` [B]
+            rows (None: all); nothing is added where `last` is None.
+    """
+    if counts is not None and last is not None:
+        counts = sampling.count(counts, last, counted)
+    if controls.draw is not None:
+        position = _whole(params, position)
+    return sampling.choose(logits, controls, position, counts, logprobs), counts
+
+
+@torch.no_grad()
+def _decode_and_choose(
+    params: Params,
+    state: State,
+    token: Tensor,
+    active: Tensor | None,
+    controls: Controls,
+    counts: Tensor | None,
+    logprobs: int | None,
+) -> tuple[Choice, State, Tensor | None]:
+    """Decodes token [B] in the active rows and chooses what comes after it."""
+    state, logits = _decode(params, state, token, active)
+    position = state.position
+    choice, counts = _choose(params, position, logits, controls, counts, token, active, logprobs)
+    return choice, state, counts
+
+
+@on_all_ranks(False)
+def _whole(params: Params, state: Tensor) -> Tensor:
+    """Returns a tensor of the state that is alike on the tp ranks as one tensor of all rows."""
+    return state
+
+
+prefill = compiled(_prefill, donate=("rows",))
+decode = compiled(_decode, donate=("state",))
+choose = compiled(_choose, donate=("counts",))
+decode_and_choose = compiled(_decode_and_choose, donate=("state", "token", "counts"))
+put = compiled(put_row, donate=("tree",))
+take = compiled(take_row)
+recurrent = compiled(recurrent_part)
+window = compiled(kv_window)
+
+ALL = (prefill, decode, choose, decode_and_choose, put, take, recurrent, window)
