@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..files.checkpoint import load
-from ..generation.engine import PREFILL_CHUNK, Engine
+from ..generation.engine import Engine
+from ..generation.engine_settings import PREFILL_CHUNK
 from ..generation.request import Request
 from ..model.params import Params
 from ..prompts.tokenizer import Tokenizer

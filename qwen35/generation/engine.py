@@ -30,18 +30,13 @@ from ..prompts.tokenizer import TextStream, TokenizerLike
 from ..xla.progress import show_compilations
 from . import buckets
 from .batch import Batch
+from .engine_settings import EngineSettings, check_integer
 from .generate import end_tokens
 from .prefix_cache import CacheStats, PrefixCache
 from .request import Request, ThinkingBudget, cache_keys
 from .results import Piece
 from .sampling import Sampling
 from .steps import Rows
-
-# Smaller than `generate`'s, which cuts its chunk to the prompt: here one graph serves all prompts,
-# a short one pays for a whole chunk, and so does what is left of a prompt before each snapshot.
-PREFILL_CHUNK = 64
-SNAPSHOT_EVERY = 256
-CACHE_BYTES = 1 << 30
 
 
 class QueueFull(RuntimeError):
@@ -81,21 +76,12 @@ class Engine:
     Args:
         params: on the device to run on; not split over a mesh.
         tokenizer: as for `generate`.
-        slots: requests that run at once.
-        capacity: tokens that a slot holds, prompt and continuation.
-        max_capacity: where larger, a request that needs more makes the slots grow to the next
-            power of two, which compiles anew. None is `capacity`: nothing is compiled later.
-        prefill_chunk: prompt tokens that one prefill step takes.
-        budget: prompt tokens, in whole chunks, that are read between two decode steps: more gets
-            new requests started sooner, less keeps the running ones going. None is one chunk.
-        queue: requests that may wait.
-        cache_bytes: host memory for the prefix cache; 0 does without.
-        snapshot_every: tokens of a prompt between two snapshots for the prefix cache.
-        top_logprobs: the most likely tokens that a request can have reported.
         clock: seconds, for deadlines and timings.
         progress: show compilations on standard error.
+        **settings: those of `EngineSettings`, such as `slots=4, capacity=512`.
 
     Attributes:
+        settings: all of them.
         batch: the slots' tensors.
         cache: the prefix cache, or None.
         waiting, running: requests in the queue; by slot, None where it is idle.
@@ -109,51 +95,26 @@ class Engine:
         params: Params,
         tokenizer: TokenizerLike,
         *,
-        slots: int = 8,
-        capacity: int = 2048,
-        max_capacity: int | None = None,
-        prefill_chunk: int = PREFILL_CHUNK,
-        budget: int | None = None,
-        queue: int = 256,
-        cache_bytes: int = CACHE_BYTES,
-        snapshot_every: int = SNAPSHOT_EVERY,
-        top_logprobs: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         progress: bool = False,
+        **settings: int | None,
     ) -> None:
-        budget = prefill_chunk if budget is None else budget
-        _check_positive(
-            slots=slots,
-            capacity=capacity,
-            prefill_chunk=prefill_chunk,
-            budget=budget,
-            queue=queue,
-            snapshot_every=snapshot_every,
-        )
+        self.settings = EngineSettings(**settings).for_model(params.config)
         if params.runtime.mesh is not None and params.runtime.mesh.size > 1:
             raise ValueError(f"the engine runs on one device, not on {params.runtime.mesh}")
-        vocabulary = params.config.vocab_size
-        if not isinstance(top_logprobs, int) or not 0 <= top_logprobs <= vocabulary:
-            raise ValueError(f"top_logprobs must be from 0 to {vocabulary}, not {top_logprobs!r}")
-        limit = params.config.max_position_embeddings
-        capacity = min(capacity, limit)
-        self.max_capacity = min(max(capacity, max_capacity or 0), limit)
         self.batch = Batch(
             params,
-            slots=slots,
-            capacity=capacity,
-            chunk=min(prefill_chunk, capacity),
-            top_logprobs=top_logprobs,
+            slots=self.settings.slots,
+            capacity=self.settings.capacity,
+            chunk=self.settings.prefill_chunk,
+            top_logprobs=self.settings.top_logprobs,
         )
+        cache_bytes = self.settings.cache_bytes
         self.cache = PrefixCache(cache_bytes) if cache_bytes else None
         self.waiting: deque[Request] = deque()
-        self.running: list[Request | None] = [None] * slots
+        self.running: list[Request | None] = [None] * self.settings.slots
         self._tokenizer = tokenizer
         self._ends = end_tokens(params, tokenizer)
-        self._budget = budget
-        self._queue = queue
-        self._snapshot_every = snapshot_every
-        self._top_logprobs = top_logprobs
         self._clock = clock
         self._progress = progress
         self._filling: _Filling | None = None
@@ -189,7 +150,7 @@ class Engine:
         [row], [seen] = encode_prompts(self.batch.params, self._tokenizer, [prompt])
         tokens, pictures = tuple(row), seen if seen is not None and seen.images.grid else None
         self._check(tokens, max_new_tokens, sampling, thinking)
-        if len(self.waiting) >= self._queue:
+        if len(self.waiting) >= self.settings.queue:
             raise QueueFull(f"{len(self.waiting)} requests wait already, as many as may")
         now = self._clock()
         request = Request(
@@ -216,6 +177,11 @@ class Engine:
         if not request.done:
             with self._guard(request):
                 self._end(request, "cancelled")
+
+    @property
+    def max_capacity(self) -> int:
+        """The most tokens that a request can have, prompt and continuation."""
+        return self.settings.max_capacity
 
     @property
     def idle(self) -> bool:
@@ -304,7 +270,7 @@ class Engine:
 
     def _read_prompts(self) -> None:
         """Reads prompts for one step's budget, in order; a slot is taken when one is read."""
-        budget = self._budget
+        budget = self.settings.budget
         while budget > 0:
             if self._filling is None:
                 if not self.waiting or None not in self.running:
@@ -330,8 +296,9 @@ class Engine:
             return _Filling(request, self.batch.blank(), 0, (size,), pictures)
         match = self.cache.lookup(request.keys)
         request.cached_tokens = match.length
+        regular = range(0, size, self.settings.snapshot_every)
         # Where this prompt leaves another one, a third may leave it too.
-        stops = {size, match.shared, *request.boundaries, *range(0, size, self._snapshot_every)}
+        stops = {size, match.shared, *request.boundaries, *regular}
         ahead = tuple(sorted(stop for stop in stops if match.length < stop <= size))
         row = self.batch.restore(match) if match.snapshot is not None else self.batch.blank()
         return _Filling(request, row, match.length, ahead, pictures)
@@ -443,7 +410,7 @@ class Engine:
             raise ValueError(
                 f"the prompt has token id {wrong}, outside the vocabulary of {vocabulary}"
             )
-        _check_positive(max_new_tokens=max_new_tokens)
+        check_integer("max_new_tokens", max_new_tokens)
         needed = len(tokens) + max_new_tokens
         if needed > self.max_capacity:
             raise ValueError(
@@ -451,16 +418,10 @@ class Engine:
                 f"{needed} in all, over the engine's capacity of {self.max_capacity}"
             )
         sampling.check_vocabulary(vocabulary)
-        if (sampling.logprobs or 0) > self._top_logprobs:
+        if (sampling.logprobs or 0) > self.settings.top_logprobs:
             raise ValueError(
                 f"logprobs is {sampling.logprobs}, over the engine's top_logprobs of "
-                f"{self._top_logprobs}"
+                f"{self.settings.top_logprobs}"
             )
         if thinking is not None and sampling.logprobs is not None:
             raise ValueError("a thinking budget puts in tokens of its own, without logprobs")
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, not {value!r}")

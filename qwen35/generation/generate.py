@@ -18,6 +18,7 @@ from ..xla.devices import device_put
 from ..xla.progress import prefill_bar, show_compilations
 from . import buckets, steps
 from .continuation import Continuation
+from .engine_settings import check_integer
 from .results import Completion, Piece, Timings, TokenLogprob, read_choice
 from .sampling import Sampling, controls_for, counts_for
 
@@ -91,8 +92,8 @@ def stream(
     Arguments are checked at the call, before the first piece is asked for. The generator's return
     value (`StopIteration.value`) is the list of completions.
     """
-    _check_count("max_new_tokens", max_new_tokens)
-    _check_count("prefill_chunk", prefill_chunk)
+    check_integer("max_new_tokens", max_new_tokens)
+    check_integer("prefill_chunk", prefill_chunk)
     prompts, seen = encode_prompts(params, tokenizer, prompts)
     capacity = _capacity(params, prompts, max_new_tokens, capacity)
     ends = end_tokens(params, tokenizer)
@@ -260,8 +261,3 @@ def _capacity(
     if capacity is not None:
         return capacity
     return min(limit, buckets.capacity(max(map(len, rows)) + max_new_tokens))
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..model.state import AttentionState, DeltaNetState
+from .engine_settings import check_integer
 
 KV = tuple[AttentionState, ...]  # per attention layer key [1, Hkv, D, n] and value [1, Hkv, n, D]
 
@@ -96,8 +97,7 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 0:
-            raise ValueError(f"max_bytes must be an integer >= 0, not {max_bytes!r}")
+        check_integer("max_bytes", max_bytes, 0)
         self.max_bytes = max_bytes
         self._root = _Node((), (), None)
         self._recent: OrderedDict[_Node, None] = OrderedDict()  # nodes with a snapshot

@@ -536,8 +536,10 @@ def test_bad_requests(params, prompt, options, words):
         ({"prefill_chunk": 1.5}, ["prefill_chunk", "1.5"]),
         ({"budget": 0}, ["budget", "0"]),
         ({"queue": "long"}, ["queue", "long"]),
-        ({"cache_bytes": -1}, ["max_bytes", "-1"]),
+        ({"cache_bytes": -1}, ["cache_bytes", "-1"]),
         ({"top_logprobs": -1}, ["top_logprobs", "-1"]),
+        ({"top_logprobs": 999}, ["top_logprobs", "131", "999"]),
+        ({"max_capacity": 0}, ["max_capacity", "0"]),
     ],
 )
 def test_bad_engines(params, options, words):

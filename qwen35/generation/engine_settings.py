@@ -1,0 +1,80 @@
+"""How much an engine holds and does at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..model.config import Config
+
+# Smaller than `generate`'s, which cuts its chunk to the prompt: here one graph serves all prompts,
+# a short one pays for a whole chunk, and so does what is left of a prompt before each snapshot.
+PREFILL_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What `Engine` takes as keywords.
+
+    Attributes:
+        slots: requests that run at once.
+        capacity: tokens that a slot holds, prompt and continuation.
+        max_capacity: where larger, a request that needs more makes the slots grow to the next
+            power of two, which compiles anew. None is `capacity`: nothing is compiled later.
+        prefill_chunk: prompt tokens that one prefill step takes, at most the capacity.
+        budget: prompt tokens, in whole chunks, that are read between two decode steps: more gets
+            new requests started sooner, less keeps the running ones going. None is one chunk.
+        queue: requests that may wait.
+        cache_bytes: host memory for the prefix cache; 0 does without.
+        snapshot_every: tokens of a prompt between two snapshots for the prefix cache.
+        top_logprobs: the most likely tokens that a request can have reported.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+
+    slots: int = 8
+    capacity: int = 2048
+    max_capacity: int | None = None
+    prefill_chunk: int = PREFILL_CHUNK
+    budget: int | None = None
+    queue: int = 256
+    cache_bytes: int = 1 << 30
+    snapshot_every: int = 256
+    top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            least = 0 if field.name in ("cache_bytes", "top_logprobs") else 1
+            check_integer(field.name, value, least)
+
+    def for_model(self, config: Config) -> EngineSettings:
+        """Returns them with nothing left open: capacities within the model's positions, a chunk
+        within the capacity, a budget.
+
+        Raises:
+            ValueError: more likely tokens are asked for than the vocabulary has.
+        """
+        if self.top_logprobs > config.vocab_size:
+            raise ValueError(
+                f"top_logprobs must be from 0 to {config.vocab_size}, not {self.top_logprobs}"
+            )
+        capacity = min(self.capacity, config.max_position_embeddings)
+        most = min(max(capacity, self.max_capacity or 0), config.max_position_embeddings)
+        return dataclasses.replace(
+            self,
+            capacity=capacity,
+            max_capacity=most,
+            prefill_chunk=min(self.prefill_chunk, capacity),
+            budget=self.prefill_chunk if self.budget is None else self.budget,
+        )
+
+
+def check_integer(name: str, value: object, least: int = 1) -> None:
+    """Raises ValueError unless the value is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        wanted = "a positive integer" if least == 1 else f"an integer >= {least}"
+        raise ValueError(f"{name} must be {wanted}, not {value!r}")
