@@ -8,14 +8,14 @@ message before a change, where it rewrites history, as by leaving out earlier th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object, read_object
 from ..files.saved_state import load_state, save_state
-from ..prompts.processor import Processor, Prompt, user_message
+from ..prompts.processor import Picture, Processor, Prompt, user_message
 from ..prompts.tokenizer import Tokenizer
 from .engine import Engine
 from .request import Request, ThinkingBudget, cache_keys
@@ -27,7 +27,7 @@ _FORMAT = "qwen35 chat 1"
 
 
 class Chat:
-    """One conversation.
+    """One conversation. It keeps its pictures as they were read, some 24 KiB for each token.
 
     Args:
         engine: where it runs; others may run there too. Without a prefix cache every turn is read
@@ -68,6 +68,9 @@ class Chat:
         self._system = system
         self._budget = self._thinking_budget(thinking_tokens) if thinking else None
         self._keys: tuple[int, ...] = ()  # of all that has been read
+        # Of the messages' parts that have one, by the part's id: kept with the part, so that no
+        # other gets that id.
+        self._pictures: dict[int, tuple[dict[str, Any], Picture]] = {}
         if not self._tokenizer.hf.chat_template:
             raise CheckpointError("the checkpoint's tokenizer has no chat template")
         self.reset()
@@ -89,11 +92,12 @@ class Chat:
         Raises:
             ValueError: images without a processor, or a conversation that does not fit.
         """
-        content: Any = text
-        if images:
+        return self._ask(text, [{"type": "image", "image": image} for image in images])
+
+    def _ask(self, text: str, pictures: list[dict[str, Any]]) -> Request:
+        if pictures:
             self._check_vision()
-            parts = [{"type": "image", "image": image} for image in images]
-            content = [*parts, {"type": "text", "text": text}]
+        content = [*pictures, {"type": "text", "text": text}] if pictures else text
         self.messages.append({"role": "user", "content": content})
         try:
             return self._submit()
@@ -133,7 +137,7 @@ class Chat:
         parts = [] if isinstance(content, str) else content
         self.messages = before[: places[-1]]
         try:
-            return self.ask(text, [part["image"] for part in parts if part["type"] == "image"])
+            return self._ask(text, [part for part in parts if part["type"] == "image"])
         except BaseException:
             self.messages = before
             raise
@@ -191,7 +195,7 @@ class Chat:
         while asked and asked[-1]["role"] == "user":  # its answer failed
             asked.pop()
         asked.append({"role": "user", "content": ""})
-        prompt, tokens = self._render(asked, add_generation_prompt=False)
+        prompt, tokens = self._render(self._with_pictures(asked), add_generation_prompt=False)
         return cache_keys(tokens, prompt if isinstance(prompt, Prompt) else None)
 
     def _check_vision(self) -> None:
@@ -199,15 +203,16 @@ class Chat:
             raise ValueError("this checkpoint has no vision: it can't be shown an image")
 
     def _submit(self) -> Request:
-        prompt, tokens = self._render(self.messages, add_generation_prompt=True)
+        messages = self._with_pictures(self.messages)
+        prompt, tokens = self._render(messages, add_generation_prompt=True)
         # The next turn leaves this prompt where the answer starts, or before, if the template
         # starts an answer otherwise than it shows it later; an edit leaves it where the question
         # starts. Templates decide where that is, so it is found by rendering both.
         other = "b" if str(self.messages[-1]["content"]).lstrip().startswith("a") else "a"
-        edited = [*self.messages[:-1], {"role": "user", "content": other}]
+        edited = [*messages[:-1], {"role": "user", "content": other}]
         boundaries = tuple(
-            _shared(tokens, self._render(messages, add_generation_prompt=False)[1])
-            for messages in (edited, self.messages)
+            _shared(tokens, self._render(shown, add_generation_prompt=False)[1])
+            for shown in (edited, messages)
         )
         room = self.engine.max_capacity - len(tokens)
         return self.engine.submit(
@@ -217,6 +222,28 @@ class Chat:
             thinking=self._budget,
             boundaries=boundaries,
         )
+
+    def _with_pictures(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages with their pictures read: each once, when it is first shown."""
+        if self._processor is None:
+            return messages
+        pictures: dict[int, tuple[dict[str, Any], Picture]] = {}
+
+        def read(part: Any) -> Any:
+            if not isinstance(part, Mapping) or part.get("type") != "image":
+                return part
+            known = self._pictures.get(id(part)) or (part, self._processor.read(part))
+            pictures[id(part)] = known
+            return {"type": "image", "image": known[1]}
+
+        shown = [
+            {**message, "content": list(map(read, message["content"]))}
+            if isinstance(message.get("content"), list)
+            else message
+            for message in messages
+        ]
+        self._pictures = pictures
+        return shown
 
     def _render(
         self, messages: list[dict[str, Any]], add_generation_prompt: bool

@@ -47,7 +47,7 @@ class _Filling(NamedTuple):
     """A request whose prompt is being read.
 
     row: what has been read, `done` tokens. stops: the lengths still to come at which the prompt is
-    cut and the state kept; the last is the prompt's. pictures: the prompt's, or None.
+    cut and the state kept; the last is the prompt's. pictures: those still to be read, or None.
     """
 
     request: Request
@@ -291,9 +291,8 @@ class Engine:
         """A row to read the prompt into, from the cache's best start."""
         size = len(request.tokens)
         self._make_room(size + request.max_new_tokens)
-        pictures = request.pictures and encode_pictures(self.batch.params, request.pictures)
         if self.cache is None:
-            return _Filling(request, self.batch.blank(), 0, (size,), pictures)
+            return _Filling(request, self.batch.blank(), 0, (size,), self._encode(request, 0))
         match = self.cache.lookup(request.keys)
         request.cached_tokens = match.length
         regular = range(0, size, self.settings.snapshot_every)
@@ -301,7 +300,12 @@ class Engine:
         stops = {size, match.shared, *request.boundaries, *regular}
         ahead = tuple(sorted(stop for stop in stops if match.length < stop <= size))
         row = self.batch.restore(match) if match.snapshot is not None else self.batch.blank()
-        return _Filling(request, row, match.length, ahead, pictures)
+        return _Filling(request, row, match.length, ahead, self._encode(request, match.length))
+
+    def _encode(self, request: Request, start: int) -> RowPictures | None:
+        """The vectors of the pictures that are still to be read from `start` on."""
+        prompt = request.pictures
+        return None if prompt is None else encode_pictures(self.batch.params, prompt, start)
 
     def _read(self, filling: _Filling) -> _Filling:
         """One chunk of the prompt."""

@@ -18,7 +18,7 @@ Prompts = str | Prompt | Messages | Sequence[str | Prompt | Messages | Sequence[
 
 
 class RowPictures(NamedTuple):
-    """The pictures of one prompt, encoded; on the CPU, whatever the parameters' device.
+    """Pictures of one prompt, encoded; on the CPU, whatever the parameters' device.
 
     index [n] int64: the token that each vector stands at, ascending; vectors [n, H]; positions
     [3, T] int64.
@@ -67,14 +67,23 @@ def encode_prompts(
     return rows, seen
 
 
-def encode_pictures(params: Params, prompt: Prompt) -> RowPictures:
-    """Runs the vision tower on a prompt's pictures; a prompt without any gives no vectors."""
-    images = prompt.images
-    if images.grid:
-        vectors = encode_images(params.vision, images.patches, images.grid)
-    else:
-        vectors = torch.zeros(0, params.config.hidden_size, dtype=params.dtype)
-    return RowPictures(images.index, vectors, prompt.positions[:, 0])
+def encode_pictures(params: Params, prompt: Prompt, start: int = 0) -> RowPictures | None:
+    """Runs the vision tower on those of a prompt's pictures that have tokens from `start` on.
+
+    None where there are none: what follows is words, for which `prefill` counts positions on.
+    """
+    index, patches, grid = prompt.images.index, prompt.images.patches, prompt.images.grid
+    per_token = len(patches) // max(1, len(index))
+    first = known = 0
+    for t, h, w in grid:
+        end = known + t * h * w // per_token
+        if index[end - 1] >= start:
+            break
+        first, known = first + 1, end
+    if first == len(grid):
+        return None
+    vectors = encode_images(params.vision, patches[known * per_token :], grid[first:])
+    return RowPictures(index[known:], vectors, prompt.positions[:, 0])
 
 
 def piece(rows: Sequence[RowPictures | None], start: int, length: int) -> tuple[Tensor, Tensor]:

@@ -72,8 +72,9 @@ class Prompt:
         return empty.index_copy(0, index, vision)[None]
 
 
-class _Picture(NamedTuple):
-    """patches, grid and, of a video, the second of each temporal patch."""
+class Picture(NamedTuple):
+    """An image or a video, read: patches [n, patch_dim], their grid (t, h, w) and, of a video, the
+    second of each temporal patch."""
 
     patches: Tensor
     grid: tuple[int, int, int]
@@ -159,7 +160,7 @@ class Processor:
                 `{"type": "image_url", "image_url": {"url": …}}`,
                 `{"type": "video", "video": …}` (or `path`, `url`), with `fps` or `timestamps` if
                 it is given as frames, or `{"type": "video_url", "video_url": {"url": …}}`.
-                Pictures are what `read_image` and `read_video` take.
+                Pictures are what `read_image` and `read_video` take, or what `read` returned.
             add_generation_prompt: end with the start of the assistant's turn.
             **template: further variables of the chat template, e.g. `enable_thinking=False`.
 
@@ -167,7 +168,7 @@ class Processor:
             ValueError: a message, a part or a picture can't be used; a text writes a placeholder
                 itself, or the template makes no place for a picture.
         """
-        pictures: dict[str, list[_Picture]] = {"image": [], "video": []}
+        pictures: dict[str, list[Picture]] = {"image": [], "video": []}
         plain = [
             self._read_message(number, message, pictures) for number, message in enumerate(messages)
         ]
@@ -192,7 +193,7 @@ class Processor:
         return {name: f"<|{token}|>" for name, token in names.items()}
 
     def _read_message(
-        self, number: int, message: Mapping[str, Any], pictures: dict[str, list[_Picture]]
+        self, number: int, message: Mapping[str, Any], pictures: dict[str, list[Picture]]
     ) -> dict[str, Any]:
         """The message as templates know it, its pictures added to `pictures`."""
         if not isinstance(message, Mapping) or "role" not in message:
@@ -212,7 +213,7 @@ class Processor:
                 parts.append({"type": "text", "text": part["text"]})
             elif part["type"] in _SOURCES:
                 try:
-                    pictures[kind].append(self._read_picture(part))
+                    pictures[kind].append(self.read(part))
                 except ValueError as error:
                     raise ValueError(f"{where} ({kind}): {error}") from None
                 parts.append({"type": kind})
@@ -225,18 +226,26 @@ class Processor:
             return {**message, "content": "".join(part["text"] for part in parts)}
         return {**message, "content": parts}
 
-    def _read_picture(self, part: Mapping[str, Any]) -> _Picture:
+    def read(self, part: Mapping[str, Any]) -> Picture:
+        """Reads the picture of a message's part, which can stand in for its source afterwards: a
+        conversation that is rendered again and again then reads it once.
+
+        Raises:
+            ValueError: it can't be read.
+        """
         keys = [key for key in _SOURCES[part["type"]] if part.get(key) is not None]
         if len(keys) != 1:
             raise ValueError(f"exactly one of {', '.join(_SOURCES[part['type']])} is needed")
         source = part[keys[0]]
+        if isinstance(source, Picture):
+            return source
         if isinstance(source, Mapping):  # OpenAI's {"url": …}
             source = source.get("url")
         if keys[0] == "base64":
             source = f"data:;base64,{source}"
         if part["type"].startswith("image"):
             image = read_image(source, max_source_pixels=self.max_source_pixels)
-            return _Picture(*image_patches(image, self.images))
+            return Picture(*image_patches(image, self.images))
         if self.videos is None:
             raise ValueError(
                 "the checkpoint has no video_preprocessor_config.json, so how to sample and "
@@ -244,7 +253,7 @@ class Processor:
             )
         limit = self.max_source_pixels
         timing = {key: part.get(key) for key in ("fps", "timestamps")}
-        return _Picture(*read_video(source, self.videos, **timing, max_source_pixels=limit))
+        return Picture(*read_video(source, self.videos, **timing, max_source_pixels=limit))
 
     def _render(
         self, messages: list[dict[str, Any]], add_generation_prompt: bool, template: dict[str, Any]
@@ -261,7 +270,7 @@ class Processor:
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the messages: {error}") from None
 
-    def _spread_videos(self, text: str, videos: list[_Picture]) -> str:
+    def _spread_videos(self, text: str, videos: list[Picture]) -> str:
         """One placeholder per frame, each after its time, instead of one per video."""
         start, end = self._special["vision_start"], self._special["vision_end"]
         place = self._special["video"]
@@ -276,7 +285,7 @@ class Processor:
             frames + piece for frames, piece in zip(spread, pieces[1:], strict=True)
         )
 
-    def _expand(self, text: str, pictures: dict[str, list[_Picture]]) -> Prompt:
+    def _expand(self, text: str, pictures: dict[str, list[Picture]]) -> Prompt:
         """A token per merged patch in place of each placeholder, and every token's position."""
         ids = {self.config.image_token_id: "image", self.config.video_token_id: "video"}
         frames = {kind: _frames(found) for kind, found in pictures.items()}
@@ -323,7 +332,7 @@ def user_message(
     return {"role": "user", "content": parts}
 
 
-def _frames(pictures: list[_Picture]) -> Iterator[tuple[_Picture | None, tuple[int, int, int]]]:
+def _frames(pictures: list[Picture]) -> Iterator[tuple[Picture | None, tuple[int, int, int]]]:
     """Every frame's grid, with the picture at its first one."""
     for picture in pictures:
         for number in range(picture.grid[0]):

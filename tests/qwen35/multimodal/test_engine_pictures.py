@@ -7,6 +7,9 @@ import pytest
 from PIL import Image
 
 import qwen35
+from qwen35.generation.request import cache_keys
+from qwen35.prompts import inputs
+from qwen35.prompts import processor as processing
 
 STEPS = 10
 
@@ -85,3 +88,93 @@ def test_pictures_and_words_side_by_side(endless, processor):
         pass
     for request, completion in zip(requests, expected, strict=True):
         assert request.completion().tokens == completion.tokens
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many patches the vision tower is given, call by call."""
+    calls, encode = [], inputs.encode_images
+
+    def counting(vision, patches, grid):
+        calls.append(len(patches))
+        return encode(vision, patches, grid)
+
+    monkeypatch.setattr(inputs, "encode_images", counting)
+    return calls
+
+
+@pytest.fixture
+def patches_for(endless, processor, encoded):
+    """patches_for(engine, messages): the request, which is right, and what was encoded for it."""
+
+    def run(engine, messages):
+        before = len(encoded)
+        request = engine.submit(messages, max_new_tokens=3)
+        list(engine.stream(request))
+        calls = encoded[before:]
+        [alone] = qwen35.generate(endless, processor, [messages], max_new_tokens=3)
+        assert request.completion().tokens == alone.tokens
+        return request, calls
+
+    return run
+
+
+def test_pictures_that_the_cache_knows_are_not_encoded(endless, processor, patches_for):
+    """Three turns, with a picture in the first and another in the last."""
+    engine = engine_for(endless, processor)
+    patches = len(processor([user(image(7))]).images.patches)
+    turns = [user("Look: ", image(7)), {"role": "assistant", "content": "Yes."}, user("Well?")]
+    turns += [{"role": "assistant", "content": "No."}, user("And ", image(8), "?")]
+    for end, expected in ((1, [patches]), (3, []), (5, [patches])):
+        assert patches_for(engine, turns[:end])[1] == expected
+
+
+def test_a_picture_that_the_cache_knows_in_part_is_encoded(endless, processor, patches_for):
+    """The state that it has lies inside the second of two pictures."""
+    engine = engine_for(endless, processor, snapshot_every=1000)
+    prompt = processor([user(image(9), image(6), "a")])
+    tokens, (_, patches) = prompt.tokens[0].tolist(), (t * h * w for t, h, w in prompt.images.grid)
+    inside = int(prompt.images.index[-1]) - 1
+    vision = qwen35.encode_images(endless.vision, prompt.images.patches, prompt.images.grid)
+    logits, state = qwen35.prefill(
+        endless,
+        qwen35.init_state(endless, batch=1, capacity=256),
+        prompt.tokens[:, :inside],
+        embeds=prompt.embeds(vision)[:, :inside],
+        positions=prompt.positions[..., :inside],
+    )
+    engine.adopt(cache_keys(tokens, prompt)[:inside], state, logits)
+    request, calls = patches_for(engine, prompt)
+    assert request.cached_tokens == inside and calls == [patches]
+
+
+def test_a_conversation_reads_and_encodes_each_picture_once(
+    endless, processor, encoded, monkeypatch
+):
+    """Over three turns, another answer and an edit; what a later turn adds is read then."""
+    decoded, read_image = [], processing.read_image
+
+    def counting(source, **options):
+        decoded.append(source)
+        return read_image(source, **options)
+
+    monkeypatch.setattr(processing, "read_image", counting)
+    engine = engine_for(endless, processor, slots=1)
+    chat = qwen35.Chat(engine, processor, thinking=False, max_new_tokens=4)
+
+    def say(request):
+        list(engine.stream(request))
+        return chat.finish(request)
+
+    first, second = image(10)["image"], image(11)["image"]
+    say(chat.ask("What is it?", [first]))
+    for text in ("And now?", "Well?"):
+        say(chat.ask(text))
+    assert decoded == [first] and len(encoded) == 1
+    say(chat.ask("This one?", [second]))
+    say(chat.retry())
+    say(chat.edit("That one?"))
+    assert decoded == [first, second] and len(encoded) == 2
+    with pytest.raises(ValueError, match="nowhere"):
+        chat.ask("And this?", ["nowhere.png"])
+    assert chat.edit("Or that?").tokens and decoded == [first, second, "nowhere.png"]
