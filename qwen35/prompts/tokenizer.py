@@ -75,11 +75,13 @@ def _end_tokens(file: Path) -> tuple[int, ...]:
 
 
 class TextStream:
-    """Turns tokens into pieces of text as they come.
+    """Turns tokens into pieces of text as they come, special tokens left out.
 
     A multi-byte character can span tokens: text is held back until its bytes are complete. The
     text of a token may depend on the one before it (a leading space), so each piece is the
-    difference of two decodings that share their start.
+    difference of two decodings that share their start. (`tokenizers.decoders.DecodeStream` does the
+    same, but has no way to give out what it holds back when a row ends, and takes no tokenizer
+    without a Rust half.)
     """
 
     def __init__(self, tokenizer: TokenizerLike) -> None:
@@ -92,7 +94,8 @@ class TextStream:
         """Adds a token and returns the text that it completes, maybe none."""
         self._tokens.append(token)
         text = self._pending()
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+        # Of bytes that are no character yet, some tokenizers make nothing at all.
+        if not text or text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
         self._start, self._done = self._done, len(self._tokens)
         return text
