@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import qwen35
-from qwen35.bench.machine import anonymous_memory, rates
+from qwen35.bench.machine import anonymous_memory, measure_rates
 from qwen35.files import aside
 from qwen35.generation.generate import PREFILL_CHUNK
 from qwen35.graphs.summary import summarize
@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "preset": options.preset,
         "layers": config.num_hidden_layers,
         "chunk": options.chunk,
-        "read_bytes_per_second": 1e9 * rates({})["read_gbps"],
+        "read_bytes_per_second": 1e9 * measure_rates().read_gbps,
         "kv_bytes_per_token": sizes["kv_bytes_per_token"],
         "state_bytes": sizes["state_bytes_per_sequence"],
     }

@@ -1,13 +1,10 @@
 """One NeuronCore at work: its allocations, engine registers and the trace of instructions."""
 
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .dtypes import DType
-from .errors import EmulatorError, NotModelledError
 from .rules import fail
 from .storage import Block, Storage
 from .tensor import Tensor
@@ -246,30 +243,3 @@ def _access(tensor: Tensor) -> Access:
             tensor.storage.block, tensor.partition, tensor.partition + tensor.shape[0], lo, hi
         )
     return Access(tensor.storage.block, 0, 1, lo, hi)
-
-
-_thread = threading.local()  # .core: the core that runs a kernel in this thread
-
-
-def current() -> Core:
-    """The core that is running a kernel."""
-    core = getattr(_thread, "core", None)
-    if core is None:
-        raise EmulatorError("nki functions work inside a kernel only: use emulator.simulate")
-    return core
-
-
-def running() -> bool:
-    return getattr(_thread, "core", None) is not None
-
-
-@contextmanager
-def activate(core: Core):
-    """Make `core` the one that instructions run on."""
-    if running():
-        raise NotModelledError("a simulation inside a running kernel")
-    _thread.core = core
-    try:
-        yield core
-    finally:
-        _thread.core = None

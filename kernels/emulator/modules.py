@@ -22,10 +22,10 @@ from .enums import ENGINE_ALIASES, ENUMS, nc_version
 from .errors import EmulatorError, NotModelledError, SignatureError
 from .frontend import check_language
 from .language import BUFFERS, FUNCTIONS, NKIObject, TileSize
-from .machine import current, running
 from .operators import OPERATORS
 from .registry import INSTRUCTIONS
 from .rules import fail
+from .running import current, running
 from .signatures import ISA, LANGUAGE, bind
 
 

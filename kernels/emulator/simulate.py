@@ -11,10 +11,11 @@ from .access import cells
 from .dtypes import DTYPES, bfloat16, decode, encode, resolve
 from .errors import EmulatorError, NotModelledError
 from .language import BUFFERS
-from .machine import TARGETS, Core, activate
+from .machine import TARGETS, Core
 from .modules import Kernel
 from .report import Report, build_report, check_capacity
 from .rules import fail
+from .running import activate
 from .signatures import VERSIONS
 from .tensor import Tensor
 

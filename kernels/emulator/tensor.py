@@ -9,6 +9,7 @@ import numpy as np
 
 from .errors import LanguageError, NotModelledError, SignatureError
 from .rules import fail
+from .running import current
 
 _OPERATORS = (
     "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul "
@@ -102,8 +103,6 @@ class Tensor:
     # Indexing with ints, slices and "...".
 
     def __getitem__(self, index):
-        from .machine import current
-
         if self.indexed and current().version < (0, 5):
             fail("nested-index", f"{self!r} is a slice already; index the tensor itself once")
         if not isinstance(index, tuple):

@@ -8,6 +8,7 @@ import numpy as np
 
 from .errors import NotModelledError, SignatureError
 from .rules import fail
+from .running import current
 from .signatures import TENSOR, bind
 from .tensor import Tensor, on_chip_2d
 
@@ -235,8 +236,6 @@ def get_pattern(tensor):
 
 def _install(name):
     def method(self, *args, **kwargs):
-        from .machine import current
-
         arguments = bind(TENSOR, "NkiTensor", name, current().version, args, kwargs)
         if name not in _METHODS:
             raise NotModelledError(f"NkiTensor.{name} is not modelled by this emulator")
