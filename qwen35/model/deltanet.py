@@ -47,7 +47,7 @@ def deltanet(
 
     widths = [channels, value_dim, value_heads, value_heads]
     qkv, z, b, a = forms.matmul(x, layer.in_proj).split(widths, dim=-1)
-    mixed, conv = _causal_conv(forms, qkv, layer.conv, state.conv, lengths)
+    mixed, conv = causal_conv(forms, qkv, layer.conv, state.conv, lengths)
     heads, value = mixed.split([2 * key_dim, value_dim], dim=-1)
     query, key = l2_norm(forms, heads.unflatten(-1, (-1, key_size))).chunk(2, dim=2)
     query = query * key_size**-0.5
@@ -77,7 +77,7 @@ def deltanet(
     return mixed, DeltaNetState(conv, recurrent)
 
 
-def _causal_conv(
+def causal_conv(
     forms: Plain, x: Tensor, weight: Tensor, history: Tensor, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution and SiLU; x [B, T, C], weight [K, C], history [B, K-1, C].

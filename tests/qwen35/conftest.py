@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig, logging
 
 import qwen35
+from qwen35.files.materialize import materialize
+from qwen35.forms import SpacedWeight
+from qwen35.model.declarations import Parameter
 
 logging.set_verbosity_error()  # it warns that the fast kernels, which are not wanted here, miss
 logging.disable_progress_bar()
@@ -306,3 +310,32 @@ def load(reference) -> Callable[..., qwen35.Params]:
 def perturb_model() -> Callable[[torch.nn.Module, int], None]:
     """perturb_model(model, seed): draw the weights of any transformers model as the cases do."""
     return perturb
+
+
+@pytest.fixture(scope="session")
+def parameters_of() -> Callable[..., qwen35.Params]:
+    """parameters_of(declared, tensors): our parameters, made of a checkpoint's tensors by name.
+
+    Under the forms of XLA:CPU linear weights are stored as on that device, a cache line apart, and
+    computed with eagerly.
+    """
+
+    def build(declared, tensors):
+        runtime = declared.runtime
+
+        def make(parameter: Parameter) -> torch.Tensor | SpacedWeight:
+            tensor = materialize(
+                parameter, lambda source: tensors[source.name], torch.float32, {}, runtime
+            )
+            spaced = parameter.linear and runtime.forms == "xla_cpu"
+            return SpacedWeight.of(tensor, 16) if spaced else tensor
+
+        return pytree.tree_map(make, declared)
+
+    return build
+
+
+@pytest.fixture(params=["plain", "xla_cpu"])
+def forms(request) -> str:
+    """Every way of forming operations, in turn."""
+    return request.param

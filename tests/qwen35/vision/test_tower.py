@@ -7,14 +7,11 @@ import math
 import pytest
 import torch
 from torch.utils import _pytree as pytree
-from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5VisionConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5VisionModel
 
 import qwen35
-from qwen35.files.materialize import materialize
 from qwen35.forms.xla_cpu import attention
 from qwen35.model.config import VisionConfig
-from qwen35.model.declarations import declare
 from qwen35.model.params import VisionParams
 from qwen35.vision import frames
 from qwen35.vision import tower as vision
@@ -71,38 +68,6 @@ GRIDS: dict[str, list[tuple[int, int, int]]] = {
 }
 
 
-def perturb(model: torch.nn.Module) -> torch.nn.Module:
-    """Draws every weight anew, so that each tensor moves the result by more than rounding."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if tensor.dim() == 1:
-                mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-                tensor.normal_(mean, 0.3, generator=generator)
-            else:
-                fan_in = 1 if "pos_embed" in name else math.prod(tensor.shape[1:])
-                tensor.normal_(0, fan_in**-0.5, generator=generator)
-    return model.eval()
-
-
-def ours(model: Qwen3_5VisionModel, content: dict) -> VisionParams:
-    """Our parameters of a transformers tower."""
-    text = dataclasses.replace(qwen35.presets["0.8b"], vision=None)
-    config = dataclasses.replace(
-        text,
-        hidden_size=VisionConfig(**content).out_hidden_size,
-        vision=VisionConfig(**content),
-    )
-    state = {f"model.visual.{name}": tensor for name, tensor in model.state_dict().items()}
-
-    def build(parameter):
-        return materialize(
-            parameter, lambda source: state[source.name], torch.float32, {}, qwen35.Runtime()
-        )
-
-    return pytree.tree_map(build, declare(config).vision)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tower:
     """A transformers tower and ours with the same weights."""
@@ -133,16 +98,10 @@ class Tower:
         return result.last_hidden_state, result.pooler_output
 
 
-def build(content: dict) -> Tower:
-    config = Qwen3_5VisionConfig(**content, attn_implementation="eager")
-    model = perturb(Qwen3_5VisionModel(config))
-    return Tower(model, ours(model, content))
-
-
 @pytest.fixture(scope="module")
-def tower():
+def tower(build_tower):
     """tower(name): a tower of `TOWERS`, built once."""
-    return functools.cache(lambda name="base": build(_BASE | TOWERS[name]))
+    return functools.cache(lambda name="base": Tower(*build_tower(_BASE | TOWERS[name])))
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +121,9 @@ def test_hidden_and_merged_are_those_of_transformers(tower, name, grid):
     assert_close(qwen35.encode_images(case.params, patches, grid), merged)
 
 
-def test_one_layer_of_the_27b_tower():
+def test_one_layer_of_the_27b_tower(build_tower):
     content = {"depth": 1, "out_hidden_size": 5120}
-    case = build(content)
+    case = Tower(*build_tower(content))
     assert case.config == dataclasses.replace(qwen35.presets["27b"].vision, depth=1)
     grid = [(1, 6, 10), (2, 4, 2)]
     patches = case.patches(grid)
@@ -224,20 +183,21 @@ def test_padding_changes_nothing(tower, compiled, poison):
     assert_close(out[0, :9], merged[18:])
 
 
-def test_scores_of_padding_do_not_drown_the_others():
+def test_scores_of_padding_do_not_drown_the_others(build_tower):
     """Patches that are nearly alike, queries that are opposite to keys: scores far below 0.
 
     Padding, which would score 0, leaves nothing of the others in a softmax that subtracts the
     greatest score of all. Scores of hundreds are exact to 1e-4 or so in float32.
     """
-    content = _BASE | {"depth": 1}
-    model = perturb(Qwen3_5VisionModel(Qwen3_5VisionConfig(**content, attn_implementation="eager")))
-    weight, bias = (getattr(model.blocks[0].attn.qkv, name).data for name in ("weight", "bias"))
-    model.pos_embed.weight.data.zero_()
-    width = content["hidden_size"]
-    weight[:width] = -64 * weight[width : 2 * width]
-    bias[: 2 * width] = 0
-    case = Tower(model, ours(model, content))
+
+    def oppose(model):
+        weight, bias = (getattr(model.blocks[0].attn.qkv, name).data for name in ("weight", "bias"))
+        model.pos_embed.weight.data.zero_()
+        width = model.config.hidden_size
+        weight[:width] = -64 * weight[width : 2 * width]
+        bias[: 2 * width] = 0
+
+    case = Tower(*build_tower(_BASE | {"depth": 1}, prepare=oppose))
     grid = [(1, 6, 6)]  # 36 patches, padded to 40
     patches = 0.1 * case.patches(grid)
     _, merged = case.expected(patches, grid)
