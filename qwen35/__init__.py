@@ -18,6 +18,7 @@ from .model.rows import grow
 from .model.state import AttentionState, DeltaNetState, State, init_state
 from .prompts.processor import Processor, Prompt, user_message
 from .prompts.tokenizer import Tokenizer
+from .version import __version__
 from .vision.tower import encode_images
 from .xla.jit import jit
 
@@ -43,6 +44,7 @@ __all__ = [
     "Tokenizer",
     "VisionConfig",
     "VisionParams",
+    "__version__",
     "decode",
     "device_put",
     "encode_images",
@@ -63,5 +65,3 @@ __all__ = [
     "stream",
     "user_message",
 ]
-
-__version__ = "0.1.0"

@@ -13,6 +13,7 @@ import torch
 
 from ..model.config import Config
 from ..reports.page import Plots
+from ..version import __version__
 from . import images, images_report, machine, serving, serving_report, text, text_report
 from .processes import Job, alternate
 from .records import medians, to_plain
@@ -274,8 +275,6 @@ def plots(result: dict[str, Any]) -> Plots:
 
 
 def _versions(reference: bool) -> dict[str, str]:
-    from .. import __version__
-
     versions = {"qwen35": __version__, "torch": torch.__version__}
     if reference:
         from transformers import __version__ as transformers_version

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
-from .. import __version__
+from ..version import __version__
 from . import bench, chat, evaluate, generate, info
 
 # In the order in which a person meets them.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..files.aside import switched
+from ..version import __version__
 
 # Draws onto matplotlib axes what a plot of this name is to show.
 Plots = Mapping[str, Callable[[Any], None]]
@@ -28,8 +29,6 @@ def about(model: str, dtype: str, device: str, *packages: str) -> dict[str, Any]
         device: where it ran.
         packages: whose versions matter besides those of this one, torch and Python.
     """
-    from .. import __version__
-
     others = {name: importlib.metadata.version(name) for name in packages}
     return {
         "model": model,
