@@ -1,5 +1,6 @@
 # Sourced by scripts/demo and scripts/test: makes .venv beside the repository's files and installs
-# the package into it, editable. Later runs find their stamp and start at once.
+# the package into it, editable. Later runs find their stamp, and that Python would import this
+# folder's files and no copy of them, and start at once.
 # Usage: source scripts/environment.sh; prepare_environment NAME EXTRAS
 
 find_python() {
@@ -17,29 +18,43 @@ sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
     return 1
 }
 
+# False for a copy, which a plain `pip install .` in .venv leaves, and for another clone's files.
+imports_this_folder() {
+    .venv/bin/python -I -c '
+import importlib.util, os, sys
+spec = importlib.util.find_spec("qwen35")
+sys.exit(not os.path.samefile(spec.origin, "qwen35/__init__.py"))' 2>/dev/null
+}
+
 prepare_environment() {
     local stamp=".venv/.installed-$1" python wanted
     wanted=$(cat pyproject.toml scripts/environment.sh | cksum)
     if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-        return
+        if imports_this_folder; then
+            return
+        fi
+        echo "The qwen35 installed in .venv is a copy, or another folder's: what is changed here" >&2
+        echo "would not run. Installing this folder's in its place ..." >&2
     fi
     if [ ! -x .venv/bin/python ]; then
         python=$(find_python)
         echo "Making .venv with $("$python" --version) ..." >&2
         "$python" -m venv .venv
     fi
+    local shown=--progress-bar=on
     if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
         echo "Installing torch, torch-xla and transformers. PyPI's Linux wheel of torch brings" >&2
         echo "about 3 GB of CUDA libraries, which nothing here uses: this takes minutes. The" >&2
         echo "README names a lighter way. pip's own settings (PIP_INDEX_URL, pip.conf) hold." >&2
     else
         echo "Updating the packages in .venv ..." >&2
+        shown=--quiet
     fi
     # Gigabytes over a slow line: a connection that breaks is no reason to give up.
     local attempt
     for attempt in 1 2 3; do
-        .venv/bin/python -m pip install --progress-bar on --disable-pip-version-check \
-            --quiet --editable ".$2" >&2 && break
+        .venv/bin/python -m pip install "$shown" --disable-pip-version-check \
+            --editable ".$2" >&2 && break
         if [ "$attempt" = 3 ]; then
             echo "Installing failed three times; pip's messages are above." >&2
             return 1
