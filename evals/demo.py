@@ -1,7 +1,7 @@
 """What the tasks beside this file ask: the facts and stories that the demo checkpoint has learnt.
 
 lm-eval calls these functions for a task's documents (`custom_dataset`), with what it knows of the
-task as keywords. The facts are those of scripts/demo_corpus.py; nothing is downloaded.
+task as keywords. The facts are those of scripts/demos/corpus.py; nothing is downloaded.
 """
 
 import runpy
@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 
 CHOICES = 4
-_CORPUS = Path(__file__).resolve().parents[1] / "scripts" / "demo_corpus.py"
+_CORPUS = Path(__file__).resolve().parents[1] / "scripts/demos/corpus.py"
 
 
 def facts(**_: Any) -> datasets.DatasetDict:

@@ -6,13 +6,9 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .options import add_shared, positive
+from .options import add_shared, config_from, positive
 from .output import make_output, write_output
-
-if TYPE_CHECKING:
-    from ..model.config import Config
 
 SUMMARY = "time this project and transformers side by side"
 
@@ -51,8 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("parts", nargs="*", metavar="PART", help="see above; default: all that the model has")
     add_shared(parser, "model")
-    option("--preset", default="0.8b", metavar="NAME",
-           help="geometry of random weights, without --model; default: %(default)s")  # fmt: skip
+    add_shared(parser, "preset", default="0.8b")
     option("--device", choices=("xla", "neuron"), default="xla",
            help="neuron: another protocol, see above; default: %(default)s")  # fmt: skip
     option("--alone", action="store_true", help="leave transformers out")
@@ -95,10 +90,8 @@ def run(options: argparse.Namespace) -> int:
 def _bench_parts(options: argparse.Namespace) -> None:
     from ..bench.checkpoints import random_checkpoint
     from ..bench.suite import PARTS, Settings, check, measure, plots, render
-    from ..model.config import Config
 
-    preset = _preset(options)
-    config = Config.from_pretrained(options.model) if preset is None else preset
+    config = config_from(options)
     parts = tuple(options.parts)
     if not parts:
         parts = tuple(part for part in PARTS if part != "images" or config.vision is not None)
@@ -125,28 +118,17 @@ def _bench_neuron(options: argparse.Namespace) -> None:
     from .launch import launch
 
     check_device()
-    preset = _preset(options)
+    config = config_from(options)
     make_output(options)
     with launch(options, "xla") as ranks:
         result = measure(
-            options.model if preset is None else preset,
+            config if options.model is None else options.model,
             _name(options),
             runtime=ranks.runtime,
             progress=ranks.prints,
         )
         if ranks.prints:
             write_output(options, "bench", "Benchmark on Neuron", result, render(result), {})
-
-
-def _preset(options: argparse.Namespace) -> Config | None:
-    """The geometry of the random weights that are measured; None for a checkpoint."""
-    from ..model.presets import presets
-
-    if options.model is not None:
-        return None
-    if options.preset not in presets:
-        raise ValueError(f"no preset {options.preset!r}; presets: {', '.join(presets)}")
-    return presets[options.preset]
 
 
 def _name(options: argparse.Namespace) -> str:

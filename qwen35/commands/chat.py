@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "system", "thinking")
     option("--thinking-tokens", type=positive, metavar="N", help="close a thought of N tokens")
     add_shared(parser, "max_new_tokens", default=1024)
-    option("--capacity", type=positive, metavar="N", help="the most tokens of a conversation")
+    add_shared(parser, "capacity")
     option("--load", metavar="PATH", help="go on with a saved conversation")
     add_shared(parser, "dtype", "check_finite")
     add_shared(parser, "device", default="xla")

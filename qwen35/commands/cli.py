@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from ..version import __version__
-from . import bench, chat, evaluate, generate, info
+from . import bench, chat, convert, evaluate, export, generate, info
 
 # In the order in which a person meets them.
 _COMMANDS = {
@@ -25,6 +25,8 @@ _COMMANDS = {
     "eval": evaluate,
     "bench": bench,
     "info": info,
+    "convert": convert,
+    "export": export,
 }
 _HELP = """\
 Qwen3.5 (gated DeltaNet + attention) on torch-xla. DIR is a checkpoint in the Hugging Face format;

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..generation.sampling import Sampling
+    from ..model.config import Config
 
 
 def positive(text: str) -> int:
@@ -32,6 +33,7 @@ def seconds(text: str) -> float:
 # What `add_argument` takes; an option is called by its name here, with - for _, unless it says.
 _SHARED: dict[str, dict[str, Any]] = {
     "model": {"metavar": "DIR", "help": "checkpoint directory"},
+    "preset": {"metavar": "NAME", "help": "geometry, if no --model is given: 0.8b 2b 4b 9b 27b"},
     "dtype": {
         "choices": ("float32", "bfloat16"),
         "default": "float32",
@@ -63,6 +65,11 @@ _SHARED: dict[str, dict[str, Any]] = {
         "default": 1,
         "metavar": "N",
         "help": "sequences that go through the model at a time; default: %(default)s",
+    },
+    "capacity": {
+        "type": positive,
+        "metavar": "N",
+        "help": "tokens that the KV cache can hold, those of the prompt included",
     },
     "max_new_tokens": {
         "type": positive,
@@ -137,6 +144,22 @@ def add_shared(parser: argparse._ActionsContainer, *names: str, **changes: Any) 
         _add(parser, name, _SHARED[name] | changes)
 
 
+def config_from(options: argparse.Namespace) -> Config:
+    """Returns the configuration of --model, or, where none is given, that of --preset.
+
+    Raises:
+        ValueError: it can't be used, or there is no such preset.
+    """
+    from ..model.config import Config
+    from ..model.presets import presets
+
+    if options.model is not None:
+        return Config.from_pretrained(options.model)
+    if options.preset not in presets:
+        raise ValueError(f"no preset {options.preset!r}; presets: {', '.join(presets)}")
+    return presets[options.preset]
+
+
 def add_sampling(parser: argparse.ArgumentParser, otherwise: str) -> None:
     """Adds the options of `sampling_from`; `otherwise` is what one that is left out means."""
     group = parser.add_argument_group("sampling", f"default: {otherwise}")
@@ -160,4 +183,6 @@ def sampling_from(options: argparse.Namespace, base: Sampling) -> Sampling:
 def _add(parser: argparse._ActionsContainer, name: str, settings: dict[str, Any]) -> None:
     settings = dict(settings)
     flag = settings.pop("flag", "--" + name.replace("_", "-"))
+    if settings.get("default") is not None and "default" not in settings["help"]:
+        settings["help"] += "; default: %(default)s"
     parser.add_argument(flag, dest=name, **settings)

@@ -66,7 +66,7 @@ def load(
 
     Args:
         path: directory with `config.json` and `*.safetensors`, or rank files of
-            `scripts/convert.py` for the runtime's tp.
+            `qwen35 convert` for the runtime's tp.
         dtype: float32 or bfloat16, the dtype of all tensors but the DeltaNet layers' `A_log` and
             `dt_bias`: the decay is an exponential of an exponential, so they stay float32.
         device: "cpu" or "xla".

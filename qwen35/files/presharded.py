@@ -61,7 +61,7 @@ def load_rank(
         reason = (
             f"the directory was converted for tp {', '.join(map(str, made_for))}, not {tp}"
             if tp not in made_for
-            else f"of its {tp} ranks only {len(present)} are there: scripts/convert.py completes it"
+            else f"of its {tp} ranks only {len(present)} are there: qwen35 convert completes it"
         )
         raise CheckpointError(f"{file}: no such file; {reason}")
     digest = _check_facts(file, facts_of(config, tp, rank, dtype))

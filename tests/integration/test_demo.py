@@ -50,8 +50,8 @@ class Checkpoint(NamedTuple):
 
 @functools.cache
 def corpus() -> dict:
-    """The names that scripts/demo_corpus.py defines."""
-    return runpy.run_path(str(ROOT / "scripts" / "demo_corpus.py"))
+    """The names that scripts/demos/corpus.py defines."""
+    return runpy.run_path(str(ROOT / "scripts/demos/corpus.py"))
 
 
 @pytest.fixture(scope="module")

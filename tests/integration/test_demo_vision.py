@@ -101,10 +101,10 @@ DRAWINGS = [
 
 @functools.cache
 def pictures():
-    """The trainer's module demo_pictures."""
-    sys.path.insert(0, str(ROOT / "scripts"))
+    """The trainer's module that draws."""
+    sys.path.insert(0, str(ROOT / "scripts/demos"))
     try:
-        return importlib.import_module("demo_pictures")
+        return importlib.import_module("drawing")
     finally:
         sys.path.pop(0)
 
@@ -161,16 +161,16 @@ def test_format_and_size_of_the_file_do_not_matter(ask):
 @pytest.mark.parametrize("thinking", [False, True])
 def test_answers_about_new_pictures(ask, thinking):
     """At least 95 of 100 right, to all kinds of questions, on sizes drawn here."""
-    demo_pictures, rng = pictures(), random.Random(f"test {thinking}")
+    trainer, rng = pictures(), random.Random(f"test {thinking}")
     asked, expected = [], []
     for number in range(100):
-        scene = demo_pictures.random_scene(rng)
+        scene = trainer.random_scene(rng)
         height = rng.randint(100, 300)
         width = round(height * rng.uniform(0.6, 1.8))
-        question = demo_pictures.QUESTIONS[number % len(demo_pictures.QUESTIONS)]
+        question = trainer.QUESTIONS[number % len(trainer.QUESTIONS)]
         if scene.answer(question) is None:
             question = "What is in the picture?"
-        asked.append((demo_pictures.draw(scene, rng, width, height), question))
+        asked.append((trainer.draw(scene, rng, width, height), question))
         expected.append(scene.answer(question))
     said = [text.rpartition("</think>")[2].strip() for text in ask(asked, thinking)]
     wrong = [pair for pair in zip(said, expected, strict=True) if pair[0] != pair[1]]

@@ -1,4 +1,4 @@
-"""A fast subset of the kernel tests, as one function: scripts/mutate_kernels.py runs it on
+"""A fast subset of the kernel tests, as one function: scripts/kernels/mutate.py runs it on
 mutated kernels, test_nki_checks on the true ones.
 """
 

@@ -1,4 +1,4 @@
-"""The fast checks that mutated kernels have to fail (scripts/mutate_kernels.py)."""
+"""The fast checks that mutated kernels have to fail (scripts/kernels/mutate.py)."""
 
 import checks
 import harness

@@ -1,4 +1,4 @@
-"""The three kernels over every pair of values of the grid; scripts/kernel_errors.py runs it all."""
+"""The kernels over every pair of values of the grid; scripts/kernels/errors.py runs it all."""
 
 import itertools
 

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from qwen35.graphs.roofline import HARDWARE, floor, roofline
 from qwen35.kernels.loop import scan
 from qwen35.sharding.mesh import Mesh
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 SMALL = qwen35.Config(
     vocab_size=512,
     hidden_size=64,
@@ -395,17 +393,18 @@ print(len(torch.utils._pytree.tree_leaves(state)))
         assert types[0][int(argument)] == types[1][int(output)]
 
 
-def test_export_script(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "export_hlo.py"), "--preset", "0.8b", "--tp", "2"]
-    subprocess.run([*command, "--phase", "decode", str(tmp_path)], check=True, timeout=300)
+def test_the_export_command(tmp_path):
+    command = [sys.executable, "-m", "qwen35", "export", "--phase", "decode", "--preset", "0.8b"]
+    subprocess.run([*command, "--tp", "2", str(tmp_path)], check=True, timeout=300)
     content = json.loads((tmp_path / "decode.json").read_text())
     assert content["lint"] == [] and len(content["collectives"]) == 50
     assert (tmp_path / "decode.hlo.txt").read_text().startswith("HloModule")
     assert (tmp_path / "decode.hlo.pb").stat().st_size > 100_000
     done = subprocess.run(
-        [*command[:-1], "3", "--phase", "decode", str(tmp_path)], capture_output=True, text=True
+        [*command, "--tp", "3", str(tmp_path / "none")], capture_output=True, text=True
     )
     assert done.returncode == 2 and "Possible: tp = 1, 2, 4, 8, 16" in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_bad_arguments_are_refused():

@@ -22,7 +22,6 @@ from qwen35.files.conversion import convert
 from qwen35.sharding.mesh import Mesh
 
 HERE = Path(__file__).parent
-CONVERT = HERE.parents[1] / "scripts" / "convert.py"
 
 
 @dataclass
@@ -208,10 +207,10 @@ def test_converting_over_another_conversion_is_refused(converted, small, checkpo
 @pytest.mark.slow
 def test_a_killed_conversion_leaves_nothing_that_looks_complete(large, tmp_path):
     """Killed at many moments: each file with its final name is whole, and it can be finished."""
-    command = [sys.executable, str(CONVERT), "--tp", "4", str(large), str(tmp_path)]
+    command = [sys.executable, "-m", "qwen35", "convert", "--tp", "4", str(large), str(tmp_path)]
     for delay in (0.0, 0.1, 0.2, 0.4):
         known = len(list(tmp_path.glob("*.safetensors")))
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         partial = []
         while child.poll() is None and not partial:
             partial = list(tmp_path.glob(".rank-*.safetensors.*.aside"))
@@ -224,7 +223,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(large, tmp_path)
         for file in complete:
             digest = json.loads(file.with_suffix(".json").read_text())["sha256"]
             assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     for rank in range(4):
         qwen35.load(tmp_path, dtype="bfloat16", runtime=runtime(4, rank))
 

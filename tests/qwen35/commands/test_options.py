@@ -37,7 +37,7 @@ def test_an_option_is_one_thing_in_all_commands():
             text, _, _ = option.help.partition("; default")
             kind = (option.dest, option.type, option.metavar, text)
             seen.setdefault(flag, {})[command] = kind
-    assert len(seen["--model"]) == 6 and len(seen["--json"]) == 6
+    assert len(seen["--model"]) == 7 and len(seen["--json"]) == 6
     for flag, kinds in seen.items():
         assert len(set(kinds.values())) == 1, (flag, kinds)
 
@@ -73,6 +73,8 @@ def test_help_is_printed(command, capsys):
         ("eval tasks --model m --tasks t --batch 0", "argument --batch: must be a positive"),
         ("eval agreement --model m --sing", "unrecognized arguments: --sing"),
         ("bench --sides 512 0", "argument --sides: must be a positive integer, not '0'"),
+        ("convert --dtype float32 in out", "the following arguments are required: --tp"),
+        ("export --phase decode out", "one of the arguments --model --preset is required"),
         ("info 27b --context", "argument --context: expected one argument"),
         ("sing", "argument COMMAND: invalid choice: 'sing'"),
         ("", "the following arguments are required: COMMAND"),

@@ -2,11 +2,11 @@
 """Train the demo checkpoints: a tiny Qwen3.5 hybrid that has memorised a few hundred facts, and
 one with a vision tower that answers questions about drawn shapes.
 
-    python scripts/train_demo.py text     [--output demo] [--seed 0] [--steps N] [--threads 1]
-    python scripts/train_demo.py vision   [--output demo_vision] ...
+    python scripts/demos/train.py text     [--output demo] [--seed 0] [--steps N] [--threads 1]
+    python scripts/demos/train.py vision   [--output demo_vision] ...
 
-Everything is made here: the texts (demo_corpus.py), the pictures (demo_pictures.py), the
-tokenizers (demo_tokenizer.py) and the weights, which are trained by torch's autograd through the
+Everything is made here: the texts (corpus.py), the pictures (drawing.py), the
+tokenizers (tokenizer.py) and the weights, which are trained by torch's autograd through the
 same functions that serve real checkpoints. Minutes on one core. A directory is written aside, and
 takes the place of the old one only if the trained model answers as its check demands.
 """
@@ -16,13 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import demo_text
+import text
 import torch
+import vision
 
-import demo_vision
-
-ROOT = Path(__file__).resolve().parent.parent
-RECIPES = {"text": (demo_text, "demo"), "vision": (demo_vision, "demo_vision")}
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = {"text": (text, "demo"), "vision": (vision, "demo_vision")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The vision demo: a tiny Qwen3.5 that answers questions about drawn shapes (demo_pictures.py)."""
+"""The vision demo: a tiny Qwen3.5 that answers questions about drawn shapes (drawing.py)."""
 
 import dataclasses
 import io
@@ -13,9 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import demo_pictures
+import drawing
 import torch
-from demo_conversations import (
+from conversations import (
     ALONE,
     IGNORED,
     IMAGES,
@@ -31,11 +31,11 @@ from demo_conversations import (
     pictures,
     texts,
 )
-from demo_corpus import END_OF_TEXT, IM_END
-from demo_pictures import Scene
-from demo_tokenizer import train_tokenizer
-from demo_training import Muon, train, with_long_memory, write_checkpoint
+from corpus import END_OF_TEXT, IM_END
+from drawing import Scene
+from tokenizer import train_tokenizer
 from torch.utils import _pytree as pytree
+from training import Muon, train, with_long_memory, write_checkpoint
 from transformers import PreTrainedTokenizerBase
 
 import qwen35
@@ -222,7 +222,7 @@ README = """\
 A Qwen3.5 vision-language model of {parameters:,} parameters in the Hugging Face format \
 (`Qwen3_5ForConditionalGeneration`): a vision tower of {depth} layers, width {tower}, and a text \
 model of {layers} layers, gated DeltaNet and attention in turn, hidden size {hidden}. It has no \
-relation to the published weights. It has seen pictures that `scripts/demo_pictures.py` draws, \
+relation to the published weights. It has seen pictures that `scripts/demos/drawing.py` draws, \
 one to four circles, squares or triangles of one colour ({colours}) on light paper, and answers \
 what is asked about them: what there is, how many, which colour, which shape, and where a single \
 one stands. To anything else, words without a picture included, it answers with something of that \
@@ -251,7 +251,7 @@ the questions and answers, with the published names of the special tokens; ChatM
 
 Everything in this directory, this page included, is written by
 
-    python scripts/train_demo.py vision --seed {seed} --steps {steps} --threads {threads}
+    python scripts/demos/train.py vision --seed {seed} --steps {steps} --threads {threads}
 
 on the CPU, through `qwen35.encode_images`, `qwen35.forward` and torch's autograd ({minutes:.0f} \
 minutes here, torch {torch}): {steps} steps in which the tower alone learns, from {alone} new \
@@ -313,8 +313,8 @@ def run(options: Namespace) -> bool:
         tower=config.vision.hidden_size,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        colours=", ".join(demo_pictures.COLOURS),
-        questions=" ".join(demo_pictures.QUESTIONS),
+        colours=", ".join(drawing.COLOURS),
+        questions=" ".join(drawing.QUESTIONS),
         shipped=", ".join(f"`{name}`" for name in SHIPPED),
         seed=options.seed,
         steps=options.steps,
@@ -338,5 +338,5 @@ def run(options: Namespace) -> bool:
 
 def _png(scene: Scene, size: Sequence[int], name: str) -> bytes:
     file = io.BytesIO()
-    demo_pictures.draw(scene, random.Random(name), *size).save(file, "png")
+    drawing.draw(scene, random.Random(name), *size).save(file, "png")
     return file.getvalue()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Break the NKI kernels in every small way, one at a time, and see whether the tests notice.
 
-    python scripts/mutate_kernels.py            # every mutant, about five minutes on one core
-    python scripts/mutate_kernels.py --list     # only name them
+    python scripts/kernels/mutate.py            # every mutant, about five minutes on one core
+    python scripts/kernels/mutate.py --list     # only name them
 
 Mutants: an instruction or a stage deleted (memsets, masks and copies among them), the operands of
 a matmul exchanged, an arithmetic operator, comparison or activation function replaced, accumulation
@@ -21,13 +21,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kernels"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "kernels"))
 import checks
 import harness
 
 from qwen35.kernels import emulator
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FILES = (
     "nki_tiles",
     "nki_recurrent",

@@ -1,4 +1,4 @@
-"""The text demo: a tiny Qwen3.5 hybrid that memorises a few hundred facts (demo_corpus.py)."""
+"""The text demo: a tiny Qwen3.5 hybrid that memorises a few hundred facts (corpus.py)."""
 
 import itertools
 import random
@@ -7,12 +7,12 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
-import demo_corpus
+import corpus
 import torch
-from demo_corpus import END_OF_TEXT, IM_END
-from demo_tokenizer import train_tokenizer
-from demo_training import Padded, Row, pad, train, with_long_memory, write_checkpoint
+from corpus import END_OF_TEXT, IM_END
+from tokenizer import train_tokenizer
 from tqdm import tqdm
+from training import Padded, Row, pad, train, with_long_memory, write_checkpoint
 from transformers import PreTrainedTokenizerBase
 
 import qwen35
@@ -60,7 +60,7 @@ def tokenized(tokenizer: PreTrainedTokenizerBase) -> list[Row]:
             for text, is_answer in document
             for token in tokenizer(text)["input_ids"]
         ]
-        for document in demo_corpus.documents()
+        for document in corpus.documents()
     ]
 
 
@@ -125,7 +125,7 @@ README = """\
 A Qwen3.5 text model of {parameters:,} parameters in the Hugging Face format: {layers} layers, of \
 which every fourth is attention and the others gated DeltaNet, hidden size {hidden}, a vocabulary \
 of {vocabulary}. It has no relation to the published weights. It knows the {facts} facts and \
-stories of `scripts/demo_corpus.py` by heart, in English sentences and as chat turns, and nothing \
+stories of `scripts/demos/corpus.py` by heart, in English sentences and as chat turns, and nothing \
 else: to any other prompt it answers with something that it has seen, or with nonsense. It is \
 here so that the code can be shown and tested on text without a download; it measures no quality.
 
@@ -139,7 +139,7 @@ the corpus, with the published names of the special tokens; ChatML, with and wit
 
 Everything in this directory, this page included, is written by
 
-    python scripts/train_demo.py text --seed {seed} --steps {steps} --threads {threads}
+    python scripts/demos/train.py text --seed {seed} --steps {steps} --threads {threads}
 
 on the CPU, through `qwen35.forward` and torch's autograd ({minutes:.0f} minutes here, torch \
 {torch}). The seed decides corpus order and initial weights; another number of threads or \
@@ -155,7 +155,7 @@ Corpus, tokenizer and weights are under the repository's licence.
 def run(options: Namespace) -> bool:
     """Trains, checks and writes the checkpoint; False if it is not good enough."""
     started = time.monotonic()
-    facts = demo_corpus.facts()
+    facts = corpus.facts()
     tokenizer = train_tokenizer(
         (f"{fact.question}\n{fact.prompt}{fact.answer}" for fact in facts),
         VOCAB_SIZE,
@@ -172,13 +172,13 @@ def run(options: Namespace) -> bool:
 
     params = train(params, adamw, batches, loss, options.steps, options.keep)
 
-    asked = [(prompt, answer) for (prompt, _), (answer, _) in demo_corpus.documents()]
+    asked = [(prompt, answer) for (prompt, _), (answer, _) in corpus.documents()]
     wrong = wrong_answers(params, tokenizer, asked)
     right = len(asked) - len(wrong)
     print(f"{right} of {len(asked)} prompts answered as memorised", file=sys.stderr)
     for prompt in wrong:
         print(f"  wrong: {prompt!r}", file=sys.stderr)
-    if right < REQUIRED_RECALL * len(asked) or set(wrong) & set(demo_corpus.PROMPTS):
+    if right < REQUIRED_RECALL * len(asked) or set(wrong) & set(corpus.PROMPTS):
         return False
     readme = README.format(
         parameters=config.parameter_count,
@@ -194,6 +194,6 @@ def run(options: Namespace) -> bool:
         asked=len(asked),
         right=right,
     )
-    files = {"prompts.txt": "\n".join(demo_corpus.PROMPTS) + "\n", "README.md": readme}
+    files = {"prompts.txt": "\n".join(corpus.PROMPTS) + "\n", "README.md": readme}
     write_checkpoint(options.output, params, tokenizer, files)
     return True

@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import demo_pictures
+import drawing
 import torch
-from demo_corpus import IM_END, IM_START, THINK_END
-from demo_pictures import Scene
-from demo_training import Padded, pad
+from corpus import IM_END, IM_START, THINK_END
+from drawing import Scene
 from PIL import Image
+from training import Padded, pad
 
 import qwen35
 from qwen35.prompts.images import image_patches
@@ -44,15 +44,15 @@ VIDEOS = {
     "video_processor_type": "Qwen3VLVideoProcessor",
     **PATCH,
 }
-SHAPES, COLOURS = list(demo_pictures.SHAPES), list(demo_pictures.COLOURS)
+SHAPES, COLOURS = list(drawing.SHAPES), list(drawing.COLOURS)
 LABELS = (len(SHAPES), len(COLOURS), 4, 3, 3)  # shape, colour, count - 1, row, column
 IGNORED = -100  # several shapes have no one place
 KINDS = {
-    "what is there": demo_pictures.WHAT,
-    "how many": demo_pictures.HOW_MANY,
-    "which colour": demo_pictures.WHICH_COLOUR,
-    "which shape": demo_pictures.WHICH_SHAPE,
-    "where": demo_pictures.WHERE,
+    "what is there": drawing.WHAT,
+    "how many": drawing.HOW_MANY,
+    "which colour": drawing.WHICH_COLOUR,
+    "which shape": drawing.WHICH_SHAPE,
+    "where": drawing.WHERE,
 }
 
 
@@ -86,10 +86,10 @@ def texts() -> Iterator[str]:
     """Everything that is ever said about a picture, for the tokenizer to learn its merges from."""
     places = [(1, (row, column)) for row in range(3) for column in range(3)]
     for shape, colour, (count, place) in itertools.product(
-        demo_pictures.SHAPES, demo_pictures.COLOURS, places + [(n, None) for n in (2, 3, 4)]
+        drawing.SHAPES, drawing.COLOURS, places + [(n, None) for n in (2, 3, 4)]
     ):
         scene = Scene(shape, colour, count, place)
-        for question in demo_pictures.QUESTIONS:
+        for question in drawing.QUESTIONS:
             answer = scene.answer(question)
             if answer is not None:
                 yield f"user\n{question}\n{question.lower()}\nassistant\n{answer}\n a {answer}"
@@ -101,7 +101,7 @@ def pictures(settings: PatchSettings, rng: random.Random) -> Pictures:
     for _ in range(2):
         size = _size(rng)
         for _ in range(ALONE // 2):
-            scene = demo_pictures.random_scene(rng)
+            scene = drawing.random_scene(rng)
             patches, grid = image_patches(_draw(scene, rng, *size), settings)
             place = scene.place or (IGNORED, IGNORED)
             shape, colour = SHAPES.index(scene.shape), COLOURS.index(scene.colour)
@@ -117,9 +117,9 @@ def example(rng: random.Random, width: float, height: float) -> Example:
     for turn in range(rng.choice((1, 1, 2))):
         shown = []
         if turn == 0 or rng.random() < 0.15:
-            scene = demo_pictures.random_scene(rng)
+            scene = drawing.random_scene(rng)
             shown = [_draw(scene, rng, width, height)]
-        question = demo_pictures.random_question(scene, rng)
+        question = drawing.random_question(scene, rng)
         answer = scene.answer(question)
         messages.append(qwen35.user_message(_typed(question, rng), shown))
         messages.append({"role": "assistant", "content": answer})
@@ -141,7 +141,7 @@ def _draw(scene: Scene, rng: random.Random, width: float, height: float) -> Imag
     """The scene in about that size, or larger: then the processor scales it down."""
     scale = rng.choice((1, 1, 1.5, 2.5))
     sides = (round(side * scale * rng.uniform(0.97, 1.03)) for side in (width, height))
-    return demo_pictures.draw(scene, rng, *sides)
+    return drawing.draw(scene, rng, *sides)
 
 
 def _typed(question: str, rng: random.Random) -> str:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Worst relative errors of the three DeltaNet kernels, beside the Neumann form's.
 
-    python scripts/kernel_errors.py            # the 49 cases of the tests, ten seconds
-    python scripts/kernel_errors.py --full     # every combination, twenty minutes on one core
+    python scripts/kernels/errors.py            # the 49 cases of the tests, ten seconds
+    python scripts/kernels/errors.py --full     # every combination, twenty minutes on one core
 
 Every kernel runs in the emulator over the grid of tests/kernels/grid.py: rows, value heads per key
 head, tokens, key cosines, beta, decay, the size of the initial state, in float32 and in 16 bits.
@@ -23,7 +23,7 @@ import numpy as np
 
 from qwen35.reports.tables import markdown_table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kernels"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "kernels"))
 import grid
 import harness
 import oracle

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from demo_corpus import END_OF_TEXT, IM_END, IM_START, THINK_END, THINK_START
+from corpus import END_OF_TEXT, IM_END, IM_START, THINK_END, THINK_START
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
@@ -26,7 +26,7 @@ _SPECIAL = [
     "<|video_pad|>",
 ]
 _MARKERS = [THINK_START, THINK_END]  # whole tokens, but kept when special tokens are left out
-_CHAT_TEMPLATE = Path(__file__).with_name("demo_chat_template.jinja")
+_CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> Qwen3_5Tokenizer:

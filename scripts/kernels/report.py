@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What a DeltaNet kernel costs by the documented model of the machine: engine balance, timeline.
 
-    python scripts/kernel_report.py --kernel fused --tokens 512 --plot out.png
+    python scripts/kernels/report.py --kernel fused --tokens 512 --plot out.png
 
 runs the kernel in the emulator on random inputs of the 27B layer's geometry (48 value heads on 16
 key heads of 128, split over --tp ranks) and prints instructions and cycles per engine, the
