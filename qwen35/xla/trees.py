@@ -184,9 +184,17 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def first_tensor(tree: Any) -> torch.Tensor | None:
-    """Return the first tensor of `tree`, in the order of `flatten`, or None; the rest is not
-    visited."""
-    leaves = (leaf for _, leaf in named_leaves(tree, ""))
+    """Return the first tensor of `tree`, in the order of `flatten`, or None if it has none.
+
+    Every step of generation asks. It is quick where frozen trees, such as a model's parameters,
+    come first.
+    """
+    if type(tree) in _frozen_classes:
+        return next(iter(flatten_frozen(tree).leaves), None)
+    if type(tree) is tuple:
+        found = map(first_tensor, tree)
+        return next((tensor for tensor in found if tensor is not None), None)
+    leaves = _pytree.tree_iter(tree)
     return next((leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
 
 

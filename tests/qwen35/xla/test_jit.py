@@ -196,6 +196,7 @@ def test_flatten_walks_in_the_order_of_torch_pytree(tree):
     assert list(map(id, leaves)) == list(map(id, expected))
     named = [leaf for _, leaf in trees.named_leaves(tree, "t")]
     assert list(map(id, named)) == list(map(id, _pytree.tree_leaves(tree)))
+    assert trees.first_tensor(tree) is (expected[0] if expected else None)
 
 
 def test_results_without_tensors_and_without_arguments():
@@ -629,6 +630,7 @@ def test_frozen_trees_are_flattened_once():
     for w in weights:
         assert_same(fn(w, x), torch.full((1, 2), float(w.config)))
     visits = Weights.visits
+    assert trees.first_tensor(((1, weights[2]), x)) is weights[2].layers[0]
     for w in weights * 3:
         assert_same(fn(w, x), torch.full((1, 2), float(w.config)))
     assert Weights.visits == visits
