@@ -30,10 +30,10 @@ def scan(function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -
             carry, y = function(carry, pytree.tree_unflatten(x, structure))
             ys.append(y)
         return carry, pytree.tree_map(lambda *rounds: torch.stack(rounds), *ys)
-    # The public `scan` would keep what a backward pass needs, the temporaries of all rounds.
-    from torch_xla.experimental.scan import _scan_impl_pytree
+    from ..xla import private  # here, as in `neuron`: this package has to import without a parent
 
-    return _scan_impl_pytree(function, carry, xs)
+    # The public `scan` would keep what a backward pass needs, the temporaries of all rounds.
+    return private._scan_impl_pytree(function, carry, xs)
 
 
 def tracked(*tensors: torch.Tensor) -> bool:

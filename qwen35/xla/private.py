@@ -17,7 +17,7 @@ from .environment import xla
 
 DEVICES, EXECUTABLE, TRACING = "xla.devices", "xla.executable", "xla.tracing"
 COLLECTIVES, SPMD = "sharding.collectives", "sharding.spmd"
-EXPORT, NEURON = "graphs.export", "kernels.neuron"
+EXPORT, LOOP, NEURON = "graphs.export", "kernels.loop", "kernels.neuron"
 
 # Place in torch-xla -> name there -> what it does, then which modules of qwen35 use it.
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
@@ -72,6 +72,9 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "torch_xla.core.xla_builder": {
         "create_placeholder_tensor": ("make a tensor without data, to trace on", EXPORT),
+    },
+    "torch_xla.experimental.scan": {
+        "_scan_impl_pytree": ("loop over a dimension in one XLA while, forward only", LOOP),
     },
     "torch_xla.utils.buffer_donor_context": {
         "alias_with_buffer_donor_config": ("honour donation while compiling", TRACING),

@@ -28,8 +28,7 @@ def sources():
         for path in sorted((ROOT / folder).rglob("*.py")):
             relative = path.relative_to(ROOT / folder)
             linked = folder == "qwen35" and relative.parts[0] in ("kernels", "sharding")
-            apart = relative.name == "loop.py"  # scan: joins the table with its move into qwen35
-            if not linked and not apart and path != Path(private.__file__):
+            if not linked and path != Path(private.__file__):
                 yield prefix + ".".join(relative.with_suffix("").parts), ast.parse(path.read_text())
 
 
