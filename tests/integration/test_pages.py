@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,6 @@ def table_of(page: str, heading: str) -> list[list[str]]:
     ]
 
 
-def test_the_page_names_every_folder():
-    """Each package of qwen35 is a row of the architecture's table of folders."""
-    named = [row[0].rstrip("/") for row in table_of("docs/architecture.md", "Folders")]
-    packages = (folder.parent.name for folder in (ROOT / "qwen35").glob("*/__init__.py"))
-    assert sorted(named) == sorted(packages)
-
-
 def test_the_evenings_read():
     """From configuration to logits in at most 1,500 lines, and no module of model/ unmentioned."""
     rows = table_of("docs/architecture.md", "The evening's read")
@@ -83,3 +77,20 @@ def test_the_evenings_read():
     assert sum(lines.values()) <= 1500
     wrong = {p: n for p, n in lines.items() if abs(n - read[p]) > max(10, n / 10)}
     assert not wrong, f"the page gives other numbers of lines than {wrong}"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_the_layout_names_every_folder():
+    """README's table has each folder of the repository, and each package of qwen35, once."""
+    cells = [cell for cell, _ in table_of("README.md", "Layout")]
+    named = [path for cell in cells for path in re.findall(r"[\w/]+(?=/)", cell)]
+    there = {file.partition("/")[0] for file in tracked() if "/" in file and file[0] != "."}
+    packages = (ROOT / "qwen35").glob("*/__init__.py")
+    there |= {f"qwen35/{path.parent.name}" for path in packages}
+    assert sorted(named) == sorted(there - {"qwen35", "qwen35/kernels", "qwen35/sharding"})
+
+
+def tracked() -> list[str]:
+    """The repository's files."""
+    command = ["git", "-C", str(ROOT), "ls-files"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
