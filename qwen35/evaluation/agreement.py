@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..checks.values import integer
 from ..files.checkpoint import load
 from ..generation.buckets import doubling
 from ..generation.generate import generate
@@ -31,7 +32,7 @@ from ..xla.compiled import compiled
 from ..xla.devices import device_put
 from ..xla.progress import show_compilations
 from .reference import NAME, TransformersModel, require
-from .scoring import CHUNK, check_counts
+from .scoring import CHUNK
 
 # Languages, code, arithmetic, and places where a line goes on.
 PROMPTS = (
@@ -194,7 +195,7 @@ def measure(
         ValueError: transformers can't be imported; a prompt is empty or too long.
     """
     require()
-    check_counts(max_new_tokens=max_new_tokens)
+    max_new_tokens = integer("max_new_tokens", max_new_tokens)
     start = time.perf_counter()
     tokenizer, config = Tokenizer.from_pretrained(directory), Config.from_pretrained(directory)
     prompts = list(map(tokenizer.encode, texts))

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..checks.values import integer
 from ..model.params import Params
 from ..prompts.tokenizer import Tokenizer
 from ..reports.tables import markdown_table
-from .scoring import CHUNK, Scores, check_counts, score
+from .scoring import CHUNK, Scores, score
 
 WINDOW = 4096
 
@@ -84,9 +85,8 @@ def perplexity(
         ValueError: a text without a token to score; window or stride out of range.
     """
     limit = params.config.max_position_embeddings
-    window = min(WINDOW, limit) if window is None else window
-    stride = max(1, window // 2) if stride is None and window is not None else stride
-    check_counts(window=window, stride=stride)
+    window = min(WINDOW, limit) if window is None else integer("window", window)
+    stride = max(1, window // 2) if stride is None else integer("stride", stride)
     if not 2 <= window <= limit:
         raise ValueError(
             f"window is {window}: it must be from 2 to the model's max_position_embeddings, {limit}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks.values import integer, token_ids
 from ..generation.buckets import doubling
 from ..model.decoder import forward, logits
 from ..model.params import Params
@@ -58,7 +59,7 @@ def score(
         ValueError: a row of fewer than two tokens, an id outside the vocabulary, or a row longer
             than the model's `max_position_embeddings`.
     """
-    check_counts(batch=batch, chunk=chunk)
+    batch, chunk = integer("batch", batch), integer("chunk", chunk)
     _check_rows(params, rows)
     results: list[Scores | None] = [None] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
@@ -98,7 +99,7 @@ def score_continuations(
     Raises:
         ValueError: an empty context or continuation; else as `score`, of both as one row.
     """
-    check_counts(batch=batch, chunk=chunk)
+    batch, chunk = integer("batch", batch), integer("chunk", chunk)
     for number, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
             empty = "continuation" if context else "context"
@@ -211,13 +212,6 @@ def _capacity(params: Params, tokens: int) -> int:
     return min(params.config.max_position_embeddings, doubling(tokens))
 
 
-def check_counts(**values: Any) -> None:
-    """Raises ValueError unless all values are positive integers."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, not {value!r}")
-
-
 def _check_rows(params: Params, rows: Sequence[Sequence[int]]) -> None:
     vocabulary, limit = params.config.vocab_size, params.config.max_position_embeddings
     for number, row in enumerate(rows):
@@ -231,11 +225,7 @@ def _check_rows(params: Params, rows: Sequence[Sequence[int]]) -> None:
                 f"row {number} has {len(row)} tokens, over the model's max_position_embeddings "
                 f"of {limit}"
             )
-        wrong = next((token for token in row if not 0 <= token < vocabulary), None)
-        if wrong is not None:
-            raise ValueError(
-                f"row {number} has token id {wrong}, outside the vocabulary of {vocabulary}"
-            )
+        token_ids(f"row {number}", row, vocabulary)
 
 
 def _bar(tokens: int, show: bool) -> tqdm:

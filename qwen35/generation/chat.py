@@ -14,6 +14,7 @@ from typing import Any
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object, read_object
+from ..checks.values import integer
 from ..files.saved_state import load_state, save_state
 from ..prompts.processor import Picture, Processor, Prompt, user_message
 from ..prompts.tokenizer import Tokenizer
@@ -263,8 +264,7 @@ class Chat:
     def _thinking_budget(self, tokens: int | None) -> ThinkingBudget | None:
         if tokens is None:
             return None
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
-            raise ValueError(f"thinking_tokens must be an integer >= 0, not {tokens!r}")
+        tokens = integer("thinking_tokens", tokens, 0)
         end = self._tokenizer.encode(_END)
         if len(end) != 1:
             raise ValueError(

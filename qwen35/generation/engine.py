@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..checks.values import integer
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import State
@@ -30,7 +31,7 @@ from ..prompts.tokenizer import TextStream, TokenizerLike
 from ..xla.progress import show_compilations
 from . import buckets
 from .batch import Batch
-from .engine_settings import EngineSettings, check_integer
+from .engine_settings import EngineSettings
 from .generate import end_tokens
 from .prefix_cache import CacheStats, PrefixCache
 from .request import Request, ThinkingBudget, cache_keys
@@ -149,6 +150,7 @@ class Engine:
             raise ValueError("the prompt is empty: at least one token is needed")
         [row], [seen] = encode_prompts(self.batch.params, self._tokenizer, [prompt])
         tokens, pictures = tuple(row), seen if seen is not None and seen.images.grid else None
+        max_new_tokens = integer("max_new_tokens", max_new_tokens)
         self._check(tokens, max_new_tokens, sampling, thinking)
         if len(self.waiting) >= self.settings.queue:
             raise QueueFull(f"{len(self.waiting)} requests wait already, as many as may")
@@ -408,20 +410,13 @@ class Engine:
         sampling: Sampling,
         thinking: ThinkingBudget | None,
     ) -> None:
-        vocabulary = self.batch.params.config.vocab_size
-        wrong = next((token for token in tokens if not 0 <= token < vocabulary), None)
-        if wrong is not None:
-            raise ValueError(
-                f"the prompt has token id {wrong}, outside the vocabulary of {vocabulary}"
-            )
-        check_integer("max_new_tokens", max_new_tokens)
         needed = len(tokens) + max_new_tokens
         if needed > self.max_capacity:
             raise ValueError(
                 f"the prompt has {len(tokens)} tokens and {max_new_tokens} more are asked for: "
                 f"{needed} in all, over the engine's capacity of {self.max_capacity}"
             )
-        sampling.check_vocabulary(vocabulary)
+        sampling.check_vocabulary(self.batch.params.config.vocab_size)
         if (sampling.logprobs or 0) > self.settings.top_logprobs:
             raise ValueError(
                 f"logprobs is {sampling.logprobs}, over the engine's top_logprobs of "

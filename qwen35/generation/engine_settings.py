@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from ..checks.values import integer
 from ..model.config import Config
 
 # Smaller than `generate`'s, which cuts its chunk to the prompt: here one graph serves all prompts,
@@ -49,7 +50,7 @@ class EngineSettings:
             if value is None and field.default is None:
                 continue
             least = 0 if field.name in ("cache_bytes", "top_logprobs") else 1
-            check_integer(field.name, value, least)
+            object.__setattr__(self, field.name, integer(field.name, value, least))
 
     def for_model(self, config: Config) -> EngineSettings:
         """Returns them with nothing left open: capacities within the model's positions, a chunk
@@ -58,10 +59,7 @@ class EngineSettings:
         Raises:
             ValueError: more likely tokens are asked for than the vocabulary has.
         """
-        if self.top_logprobs > config.vocab_size:
-            raise ValueError(
-                f"top_logprobs must be from 0 to {config.vocab_size}, not {self.top_logprobs}"
-            )
+        integer("top_logprobs", self.top_logprobs, 0, config.vocab_size)
         capacity = min(self.capacity, config.max_position_embeddings)
         most = min(max(capacity, self.max_capacity or 0), config.max_position_embeddings)
         return dataclasses.replace(
@@ -71,10 +69,3 @@ class EngineSettings:
             prefill_chunk=min(self.prefill_chunk, capacity),
             budget=self.prefill_chunk if self.budget is None else self.budget,
         )
-
-
-def check_integer(name: str, value: object, least: int = 1) -> None:
-    """Raises ValueError unless the value is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        wanted = "a positive integer" if least == 1 else f"an integer >= {least}"
-        raise ValueError(f"{name} must be {wanted}, not {value!r}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks.values import integer
 from ..model.params import Params
 from ..model.state import State
 from ..prompts.inputs import Prompts, RowPictures, encode_pictures, encode_prompts, piece
@@ -18,7 +19,6 @@ from ..xla.devices import device_put
 from ..xla.progress import prefill_bar, show_compilations
 from . import buckets, steps
 from .continuation import Continuation
-from .engine_settings import check_integer
 from .results import Completion, Piece, Timings, TokenLogprob, read_choice
 from .sampling import Sampling, controls_for, counts_for
 
@@ -92,8 +92,8 @@ def stream(
     Arguments are checked at the call, before the first piece is asked for. The generator's return
     value (`StopIteration.value`) is the list of completions.
     """
-    check_integer("max_new_tokens", max_new_tokens)
-    check_integer("prefill_chunk", prefill_chunk)
+    max_new_tokens = integer("max_new_tokens", max_new_tokens)
+    prefill_chunk = integer("prefill_chunk", prefill_chunk)
     prompts, seen = encode_prompts(params, tokenizer, prompts)
     capacity = _capacity(params, prompts, max_new_tokens, capacity)
     ends = end_tokens(params, tokenizer)
@@ -244,13 +244,8 @@ class _Call:
 def _capacity(
     params: Params, rows: list[list[int]], max_new_tokens: int, capacity: int | None
 ) -> int:
-    vocabulary, limit = params.config.vocab_size, params.config.max_position_embeddings
+    limit = params.config.max_position_embeddings
     for number, row in enumerate(rows):
-        wrong = next((token for token in row if not 0 <= token < vocabulary), None)
-        if wrong is not None:
-            raise ValueError(
-                f"prompt {number} has token id {wrong}, outside the vocabulary of {vocabulary}"
-            )
         needed = len(row) + max_new_tokens
         for name, size in (("max_position_embeddings", limit), ("capacity", capacity)):
             if size is not None and needed > size:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..checks.values import integer
 from ..model.state import AttentionState, DeltaNetState
-from .engine_settings import check_integer
 
 KV = tuple[AttentionState, ...]  # per attention layer key [1, Hkv, D, n] and value [1, Hkv, n, D]
 
@@ -97,8 +97,7 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        check_integer("max_bytes", max_bytes, 0)
-        self.max_bytes = max_bytes
+        self.max_bytes = integer("max_bytes", max_bytes, 0)
         self._root = _Node((), (), None)
         self._recent: OrderedDict[_Node, None] = OrderedDict()  # nodes with a snapshot
         self._bytes = 0

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks.values import as_integer, integer, is_number
 from ..xla.devices import indices
 from .threefry import gumbel
 
@@ -70,25 +71,32 @@ class Sampling:
             if not good:
                 raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
 
-        check("temperature", _number(self.temperature) and self.temperature >= 0, "a number >= 0")
-        check("seed", _whole(self.seed) and self.seed < _SEEDS, "an integer from 0 to 2^62 - 1")
-        check("top_k", _whole(self.top_k) and self.top_k < 2**24, "an integer >= 0 (0: all tokens)")
-        check("top_p", _number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1")
-        check("min_p", _number(self.min_p) and 0 <= self.min_p <= 1, "from 0 to 1")
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        def ids(name: str, tokens: Iterable[Any], wanted: str) -> list[int]:
+            found = [as_integer(token) for token in tokens]
+            check(name, all(token is not None and token >= 0 for token in found), wanted)
+            return found
+
+        check("temperature", is_number(self.temperature) and self.temperature >= 0, "a number >= 0")
+        put("seed", integer("seed", self.seed, 0, _SEEDS - 1))
+        put("top_k", integer("top_k", self.top_k, 0, 2**24 - 1))
+        check("top_p", is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1")
+        check("min_p", is_number(self.min_p) and 0 <= self.min_p <= 1, "from 0 to 1")
         penalty = self.repetition_penalty
-        check("repetition_penalty", _number(penalty) and penalty > 0, "a number above 0")
+        check("repetition_penalty", is_number(penalty) and penalty > 0, "a number above 0")
         for name in ("presence_penalty", "frequency_penalty"):
-            check(name, _number(getattr(self, name)), "a number")
-        check("logprobs", self.logprobs is None or _whole(self.logprobs), "None or an integer >= 0")
-        bias = self.logit_bias
-        pairs = tuple(bias.items() if isinstance(bias, Mapping) else map(tuple, bias))
-        good = all(len(pair) == 2 and _whole(pair[0]) and _number(pair[1]) for pair in pairs)
-        check("logit_bias", good, "numbers by token id (banned forbids a token)")
-        object.__setattr__(self, "logit_bias", pairs)
+            check(name, is_number(getattr(self, name)), "a number")
+        if self.logprobs is not None:
+            put("logprobs", integer("logprobs", self.logprobs, 0))
+        bias, wanted = self.logit_bias, "numbers by token id (banned forbids a token)"
+        pairs = list(bias.items() if isinstance(bias, Mapping) else map(tuple, bias))
+        check("logit_bias", all(len(pair) == 2 and is_number(pair[1]) for pair in pairs), wanted)
+        biased = ids("logit_bias", (token for token, _ in pairs), wanted)
+        put("logit_bias", tuple(zip(biased, (value for _, value in pairs), strict=True)))
         for name in ("banned", "stop"):
-            ids = tuple(getattr(self, name))
-            check(name, all(map(_whole, ids)), "token ids")
-            object.__setattr__(self, name, ids)
+            put(name, tuple(ids(name, getattr(self, name), "token ids")))
 
     @property
     def penalized(self) -> bool:
@@ -329,14 +337,6 @@ def _largest_below(weight: Tensor, distance: Tensor, target: Tensor) -> Tensor:
         bit = bit * 0.5
         t = torch.where(below(t + bit), t + bit, t)
     return t
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _signed(word: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks.values import as_integer, token_ids
 from ..model.params import Params
 from ..vision.tower import encode_images
 from .processor import Processor, Prompt
@@ -35,14 +36,15 @@ def encode_prompts(
     """Each prompt's token ids and, where it has been through a processor, what that made of it.
 
     Raises:
-        ValueError: a prompt is empty, or messages come without a `Processor`, or a prompt has
-            pictures that these parameters can't see, or a text places without pictures.
+        ValueError: a prompt is empty or has what is no id of the vocabulary, messages come without
+            a `Processor`, a prompt has pictures that these parameters can't see, or a text places
+            without pictures.
     """
     if isinstance(prompts, str | Prompt):
         prompts = [prompts]
     if not len(prompts):
         raise ValueError("prompts is empty: at least one prompt is needed")
-    if isinstance(prompts[0], int | Mapping):
+    if isinstance(prompts[0], Mapping) or as_integer(prompts[0]) is not None:
         prompts = [prompts]
     rows, seen = [], []
     for number, prompt in enumerate(prompts):
@@ -56,11 +58,12 @@ def encode_prompts(
         if isinstance(prompt, Prompt):
             _check_pictures(params, prompt, f"prompt {number}")
             seen.append(prompt)
-            rows.append(prompt.tokens[0].tolist())
+            tokens = prompt.tokens[0].tolist()
+            rows.append(token_ids(f"prompt {number}", tokens, params.config.vocab_size))
             continue
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         seen.append(None)
-        rows.append([int(token) for token in ids])
+        rows.append(token_ids(f"prompt {number}", ids, params.config.vocab_size))
         if not rows[-1]:
             raise ValueError(f"prompt {number} is empty: at least one token is needed")
         _check_no_places(params, rows[-1], f"prompt {number}")

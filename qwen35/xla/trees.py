@@ -184,18 +184,23 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def first_tensor(tree: Any) -> torch.Tensor | None:
-    """Return the first tensor of `tree`, in the order of `flatten`, or None if it has none.
-
-    Every step of generation asks. It is quick where frozen trees, such as a model's parameters,
-    come first.
-    """
-    if type(tree) in _frozen_classes:
+    """Return the first tensor of `tree`, in the order of `flatten`, or None; the rest is not
+    visited."""
+    if isinstance(tree, torch.Tensor):
+        return tree
+    kind = type(tree)
+    if kind in _frozen_classes:
         return next(iter(flatten_frozen(tree).leaves), None)
-    if type(tree) is tuple:
-        found = map(first_tensor, tree)
-        return next((tensor for tensor in found if tensor is not None), None)
-    leaves = _pytree.tree_iter(tree)
-    return next((leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+    if kind is dict:
+        children = tree.values()
+    elif isinstance(tree, tuple | list):
+        children = tree
+    elif kind in _pytree.SUPPORTED_NODES:
+        children, _ = _pytree.SUPPORTED_NODES[kind].flatten_fn(tree)
+    else:
+        return None
+    found = (first_tensor(child) for child in children)
+    return next((tensor for tensor in found if tensor is not None), None)
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,3 +38,22 @@ def test_chunks_change_no_token(reference, letters, chunk):
     params = qwen35.load(case.directory, dtype=torch.float32)
     said = qwen35.generate(params, letters, prompts, max_new_tokens=8, prefill_chunk=chunk)
     assert [list(row.tokens) for row in said] == expected
+
+
+def test_what_acts_as_an_integer_is_one(load, letters):
+    """NumPy's and torch's, as token ids, counts and settings; halves and truth values are none."""
+    params = load("value_heads_x2_tied")
+    [expected] = qwen35.generate(
+        params, letters, [1, 2, 3], max_new_tokens=4, sampling=qwen35.Sampling(1.0, seed=5, top_k=9)
+    )
+    sampling = qwen35.Sampling(1.0, seed=np.int64(5), top_k=np.uint8(9), stop=[np.int32(130)])
+    for prompt in (np.array([1, 2, 3]), torch.tensor([1, 2, 3]), [np.int64(1), 2, torch.tensor(3)]):
+        [said] = qwen35.generate(
+            params, letters, prompt, max_new_tokens=np.int64(4), sampling=sampling
+        )
+        assert said.tokens == expected.tokens
+    for prompt in ([1, 2.5], [1, True], [[1, "2"]]):
+        with pytest.raises(ValueError, match=r"prompt 0 has .* where a token id is needed"):
+            qwen35.generate(params, letters, prompt, max_new_tokens=1)
+    with pytest.raises(ValueError, match="max_new_tokens must be a positive integer, not True"):
+        qwen35.generate(params, letters, [1], max_new_tokens=True)
