@@ -58,7 +58,7 @@ class Model(Protocol):
     def greedy(
         self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
     ) -> list[list[int]]:
-        """For each prompt the likeliest tokens, one by one, to an end token or `count` of them."""
+        """Writes for each prompt the likeliest tokens, to an end token or `count` of them."""
 
 
 class Compared(NamedTuple):

@@ -11,7 +11,7 @@ from ..reports.tables import markdown_table
 
 
 def render(result: Mapping[str, Any], worst: int = 5) -> str:
-    """The result as Markdown: a table of comparisons, then the worst prompts of each."""
+    """Writes the result as Markdown: a table of comparisons, then the worst prompts of each."""
     head = ("", "top-1", "top-5", "KL mean", "KL max", "logits ±", "tokens alike", "prompts alike")
     rows = [
         (
@@ -75,7 +75,7 @@ def _quoted(text: str, limit: int = 48) -> str:
 
 
 def plots(result: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
-    """Divergence and greedy agreement by the place of the token."""
+    """Draws divergence and greedy agreement by the place of the token."""
     return {
         "divergence by token": functools.partial(_plot_divergence, result["comparisons"]),
         "prompts alike by token": functools.partial(_plot_alike, result["comparisons"]),

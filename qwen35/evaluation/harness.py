@@ -161,7 +161,7 @@ class Qwen35LM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The text of a conversation, up to where the model's answer, or the rest of it, begins."""
+        """Renders a conversation up to where the model's answer, or the rest of it, begins."""
         thinking = self.enable_thinking
         try:
             return self.tokenizer.apply_chat_template(
@@ -177,7 +177,7 @@ class Qwen35LM(TemplateLM):
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """For each request, of a context and a continuation: its log probability, and whether
+        """Gives for each request, of a context and a continuation, its log probability, and whether
         greedy decoding would have written it."""
         if self.enable_thinking:
             tasks = sorted({str(request.task_name) for request in requests})
@@ -212,7 +212,7 @@ class Qwen35LM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """For each request, of one text: its log probability, of all tokens, after the prefix
+        """Gives for each request, of one text, the log probability of all tokens after the prefix
         token; where it is longer than `max_length`, of windows that do not overlap."""
         owners, pairs = [], []
         for number, request in enumerate(requests):
@@ -236,7 +236,7 @@ class Qwen35LM(TemplateLM):
         return results
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """For each request, of a context and `generation_kwargs`: what the model writes next, up
+        """Gives for each request, of a context and `generation_kwargs`, what the model writes, up
         to the first of the texts at which to stop."""
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -315,7 +315,7 @@ class Qwen35LM(TemplateLM):
         wanted: _Wanted,
         capacity: int,
     ) -> list[str]:
-        """The rows' continuations, generated until each of them has come to a stop."""
+        """Generates the rows' continuations until each of them has come to a stop."""
         tokens: list[list[int]] = [[] for _ in rows]
         texts, going = [""] * len(rows), set(range(len(rows)))
         ends = self._ends.union(wanted.sampling.stop)
@@ -345,7 +345,7 @@ class Qwen35LM(TemplateLM):
         ]
 
     def _answer(self, text: str) -> str:
-        """What of an unfinished text may hold a stop: nothing as long as the thought goes on."""
+        """Returns what of an unfinished text may have a stop: nothing while the thought goes on."""
         if self.think_end_token is None:
             return text
         _, end, answer = text.rpartition(self.think_end_token)

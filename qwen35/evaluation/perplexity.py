@@ -53,7 +53,7 @@ def perplexity(
     chunk: int = CHUNK,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """How well the model predicts texts.
+    """Measures how well the model predicts texts.
 
     A text that fits the window is read once from beginning to end, the state carried along. Of a
     longer one the window slides over: a new window begins `stride` tokens further with an empty
@@ -155,12 +155,12 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _token_bytes(tokenizer: Tokenizer, token: int) -> int:
-    """How many bytes a token stands for: byte-level BPE writes each as one character."""
+    """Counts the bytes that a token stands for: byte-level BPE writes each as one character."""
     return len(tokenizer.hf.convert_ids_to_tokens(token))
 
 
 def _measure(plan: _Plan, scores: list[Scores], bins: dict[int, tuple[int, float]]) -> dict:
-    """One text's sums; its tokens are added to `bins`, by context."""
+    """Sums up one text, and adds its tokens to `bins`, by context."""
     nats, correct, count = [], 0, 0
     for (start, first, end), row in zip(plan.windows, scores, strict=True):
         here = slice(first - start - 1, end - start - 1)
@@ -189,7 +189,7 @@ def _powers(context: torch.Tensor) -> list[int]:
 
 
 def _rates(sums: dict[str, Any]) -> dict[str, Any]:
-    """The sums of a text, or of all, with what is computed from them."""
+    """Returns the sums of a text, or of all, with what is computed from them."""
     per_token = sums["nats"] / sums["scored_tokens"]
     result = {name: sums[name] for name in _SUMS if name != "correct"}
     return result | {
@@ -201,7 +201,7 @@ def _rates(sums: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The result as a Markdown table and a sentence on how it was counted."""
+    """Writes the result as a Markdown table and a sentence on how it was counted."""
     head = ("text", "bytes", "tokens", "scored", "perplexity", "bits/token", "bits/byte", "top-1")
     rows: Sequence[Mapping[str, Any]] = result["texts"]
     if len(rows) > 1:

@@ -18,7 +18,7 @@ NAME = "transformers"
 
 
 def require() -> Any:
-    """transformers' `AutoModelForCausalLM`.
+    """Imports transformers' `AutoModelForCausalLM`.
 
     Raises:
         ValueError: transformers or its models are not installed.
@@ -66,7 +66,7 @@ class TransformersModel:
     def greedy(
         self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
     ) -> list[list[int]]:
-        """For each prompt the likeliest tokens, one by one, to an end token or `count` of them."""
+        """Writes for each prompt the likeliest tokens, to an end token or `count` of them."""
         return [self._greedy(prompt, count, ends) for prompt in prompts]
 
     def _greedy(self, prompt: Sequence[int], count: int, ends: Collection[int]) -> list[int]:

@@ -147,14 +147,14 @@ def _score_continuations(
 
 
 def _filled(rows: list[Sequence[int]], batch: int) -> list[Sequence[int]]:
-    """With idle rows up to the batch: the graph stays the same."""
+    """Adds idle rows up to the batch: the graph stays the same."""
     return rows + [()] * (batch - len(rows))
 
 
 def _read_group(
     params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
 ) -> State:
-    """The state after the rows' tokens."""
+    """Reads the rows' tokens and returns the state after them."""
     read = compiled(_read_step, donate=("state",))
     for start in range(0, max(map(len, group)), chunk):
         pieces = [list(row[start : start + chunk]) for row in group]
@@ -168,7 +168,7 @@ def _read_group(
 def _score_group(
     params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
 ) -> list[Scores]:
-    """Scores of the rows, idle ones left out, after `state`, which is consumed."""
+    """Scores the rows, idle ones left out, after `state`, which is consumed."""
     step = compiled(_score_step, donate=("state",))
     parts = []
     for start in range(0, max(map(len, group)) - 1, chunk):

@@ -132,7 +132,7 @@ def run_tasks(
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The result as a Markdown table and a sentence on how it was asked."""
+    """Writes the result as a Markdown table and a sentence on how it was asked."""
     head = ("task", "shots", "documents", "metric", "filter", "value", "± standard error")
     arrows = {True: " ↑", False: " ↓", None: ""}
     rows = [
@@ -157,7 +157,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def plots(result: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
-    """Per metric a bar for each task, with the standard error where there is one."""
+    """Draws per metric a bar for each task, with the standard error where there is one."""
     bars: dict[str, list[tuple[str, dict]]] = {}
     for entry in result["tasks"]:
         for metric in entry["metrics"]:
@@ -177,7 +177,7 @@ def _plot(name: str, entries: list[tuple[str, dict]], axes: Any) -> None:
 
 
 def _needs_all(name: str, manager: TaskManager) -> bool:
-    """Whether lm-eval's own tasks must be known too: for a name of theirs, or a group of them."""
+    """Tells whether lm-eval's own tasks must be known: for a name of theirs, or a group of them."""
     if name.endswith(_YAML):
         return re.search(r"^group\s*:", Path(name).read_text("utf-8"), re.MULTILINE) is not None
     matches = manager.match_tasks([name])
@@ -203,7 +203,7 @@ def _matches(name: str, manager: TaskManager, include: Sequence[str | Path]) -> 
 
 
 def _entry(name: str, results: Mapping[str, Any], part: str = "results") -> dict[str, Any]:
-    """A task's part of lm-eval's results, whose keys are "metric,filter"."""
+    """Takes a task's part of lm-eval's results, whose keys are "metric,filter"."""
     values = results[part][name]
     better = results["higher_is_better"].get(name, {})
     metrics = []
@@ -232,7 +232,7 @@ def _entry(name: str, results: Mapping[str, Any], part: str = "results") -> dict
 
 
 def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One document: what was asked, wanted and answered, and its metrics."""
+    """Describes one document: what was asked, wanted and answered, and its metrics."""
     requests = entry["arguments"]
     return {
         "document": entry["doc_id"],
@@ -245,7 +245,7 @@ def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """numpy's numbers as Python's; what else a metric may be, as JSON has it."""
+    """Turns NumPy's numbers into Python's; what else a metric may be, as JSON has it."""
     if hasattr(value, "item"):
         value = value.item()
     return json.loads(json.dumps(value, default=str))
@@ -256,13 +256,13 @@ def _text(value: Any) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """What an exception says, in a line."""
+    """Puts what an exception says in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @contextlib.contextmanager
 def _only_errors() -> Iterator[None]:
-    """lm-eval speaks of every default that a task leaves open; here it says what goes wrong."""
+    """Silences lm-eval's notes on every default that a task leaves open; errors are still shown."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

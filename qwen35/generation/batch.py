@@ -67,7 +67,7 @@ class Batch:
         return sum(step.compile_count for step in steps.ALL)
 
     def blank(self, size: int = 1) -> Rows:
-        """Rows that have read nothing."""
+        """Makes rows that have read nothing."""
         return steps.blank(self.params, size, self.capacity)
 
     def reset(self) -> None:
@@ -123,7 +123,7 @@ class Batch:
         self.rows = steps.put(self.rows, row, at)
 
     def take(self, slot: int) -> Rows:
-        """A slot's row; the slot keeps it."""
+        """Returns a slot's row; the slot keeps it."""
         return steps.take(self.rows, self._ids([slot]))
 
     # -- all slots ----------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Batch:
     def choose(
         self, last: Sequence[int | None], limits: Sequence[int | None], plain: bool
     ) -> list[tuple[int, TokenLogprob | None]]:
-        """The next token of each slot, and log probabilities where the limit is a number.
+        """Chooses each slot's next token; log probabilities come where the limit is a number.
 
         Args:
             last: the token before, if it is one of the continuation.
@@ -153,12 +153,12 @@ class Batch:
     # -- to the prefix cache and back ---------------------------------------------------------
 
     def snapshot(self, row: Rows) -> Snapshot:
-        """What a row leaves besides keys and values."""
+        """Copies what a row leaves besides keys and values to the CPU."""
         parts = (*steps.recurrent(row.state), row.logits)
         return Snapshot(*device_put(parts, "cpu"))
 
     def keys_and_values(self, row: Rows, start: int, end: int) -> KV:
-        """Those of a row's tokens start to end - 1, on the CPU."""
+        """Copies the keys and values of a row's tokens start to end - 1 to the CPU."""
         pieces: list[KV] = []
         for first in range(start, end, self.chunk):
             begin = min(first, self.capacity - self.chunk)
@@ -179,7 +179,7 @@ class Batch:
         )
 
     def restore(self, match: Match) -> Rows:
-        """A row that has read the matched tokens."""
+        """Makes a row that has read the matched tokens."""
         snapshot, attention, deltanet = match.snapshot, iter(match.kv), iter(match.snapshot.layers)
         layers = tuple(
             next(attention if kind == FULL else deltanet) for kind in self.params.config.layer_types
@@ -191,11 +191,11 @@ class Batch:
     # -- helpers ------------------------------------------------------------------------------
 
     def _likeliest(self) -> tuple:
-        """What `steps.choose` takes for the most likely tokens: no more than an argmax."""
+        """Returns what `steps.choose` takes for the most likely tokens: no more than an argmax."""
         return self.params, None, self.rows.logits, MOST_LIKELY, None, None, None, None
 
     def _sampled(self, last: Tensor, counted: Tensor) -> tuple:
-        """What it takes for tokens chosen as the slots' settings say, after `last`."""
+        """Returns what `steps.choose` takes for the slots' settings, after tokens `last`."""
         state, logits = self.rows
         settings = self._settings.controls, self._settings.counts
         return self.params, state.position, logits, *settings, last, counted, self._top_logprobs

@@ -12,13 +12,13 @@ _CAPACITY_STEP = 128
 
 
 def doubling(tokens: int) -> int:
-    """The power of two, at least 16, that holds `tokens`: few sizes, for what is met again and
-    again at any length."""
+    """Rounds up to a power of two of at least 16: few sizes, for what is met again and again at any
+    length."""
     return max(_SMALLEST, 1 << (max(tokens, 1) - 1).bit_length())
 
 
 def prefill_chunk(tokens: int, limit: int) -> int:
-    """Tokens of each of the equal prefill steps, of at most `limit`, that `tokens` take.
+    """Sizes the equal prefill steps, of at most `limit` tokens each, that `tokens` take.
 
     They are the fewest steps there can be. A power of two up to 64, then a multiple of that, or of
     half of it where several steps pay for what is padded: few graphs, and no prompt pays for a much
@@ -35,12 +35,11 @@ def prefill_chunk(tokens: int, limit: int) -> int:
 
 
 def capacity(tokens: int) -> int:
-    """Tokens that a state made for one call holds, for `tokens`: calls of similar length share
+    """Sizes a state that is made for one call of so many tokens: calls of similar length share
     graphs, none pays for twice its length."""
     return round_capacity(tokens)
 
 
 def round_capacity(tokens: int) -> int:
-    """The next capacity in steps: attention on XLA:CPU gets a count of slots that its fast products
-    take."""
+    """Rounds up to where attention on XLA:CPU has a count of slots that its fast products take."""
     return -(-tokens // _CAPACITY_STEP) * _CAPACITY_STEP

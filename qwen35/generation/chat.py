@@ -191,7 +191,7 @@ class Chat:
         self.messages, self._keys = content["messages"], keys
 
     def _next_keys(self) -> tuple[int, ...]:
-        """What the next question's prompt will be, but for its text."""
+        """Returns the cache keys of the next question's prompt, but for its text."""
         asked = list(self.messages)
         while asked and asked[-1]["role"] == "user":  # its answer failed
             asked.pop()
@@ -225,7 +225,7 @@ class Chat:
         )
 
     def _with_pictures(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The messages with their pictures read: each once, when it is first shown."""
+        """Returns the messages with their pictures read: each once, when it is first shown."""
         if self._processor is None:
             return messages
         pictures: dict[int, tuple[dict[str, Any], Picture]] = {}
@@ -275,13 +275,13 @@ class Chat:
 
 
 def _shared(tokens: Sequence[int], others: Sequence[int]) -> int:
-    """How many tokens two sequences start with in common."""
+    """Counts the tokens that two sequences start with in common."""
     same = [ours == theirs for ours, theirs in zip(tokens, others, strict=False)]
     return same.index(False) if False in same else len(same)
 
 
 def sampling_defaults(directory: str | Path) -> Sampling:
-    """What a checkpoint's generation_config.json recommends; without one, the likeliest tokens.
+    """Reads what a checkpoint's generation_config.json recommends; without it, greedy decoding.
 
     Raises:
         CheckpointError: the file is damaged, or a value is out of range.

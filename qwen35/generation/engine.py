@@ -238,7 +238,7 @@ class Engine:
 
     @_observed
     def recall(self, keys: Sequence[int]) -> tuple[int, Rows]:
-        """How many of these keys the prefix cache has a state for, and the row after those."""
+        """Returns how many of these keys the prefix cache knows, and the row after those."""
         if self.cache is not None:
             match = self.cache.lookup(keys)
             if match.snapshot is not None:
@@ -290,7 +290,7 @@ class Engine:
                     self._join(filling)
 
     def _start(self, request: Request) -> _Filling:
-        """A row to read the prompt into, from the cache's best start."""
+        """Prepares a row to read the prompt into, from the cache's best start."""
         size = len(request.tokens)
         self._make_room(size + request.max_new_tokens)
         if self.cache is None:
@@ -305,12 +305,12 @@ class Engine:
         return _Filling(request, row, match.length, ahead, self._encode(request, match.length))
 
     def _encode(self, request: Request, start: int) -> RowPictures | None:
-        """The vectors of the pictures that are still to be read from `start` on."""
+        """Encodes the pictures that are still to be read from `start` on."""
         prompt = request.pictures
         return None if prompt is None else encode_pictures(self.batch.params, prompt, start)
 
     def _read(self, filling: _Filling) -> _Filling:
-        """One chunk of the prompt."""
+        """Reads one chunk of the prompt."""
         request, row, done, stops, pictures = filling
         end = min(done + self.batch.chunk, stops[0])
         here = None if pictures is None else piece([pictures], done, self.batch.chunk)
@@ -327,7 +327,7 @@ class Engine:
         self.running[slot], self._filling = request, None
 
     def _choose(self, pieces: list[Piece]) -> None:
-        """A token for every running request, from the logits of the step before."""
+        """Chooses a token for every running request, from the logits of the step before."""
         running = [request for request in self.running if request is not None]
         if not running:
             return
@@ -388,7 +388,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _guard(self, request: Request) -> Iterator[None]:
-        """An exception in here ends this request and nothing else."""
+        """Lets an exception inside end this request and nothing else."""
         try:
             yield
         except Exception as error:

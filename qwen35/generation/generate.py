@@ -87,7 +87,7 @@ def stream(
     prefill_chunk: int = PREFILL_CHUNK,
     progress: bool = False,
 ) -> Generator[Piece, None, list[Completion]]:
-    """Like `generate`, but yields a `Piece` for every token as it comes.
+    """Generates like `generate`, but yields a `Piece` for every token as it comes.
 
     Arguments are checked at the call, before the first piece is asked for. The generator's return
     value (`StopIteration.value`) is the list of completions.
@@ -112,7 +112,7 @@ def stream(
 
 
 def end_tokens(params: Params, tokenizer: TokenizerLike) -> frozenset[int]:
-    """The ids that end a row of this model."""
+    """Returns the ids that end a row of this model."""
     return frozenset((*params.config.eos_token_ids, *getattr(tokenizer, "end_token_ids", ())))
 
 
@@ -218,7 +218,7 @@ class _Call:
         return read_choice(choice, self._limits)
 
     def _encode_pictures(self) -> list[RowPictures | None] | None:
-        """Per row its pictures, or None; None for all where no row has any."""
+        """Encodes each row's pictures (None: it has none); None for all where no row has any."""
         if not any(prompt is not None and prompt.images.grid for prompt in self._seen):
             return None
         return [

@@ -111,7 +111,7 @@ class PrefixCache:
         return CacheStats(**self._counts, bytes=self._bytes, snapshots=len(self._recent))
 
     def lookup(self, keys: Sequence[int]) -> Match:
-        """The longest prefix of `keys` that has a snapshot, which becomes the most recent."""
+        """Finds the longest prefix of `keys` that has a snapshot, which becomes the most recent."""
         best, length, shared = self._root, 0, 0
         for node, common in self._path(keys):
             shared += common
@@ -132,7 +132,7 @@ class PrefixCache:
         return Match(length, shared, best.snapshot, _concatenate(edges[::-1]))
 
     def known(self, keys: Sequence[int]) -> int:
-        """For how many of the first `keys` the tree has keys and values."""
+        """Counts the first `keys` for which the tree has keys and values."""
         return sum(common for _, common in self._path(keys))
 
     def insert(self, keys: Sequence[int], kv: KV, snapshot: Snapshot) -> None:
@@ -171,7 +171,7 @@ class PrefixCache:
         self._bytes = 0
 
     def _path(self, keys: Sequence[int]) -> Iterator[tuple[_Node, int]]:
-        """The nodes along `keys`, each with how many of its keys are the same."""
+        """Yields the nodes along `keys`, each with how many of its keys are the same."""
         node, depth = self._root, 0
         while depth < len(keys):
             node = node.children.get(keys[depth])
@@ -197,7 +197,7 @@ class PrefixCache:
         return between
 
     def _bytes_alone(self, node: _Node) -> int:
-        """What a snapshot takes with all the keys and values before it."""
+        """Counts the bytes of a snapshot with all the keys and values before it."""
         needed = _bytes(node.snapshot)
         while node.parent is not None:
             needed += _bytes(node.kv)
@@ -216,7 +216,7 @@ class PrefixCache:
 
 
 def _common(edge: tuple[int, ...], keys: Sequence[int], start: int) -> int:
-    """How many of the edge's keys stand in `keys` from `start` on."""
+    """Counts how many of the edge's keys stand in `keys` from `start` on."""
     there = keys[start : start + len(edge)]
     for number, (ours, theirs) in enumerate(zip(edge, there, strict=False)):
         if ours != theirs:

@@ -89,7 +89,7 @@ class Request(Continuation):
 
 
 def cache_keys(tokens: Sequence[int], pictures: Prompt | None) -> tuple[int, ...]:
-    """What tells prompts apart: token ids, and numbers below 0 where a picture stands.
+    """Returns what tells prompts apart: token ids, and numbers below 0 where a picture stands.
 
     All pictures have the same placeholder; what the model reads there comes from their pixels.
     """

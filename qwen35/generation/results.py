@@ -73,7 +73,7 @@ class Completion:
 def read_choice(
     choice: Choice, limits: Sequence[int | None]
 ) -> list[tuple[int, TokenLogprob | None]]:
-    """A choice, read back: for each row its token and, where the row's limit is a number, its log
+    """Reads a choice back: for each row its token and, where the row's limit is a number, its log
     probabilities with that many likeliest tokens."""
     choice = device_put(choice, "cpu")
     tokens = choice.token.tolist()

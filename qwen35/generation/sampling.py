@@ -111,7 +111,7 @@ class Sampling:
         return not (self.temperature or self.penalized or biased or self.logprobs is not None)
 
     def for_row(self, row: int) -> Sampling:
-        """The settings of row `row` of a batch that has been given this one for all."""
+        """Returns the settings of row `row` of a batch that has been given this one for all."""
         if row == 0:
             return self
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -182,7 +182,7 @@ class Choice(NamedTuple):
 def controls_for(
     samplings: Sequence[Sampling], vocabulary: int, *, everything: bool = False
 ) -> Controls:
-    """The controls of rows with these settings, on the CPU.
+    """Makes the controls of rows with these settings, on the CPU.
 
     Args:
         samplings: one for each row.
@@ -221,7 +221,7 @@ def controls_for(
 
 
 def counts_for(prompts: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
-    """What penalties need to know of prompts: counts [B, V] int32, on the CPU.
+    """Counts what penalties need to know of prompts: counts [B, V] int32, on the CPU.
 
     A count is the times that a token is in the continuation, plus 2^20 if it is in the prompt.
     """
@@ -232,7 +232,7 @@ def counts_for(prompts: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
 
 
 def count(counts: Tensor, token: Tensor, active: Tensor | None = None) -> Tensor:
-    """The counts [B, V] after token [B] has become part of the (active [B]) continuations."""
+    """Returns the counts [B, V] with token [B] added to the (active [B]) continuations."""
     here = indices(counts.shape[1], token.device) == token[:, None]
     if active is not None:
         here = here & active[:, None]
@@ -246,7 +246,7 @@ def choose(
     counts: Tensor | None = None,
     logprobs: int | None = None,
 ) -> Choice:
-    """The next token of each row.
+    """Chooses the next token of each row.
 
     Args:
         logits: [B, V] float32, as the model gives them.
@@ -303,7 +303,7 @@ def _penalize(logits: Tensor, penalties: Penalties, counts: Tensor) -> Tensor:
 
 
 def kept(distance: Tensor, filters: Filters) -> Tensor:
-    """Which tokens top-k, top-p and min-p leave, bool [B, V].
+    """Tells which tokens top-k, top-p and min-p leave, bool [B, V].
 
     Args:
         distance: [B, V] >= 0, how far each logit is below the row's largest.
@@ -318,7 +318,7 @@ def kept(distance: Tensor, filters: Filters) -> Tensor:
 
 
 def _largest_below(weight: Tensor, distance: Tensor, target: Tensor) -> Tensor:
-    """The largest float32 t [B] for which the weights at distances < t sum to less than target.
+    """Finds the largest float32 t [B] for which the weights at distances < t sum below target.
 
     Tokens at distance t or less are then the fewest that reach the target, ties included. t is
     built bit by bit, the exponent first (2^-64 to 2^63, nearer to 0 is 0), then 23 bits of the
@@ -340,6 +340,6 @@ def _largest_below(weight: Tensor, distance: Tensor, target: Tensor) -> Tensor:
 
 
 def _signed(word: int) -> int:
-    """The low 32 bits as int32."""
+    """Reads the low 32 bits as int32."""
     word &= 0xFFFFFFFF
     return word - (1 << 32) if word >= 1 << 31 else word

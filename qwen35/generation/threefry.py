@@ -17,7 +17,7 @@ _PARITY = 0x1BD11BDA
 
 
 def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two words of random bits for each key and counter.
+    """Draws two words of random bits for each key and counter.
 
     Args:
         key, counter: pairs of int32 words, of shapes that broadcast.
@@ -37,7 +37,7 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
 
 
 def gumbel(key: Tensor, position: Tensor, size: int) -> Tensor:
-    """Standard Gumbel noise [B, size], float32: row b's from key[b] and position[b] alone.
+    """Draws standard Gumbel noise [B, size], float32: row b's from key[b] and position[b] alone.
 
     Number i of a row and number i + ceil(size/2) are the two words of one counter. Values reach
     from -3.4 to 22.9: uniform numbers have 32 bits, and the small ones, which make the large
@@ -55,7 +55,7 @@ def gumbel(key: Tensor, position: Tensor, size: int) -> Tensor:
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    """int32 bits to float32 from 2^-33 to 1 - 2^-24; neither end can be 0 or 1."""
+    """Turns int32 bits into float32 from 2^-33 to 1 - 2^-24; neither end can be 0 or 1."""
     high = (_shift_right(bits, 16) & 0xFFFF).float()
     low = (bits & 0xFFFF).float()
     return (high * 2.0**-16 + (low + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)

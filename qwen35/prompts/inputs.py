@@ -33,7 +33,7 @@ class RowPictures(NamedTuple):
 def encode_prompts(
     params: Params, tokenizer: TokenizerLike, prompts: Prompts
 ) -> tuple[list[list[int]], list[Prompt | None]]:
-    """Each prompt's token ids and, where it has been through a processor, what that made of it.
+    """Returns each prompt's token ids and, where it has been through a processor, what that made.
 
     Raises:
         ValueError: a prompt is empty or has what is no id of the vocabulary, messages come without
@@ -90,7 +90,7 @@ def encode_pictures(params: Params, prompt: Prompt, start: int = 0) -> RowPictur
 
 
 def piece(rows: Sequence[RowPictures | None], start: int, length: int) -> tuple[Tensor, Tensor]:
-    """`embeds` [B, length, H] and `positions` [3, B, length] int32 of tokens `start` on.
+    """Cuts out `embeds` [B, length, H] and `positions` [3, B, length] int32 of tokens `start` on.
 
     A row is None if it is of words only: its positions count on. Zeros stand where a row has no
     picture, or has ended.
@@ -110,7 +110,7 @@ def piece(rows: Sequence[RowPictures | None], start: int, length: int) -> tuple[
 
 
 def _check_pictures(params: Params, prompt: Prompt, name: str) -> None:
-    """The parameters must be able to see the prompt's pictures."""
+    """Checks that the parameters can see the prompt's pictures."""
     if not prompt.images.grid:
         return
     if params.vision is None:
@@ -128,7 +128,7 @@ def _check_pictures(params: Params, prompt: Prompt, name: str) -> None:
 
 
 def _check_no_places(params: Params, tokens: list[int], name: str) -> None:
-    """Words alone must not have a place for a picture: no vector would stand at it."""
+    """Checks that words alone have no place for a picture: no vector would stand at it."""
     ids = {params.config.image_token_id, params.config.video_token_id}
     places = [token for token in tokens if token in ids]
     if places:

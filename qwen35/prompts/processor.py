@@ -57,7 +57,7 @@ class Prompt:
     images: Images
 
     def embeds(self, vision: Tensor) -> Tensor:
-        """What `encode_images` made of `images`, [n, H], at its tokens: [1, T, H]; else zeros.
+        """Puts what `encode_images` made of `images`, [n, H], at its tokens: [1, T, H], else zeros.
 
         Raises:
             ValueError: n is another number than that of the places.
@@ -137,11 +137,11 @@ class Processor:
         return self.tokenizer.end_token_ids
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
+        """Returns the token ids of a text."""
         return self.tokenizer.encode(text)
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of token ids."""
+        """Returns the text of token ids."""
         return self.tokenizer.decode(tokens, skip_special_tokens)
 
     def __call__(
@@ -195,7 +195,7 @@ class Processor:
     def _read_message(
         self, number: int, message: Mapping[str, Any], pictures: dict[str, list[Picture]]
     ) -> dict[str, Any]:
-        """The message as templates know it, its pictures added to `pictures`."""
+        """Returns the message as templates know it, and adds its pictures to `pictures`."""
         if not isinstance(message, Mapping) or "role" not in message:
             raise ValueError(f"message {number} must be a dict with role and content: {message!r}")
         content = message.get("content")
@@ -271,7 +271,7 @@ class Processor:
             raise ValueError(f"the chat template refuses the messages: {error}") from None
 
     def _spread_videos(self, text: str, videos: list[Picture]) -> str:
-        """One placeholder per frame, each after its time, instead of one per video."""
+        """Puts one placeholder per frame, each after its time, instead of one per video."""
         start, end = self._special["vision_start"], self._special["vision_end"]
         place = self._special["video"]
         if not self.wrap_videos:
@@ -286,7 +286,7 @@ class Processor:
         )
 
     def _expand(self, text: str, pictures: dict[str, list[Picture]]) -> Prompt:
-        """A token per merged patch in place of each placeholder, and every token's position."""
+        """Puts a token per merged patch in place of each placeholder, and counts positions."""
         ids = {self.config.image_token_id: "image", self.config.video_token_id: "video"}
         frames = {kind: _frames(found) for kind, found in pictures.items()}
         merge = self.images.merge_size
@@ -323,7 +323,7 @@ class Processor:
 def user_message(
     text: str, images: Iterable[Any] = (), videos: Iterable[Any] = ()
 ) -> dict[str, Any]:
-    """A turn of the user: images first, then videos, then the text, if any."""
+    """Makes a turn of the user: images first, then videos, then the text, if any."""
     parts = [{"type": "image", "image": image} for image in images]
     parts += [{"type": "video", "video": video} for video in videos]
     if not parts:
@@ -333,14 +333,14 @@ def user_message(
 
 
 def _frames(pictures: list[Picture]) -> Iterator[tuple[Picture | None, tuple[int, int, int]]]:
-    """Every frame's grid, with the picture at its first one."""
+    """Yields every frame's grid, with the picture at its first one."""
     for picture in pictures:
         for number in range(picture.grid[0]):
             yield (picture if number == 0 else None), picture.grid
 
 
 def _grid_positions(rows: int, columns: int) -> Tensor:
-    """Rotary positions (t, h, w) of one frame's tokens from its first: [3, rows * columns]."""
+    """Gives rotary positions (t, h, w) of a frame's tokens from its first: [3, rows * columns]."""
     row = torch.arange(rows).repeat_interleave(columns)
     column = torch.arange(columns).repeat(rows)
     return torch.stack([torch.zeros_like(row), row, column])

@@ -53,11 +53,11 @@ class Tokenizer:
         return cls(hf, _end_tokens(directory / "generation_config.json"))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; special tokens written in it are recognised."""
+        """Returns the token ids of a text; special tokens written in it are recognised."""
         return self.hf.encode(text)
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of token ids."""
+        """Returns the text of token ids."""
         return self.hf.decode(list(tokens), skip_special_tokens=skip_special_tokens)
 
 
@@ -101,7 +101,7 @@ class TextStream:
         return text
 
     def finish(self) -> str:
-        """The text still held back, incomplete characters replaced."""
+        """Returns the text still held back, incomplete characters replaced."""
         text = self._pending()
         self._start = self._done = len(self._tokens)
         return text

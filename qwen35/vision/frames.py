@@ -41,7 +41,7 @@ class Frames(NamedTuple):
 
 
 def padded_patches(config: VisionConfig, patches: int) -> int:
-    """The size that a frame of so many patches is padded to: less than a quarter more.
+    """Returns the size that a frame of so many patches is padded to: less than a quarter more.
 
     In tokens (merge_factor patches) the sizes are 1 to 8, then 10, 12, 14, 16, 20, 24, … : four
     for every doubling.
@@ -52,7 +52,7 @@ def padded_patches(config: VisionConfig, patches: int) -> int:
 
 
 def ladder(config: VisionConfig, patches: int) -> list[int]:
-    """All padded sizes up to that of a frame of so many patches."""
+    """Lists all padded sizes up to that of a frame of so many patches."""
     sizes, last = [], padded_patches(config, patches)
     while not sizes or sizes[-1] < last:
         sizes.append(padded_patches(config, (sizes[-1] if sizes else 0) + 1))
@@ -60,12 +60,12 @@ def ladder(config: VisionConfig, patches: int) -> list[int]:
 
 
 def frames_in_group(length: int) -> int:
-    """How many frames of `length` patches, padding included, share a step."""
+    """Counts the frames of `length` patches, padding included, that share a step."""
     return max(1, GROUP_PATCHES // length)
 
 
 def graph_count(config: VisionConfig, patches: int) -> int:
-    """The most graphs that frames of up to so many patches can need: 1 or 2 per padded size."""
+    """Counts the most graphs that frames of up to so many patches need: 1 or 2 per padded size."""
     return sum(1 + (frames_in_group(length) > 1) for length in ladder(config, patches))
 
 
@@ -91,7 +91,7 @@ def groups(config: VisionConfig, patches: Tensor, sizes: Sequence[Size]) -> Iter
 
 
 def _table(config: VisionConfig, height: int, width: int, length: int) -> tuple[Tensor, ...]:
-    """The fields of `Frames` that depend on the size alone."""
+    """Computes the fields of `Frames` that depend on the size alone."""
     row, column = _places(height, width, config.spatial_merge_size)
     side = round(config.num_position_embeddings**0.5)
     rows, row_weights = _neighbours(row, height, side)
@@ -108,7 +108,7 @@ def _table(config: VisionConfig, height: int, width: int, length: int) -> tuple[
 
 
 def _places(height: int, width: int, merge: int) -> tuple[Tensor, Tensor]:
-    """Row and column of each patch of a frame, in merge order."""
+    """Returns row and column of each patch of a frame, in merge order."""
     row = torch.arange(height)[:, None].expand(height, width)
     column = torch.arange(width).expand(height, width)
     blocks = (height // merge, merge, width // merge, merge)
@@ -116,7 +116,7 @@ def _places(height: int, width: int, merge: int) -> tuple[Tensor, Tensor]:
 
 
 def _neighbours(place: Tensor, size: int, side: int) -> tuple[Tensor, Tensor]:
-    """The two grid lines around each place and their weights, [n, 2]; ends fall on the ends."""
+    """Finds the two grid lines around each place and their weights, [n, 2]; ends are ends."""
     exact = place.float() * (side - 1) / max(size - 1, 1)
     low = exact.floor()
     share = exact - low
@@ -125,7 +125,7 @@ def _neighbours(place: Tensor, size: int, side: int) -> tuple[Tensor, Tensor]:
 
 
 def parse_grid(config: VisionConfig, patches: Tensor, grid: Sequence[Sequence[int]]) -> list[Size]:
-    """The grid as (frames, height, width) of each image or video, checked against the patches.
+    """Returns the grid as (frames, height, width) of each picture, checked against the patches.
 
     Raises:
         ValueError: the shapes do not fit each other or the tower, or a patch is not finite.

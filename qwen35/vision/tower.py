@@ -60,7 +60,7 @@ def encode_images(
 def image_hidden_states(
     vision: VisionParams, patches: Tensor, grid: Sequence[Sequence[int]]
 ) -> Tensor:
-    """What `encode_images` gives to the merger: [N, hidden_size], one vector for each patch."""
+    """Computes what `encode_images` gives the merger: [N, hidden_size], one vector per patch."""
     return _run(compiled(hidden_states), vision, patches, grid)
 
 
@@ -89,7 +89,7 @@ def _run(
 
 @on_all_ranks(False)
 def tower(vision: VisionParams, frames: Frames) -> Tensor:
-    """Frames of one size to their tokens [F, P / merge_factor, out_hidden_size].
+    """Turns frames of one size into their tokens [F, P / merge_factor, out_hidden_size].
 
     What stands in `frames.patches` from `count` on has no effect, whatever it is; the tokens made
     of it are meaningless.
@@ -99,7 +99,7 @@ def tower(vision: VisionParams, frames: Frames) -> Tensor:
 
 @on_all_ranks(False)
 def hidden_states(vision: VisionParams, frames: Frames) -> Tensor:
-    """What `tower` gives to the merger: [F, P, hidden_size]."""
+    """Computes what `tower` gives to the merger: [F, P, hidden_size]."""
     return _hidden(vision, frames)
 
 
@@ -123,7 +123,7 @@ def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
 
 
 def _positions(vision: VisionParams, frames: Frames) -> Tensor:
-    """The learned grid at the frame's places: [1, P, H]."""
+    """Interpolates the learned grid at the frame's places: [1, P, H]."""
     index, weight = frames.position_index[0], frames.position_weight[0]
     total = None
     for corner in range(index.shape[1]):
@@ -135,7 +135,7 @@ def _positions(vision: VisionParams, frames: Frames) -> Tensor:
 def _attention(
     vision: VisionParams, block: VisionBlock, x: Tensor, frames: Frames, valid: Tensor
 ) -> Tensor:
-    """A rank's partial sum [F·P, H] of attention within each frame; x is normed, valid [1, P]."""
+    """Computes a rank's partial sum [F·P, H] of attention within each frame; x is normed."""
     batch, length = frames.patches.shape[:2]
     size = vision.config.head_dim
     projected = _affine(vision, x, block.qkv, block.qkv_bias).unflatten(0, (batch, length))
@@ -162,7 +162,7 @@ def _affine(vision: VisionParams, x: Tensor, weight: Weight, bias: Tensor) -> Te
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Layer norm over the last axis; arithmetic in float32, cast once at the end."""
+    """Applies a layer norm over the last axis; arithmetic in float32, cast once at the end."""
     y = x.float()
     y = y - y.mean(-1, keepdim=True)
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + _EPS)
