@@ -208,3 +208,26 @@ def picture_vectors(params: qwen35.Params) -> torch.Tensor:
     generator = torch.Generator().manual_seed(4)
     patches = torch.randn(count, params.config.vision.patch_dim, generator=generator)
     return qwen35.encode_images(params.vision, patches, GRID)
+
+
+class Letters:
+    """A tokenizer of code points."""
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, tokens, skip_special_tokens=False):
+        return "".join(chr(0x4E00 + token) for token in tokens)
+
+
+def generated(params: qwen35.Params) -> list[tuple[int, ...]]:
+    """What `generate` says: prompts of several lengths, each row with settings of its own."""
+    prompts = [[1, 2, 3], [4] * 20, [7, 8], [9, 1]]
+    sampling = [
+        qwen35.Sampling(),
+        qwen35.Sampling(1.0, seed=3, top_k=9),
+        qwen35.Sampling(0.8, seed=4, repetition_penalty=1.3),
+        qwen35.Sampling(banned=[4]),
+    ]
+    said = qwen35.generate(params, Letters(), prompts, max_new_tokens=10, sampling=sampling)
+    return [row.tokens for row in said]

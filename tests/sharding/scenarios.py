@@ -57,6 +57,19 @@ def virtual_devices(mesh: Mesh, rank: int, path: str, steps: int = models.STEPS)
     }
 
 
+def generate(mesh: Mesh, rank: int, path: str) -> list[tuple[int, ...]]:
+    """Texts, in one process per rank."""
+    process.start(mesh)
+    return models.generated(qwen35.load(path, runtime=qwen35.Runtime(mesh=mesh, rank=rank)))
+
+
+def generate_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> list[tuple[int, ...]]:
+    """Texts, compiled, on the virtual devices of one process."""
+    spmd.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    return models.generated(qwen35.load(path, device="xla", runtime=runtime))
+
+
 def look(mesh: Mesh, rank: int, path: str) -> list[torch.Tensor]:
     """Prompts with images, in one process per rank."""
     process.start(mesh)
