@@ -46,6 +46,7 @@ print(json.dumps({
     "version": importlib.metadata.version("qwen35"),
 }))
 """
+BUILDING = ("pyproject.toml", "setup.cfg", "setup.py")
 SOME_TESTS = (
     "tests/kernels/test_portable.py",
     "tests/qwen35/model/test_config.py",
@@ -171,8 +172,8 @@ def test_wheel_and_sdist_hold_the_packages_and_nothing_else(tmp_path):
         members = [member for member in archive if not member.isdir()]
     assert all(member.isreg() for member in members)  # a link would point out of the archive
     names = {member.name.partition("/")[2] for member in members}
-    build = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg", "setup.py"}
-    assert {name for name in names if ".egg-info/" not in name} == set(package) | build
+    ours = {name for name in names if ".egg-info/" not in name}
+    assert ours == {*package, "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", *BUILDING}
     assert contents(build_wheel(sdist, tmp_path / "from-sdist")) == wheel
 
 
