@@ -53,6 +53,12 @@ def test_named_tests_exist(page):
         assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), (path, name)
 
 
+def test_every_decision_is_listed():
+    pages = {path.name for path in (ROOT / "docs" / "decisions").glob("*.md")} - {"README.md"}
+    listed = re.findall(r"^\| \[([\w-]+\.md)\]", text_of("docs/decisions/README.md"), re.MULTILINE)
+    assert sorted(listed) == sorted(pages)
+
+
 def table_of(page: str, heading: str) -> list[list[str]]:
     """The cells of the tables in a page's section, without their headings' rows."""
     section = re.split(r"^## ", text_of(page), flags=re.MULTILINE)
