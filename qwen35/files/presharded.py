@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ from ..model.params import Params, Runtime
 from ..xla import trees
 from . import aside
 from .materialize import abstract_params
-
-_CHUNK = 2**24
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32"}
+from .tensor_file import TensorFile
 
 
 def is_presharded(directory: Path) -> bool:
@@ -65,7 +62,7 @@ def load_rank(
         )
         raise CheckpointError(f"{file}: no such file; {reason}")
     digest = _check_facts(file, facts_of(config, tp, rank, dtype))
-    tensors = _read(file, digest)
+    tensors = TensorFile(file).read_verified(digest)
     config = config if vision else config.text_only()
     abstract = abstract_params(config, dtype=dtype, runtime=runtime)
 
@@ -151,31 +148,3 @@ def write_rank(file: Path, params: Params, facts: dict[str, Any]) -> str:
         record = to_text(facts | {"sha256": digest})
         (new / file.with_suffix(".json").name).write_bytes(record)
     return digest
-
-
-def _read(file: Path, digest: str) -> dict[str, Tensor]:
-    """All tensors of a rank file, as views of one buffer; the checksum is taken on the way."""
-    hasher = hashlib.sha256()
-    with open(file, "rb", buffering=0) as content:
-        size = os.fstat(content.fileno()).st_size
-        buffer = torch.empty(size, dtype=torch.uint8)
-        view = memoryview(buffer.numpy())
-        filled = 0
-        while filled < size:
-            got = content.readinto(view[filled : filled + _CHUNK])
-            if not got:
-                break
-            hasher.update(view[filled : filled + got])
-            filled += got
-    if hasher.hexdigest() != digest:
-        raise CheckpointError(f"{file}: damaged, its SHA-256 is not the recorded {digest[:12]}…")
-    length = int.from_bytes(bytes(view[:8]), "little")
-    header = json.loads(bytes(view[8 : 8 + length]))
-    dtypes = {name: dtype for dtype, name in _NAMES.items()}
-    tensors = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            first, last = (8 + length + offset for offset in entry["data_offsets"])
-            part = buffer[first:last].view(dtypes[entry["dtype"]])
-            tensors[name] = part.view(entry["shape"])
-    return tensors

@@ -1,101 +1,162 @@
-"""Reads parts of tensors from safetensors files: just the bytes that are asked for.
+"""Reads safetensors files in the two ways that their library does not.
 
-A memory map would do it in fewer lines, but the system reads ahead through it: a rank that maps a
-checkpoint to take an eighth of every tensor makes it read nearly all of the file.
+It maps files into memory. A rank that maps a checkpoint to take an eighth of every tensor makes the
+system, which reads ahead through a map, read nearly all of it. So `TensorFile` reads just what is
+asked for, or all of a file once, from start to end, taking its checksum on the way. Writing files,
+and checking their headers, is the library's.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
+import safetensors
 import torch
 from torch import Tensor
 
+from ..checks.errors import CheckpointError
+from ..checks.json_file import parse_object
+from ..checks.values import shown
+
+_CHUNK = 2**24  # bytes
 _TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "I32": torch.int32,
 }
 
 
+class _Entry(NamedTuple):
+    """A tensor as the header has it; `start` and `end` count bytes from the file's start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
 class TensorFile:
-    """An open safetensors file, which the caller has validated.
+    """An open safetensors file, whose tensors are read in parts.
 
     Args:
         file: its path.
         sparse: small parts of it will be read, so that reading ahead would be in vain.
+
+    Raises:
+        CheckpointError: it can't be read or is no safetensors file.
     """
 
-    def __init__(self, file: Path, sparse: bool) -> None:
-        self._file = open(file, "rb", buffering=0)
-        size = int.from_bytes(self._file.read(8), "little")
-        self._header = json.loads(self._file.read(size))
-        self._header.pop("__metadata__", None)
-        self._start = 8 + size
+    def __init__(self, file: Path, sparse: bool = False) -> None:
+        self.path = file
+        try:
+            with safetensors.safe_open(file, framework="pt"):  # its offsets fit the file
+                self._file = open(file, "rb", buffering=0)
+            length = int.from_bytes(self._file.read(8), "little")
+            header = parse_object(self._file.read(length), str(file), "a safetensors header")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from None
+        header.pop("__metadata__", None)
+        self._entries = {}
+        for name, entry in header.items():
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            self._entries[name] = _Entry(entry["dtype"], tuple(entry["shape"]), start, end)
         if sparse:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
     def keys(self) -> list[str]:
-        """Names of the tensors."""
-        return list(self._header)
+        """Names the tensors."""
+        return list(self._entries)
 
     def get_slice(self, name: str) -> TensorSlice:
-        """A tensor, still unread."""
-        entry = self._header[name]
-        start = self._start + entry["data_offsets"][0]
-        return TensorSlice(self._file.fileno(), entry["dtype"], tuple(entry["shape"]), start, self)
+        """Returns a tensor, still unread."""
+        return TensorSlice(self, self._entries[name])
+
+    def fill(self, buffer: memoryview, start: int) -> None:
+        """Reads the bytes from `start` on until the buffer is full.
+
+        Raises:
+            CheckpointError: the file ends before.
+        """
+        filled = 0
+        while filled < len(buffer):
+            part = buffer[filled : filled + _CHUNK]
+            got = os.preadv(self._file.fileno(), [part], start + filled)
+            if not got:
+                raise CheckpointError(f"{self.path}: ends at byte {start + filled}")
+            filled += got
+
+    def read_verified(self, digest: str) -> dict[str, Tensor]:
+        """Reads all tensors, as views of one buffer, from start to end.
+
+        Args:
+            digest: the SHA-256 that the file must have, in hexadecimal.
+
+        Raises:
+            CheckpointError: its SHA-256 is another, or a tensor's dtype is not known.
+        """
+        size = os.fstat(self._file.fileno()).st_size
+        buffer = torch.empty(size, dtype=torch.uint8)
+        view, hasher = memoryview(buffer.numpy()), hashlib.sha256()
+        for start in range(0, size, _CHUNK):
+            part = view[start : start + _CHUNK]
+            self.fill(part, start)
+            hasher.update(part)
+        if hasher.hexdigest() != digest:
+            raise CheckpointError(
+                f"{self.path}: damaged, its SHA-256 is not the recorded {shown(digest[:12])}…"
+            )
+        tensors = {}
+        for name, entry in self._entries.items():
+            if entry.dtype not in _TORCH_DTYPES:
+                raise CheckpointError(f"{self.path}: {shown(name)} has dtype {entry.dtype}")
+            part = buffer[entry.start : entry.end].view(_TORCH_DTYPES[entry.dtype])
+            tensors[name] = part.view(entry.shape)
+        return tensors
 
 
 class TensorSlice:
     """A tensor in a file; indexing it by a range of rows, and of columns, reads them."""
 
-    def __init__(
-        self, descriptor: int, dtype: str, shape: tuple[int, ...], start: int, owner: TensorFile
-    ) -> None:
-        self._descriptor, self._dtype, self._shape = descriptor, dtype, shape
-        self._start, self._owner = start, owner  # the owner keeps the file open
+    def __init__(self, owner: TensorFile, entry: _Entry) -> None:
+        self._owner, self._entry = owner, entry
 
     def get_shape(self) -> tuple[int, ...]:
-        """The whole tensor's shape."""
-        return self._shape
+        """Returns the whole tensor's shape."""
+        return self._entry.shape
 
     def get_dtype(self) -> str:
-        """The dtype's name in the file."""
-        return self._dtype
+        """Returns the dtype's name in the file."""
+        return self._entry.dtype
 
     def __getitem__(self, index: slice | tuple[slice, slice]) -> Tensor:
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
-        first, last, _ = rows.indices(self._shape[0])
+        shape, start = self._entry.shape, self._entry.start
+        first, last, _ = rows.indices(shape[0])
         count = max(0, last - first)
-        dtype = _TORCH_DTYPES[self._dtype]
+        dtype = _TORCH_DTYPES[self._entry.dtype]
         width = 1
-        for size in self._shape[1:]:
+        for size in shape[1:]:
             width *= size
         row_bytes = width * dtype.itemsize
         if columns == slice(None) or columns.indices(width)[:2] == (0, width):
-            result = torch.empty((count, *self._shape[1:]), dtype=dtype)
-            self._read(result, [self._start + first * row_bytes])
+            result = torch.empty((count, *shape[1:]), dtype=dtype)
+            self._owner.fill(_bytes(result), start + first * row_bytes)
             return result
         begin, end, _ = columns.indices(width)
         result = torch.empty((count, end - begin), dtype=dtype)
-        offset = self._start + begin * dtype.itemsize
-        self._read(result, range(offset + first * row_bytes, offset + last * row_bytes, row_bytes))
+        buffer, size = _bytes(result), (end - begin) * dtype.itemsize
+        place = start + first * row_bytes + begin * dtype.itemsize
+        for number in range(count):
+            part = buffer[number * size : (number + 1) * size]
+            self._owner.fill(part, place + number * row_bytes)
         return result
 
-    def _read(self, result: Tensor, starts: range | list[int]) -> None:
-        """Fills the result with equal parts from these places of the file."""
-        if not result.numel():
-            return
-        buffer = memoryview(result.view(-1).view(torch.uint8).numpy())
-        size = len(buffer) // len(starts)
-        for number, start in enumerate(starts):
-            filled, end = number * size, (number + 1) * size
-            while filled < end:
-                place = start + filled - number * size
-                got = os.preadv(self._descriptor, [buffer[filled:end]], place)
-                if not got:
-                    raise OSError(f"{self._owner._file.name} ends at byte {place}")
-                filled += got
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())

@@ -288,6 +288,34 @@ def test_a_tied_head_that_differs_is_refused(checkpoint):
     assert "lm_head.weight" in refusal(directory)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda embedding: torch.tensor(1.0),
+        lambda embedding: embedding[:, 1:],
+        lambda embedding: embedding.flatten(),
+        lambda embedding: embedding.bfloat16(),
+        lambda embedding: embedding.to(torch.int8),
+    ],
+    ids=["scalar", "narrow", "flat", "bfloat16", "int8"],
+)
+@pytest.mark.parametrize("both", [False, True])
+def test_a_tied_head_of_another_shape_or_dtype_is_refused(checkpoint, change, both):
+    directory = checkpoint(TIED)
+
+    def damage(tensors):
+        embedding = tensors["model.embed_tokens.weight"]
+        tensors["lm_head.weight"] = change(embedding).clone()
+        if both:
+            tensors["model.embed_tokens.weight"] = change(embedding).clone()
+
+    edit(directory, damage)
+    if both and change(torch.ones(2, 2)).dtype == torch.bfloat16:
+        qwen35.load(directory)
+    else:
+        assert "model.safetensors" in refusal(directory)
+
+
 # Refusals
 
 
@@ -392,7 +420,16 @@ def test_the_index_names_a_tensor_that_its_shard_lacks(checkpoint):
 
 
 @pytest.mark.parametrize(
-    "index", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}']
+    "index",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "x\\u0000"}}',
+        '{"weight_map": {"a": "' + "x" * 300 + '"}}',
+    ],
 )
 def test_an_unusable_index(checkpoint, index):
     directory = checkpoint()
