@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 _REDUCTIONS = ("activation", "float32")
 
@@ -28,8 +30,10 @@ class Mesh:
     def __post_init__(self) -> None:
         for name in ("dp", "tp"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            ranks = _integer(value)
+            if ranks is None or ranks < 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
+            object.__setattr__(self, name, ranks)
         if self.reduce not in _REDUCTIONS:
             raise ValueError(f"reduce must be one of {_REDUCTIONS}, not {self.reduce!r}")
 
@@ -44,12 +48,13 @@ class Mesh:
         Raises:
             ValueError: the rank is not in the mesh.
         """
-        if not isinstance(rank, int) or not 0 <= rank < self.size:
+        index = _integer(rank)
+        if index is None or not 0 <= index < self.size:
             raise ValueError(
                 f"rank {rank!r} is outside the mesh of dp {self.dp} x tp {self.tp} = {self.size} "
                 f"ranks (0 to {self.size - 1})"
             )
-        return divmod(rank, self.tp)
+        return divmod(index, self.tp)
 
     def rank(self, dp_index: int, tp_index: int) -> int:
         """The rank at a place of the grid; the inverse of `coordinates`."""
@@ -67,3 +72,13 @@ class Mesh:
     def dp_groups(self) -> list[list[int]]:
         """The groups that hold the same share of the tensors: one list per tp index."""
         return [list(range(t, self.size, self.tp)) for t in range(self.tp)]
+
+
+def _integer(value: Any) -> int | None:
+    """What acts as an integer as an int, None for anything else: this package imports no other."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

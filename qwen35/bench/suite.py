@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..checks.values import integer
 from ..model.config import Config
 from ..reports.page import Plots
 from ..version import __version__
@@ -78,8 +79,10 @@ class Settings:
         }
         for name, value in counts.items():
             values = value if isinstance(value, tuple) else (value,)
-            if not values or any(not isinstance(v, int) or v < 1 for v in values):
-                raise ValueError(f"{name} must be positive integers, not {value!r}")
+            if not values:
+                raise ValueError(f"{name} must have at least one entry")
+            for entry in values:
+                integer(name, entry)
         if not self.loads or any(not 0 < load < 100 for load in self.loads):
             raise ValueError(f"loads must be shares above 0, such as 0.8, not {self.loads!r}")
 

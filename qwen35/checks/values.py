@@ -26,9 +26,10 @@ def as_integer(value: Any) -> int | None:
     """Returns what acts as an integer as an int, and None for anything else.
 
     Python's, NumPy's and torch's integers do (`operator.index`); truth values do not, nor do
-    floating numbers, whatever their value.
+    floating numbers, whatever their value, nor a tensor with a dimension, which is a list of one.
     """
-    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+    truth = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
+    if truth or getattr(value, "ndim", 0):
         return None
     try:
         return operator.index(value)

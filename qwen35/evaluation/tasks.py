@@ -19,6 +19,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from ..checks.values import integer
 from ..reports.tables import markdown_table
 from .harness import Qwen35LM
 
@@ -94,8 +95,8 @@ def run_tasks(
         ValueError: settings out of range, or a task asks for what the model can't do.
     """
     for name, value, least in (("fewshot", fewshot, 0), ("limit", limit, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, not {value}")
+        if value is not None:
+            integer(name, value, least)
     start = time.perf_counter()
     for task in tasks["tasks"].values():
         given = task.get_config("num_fewshot")

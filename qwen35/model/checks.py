@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks.values import token_ids
 from .config import FULL
 from .params import Params
 from .state import AttentionState, State, abstract_state
@@ -127,11 +128,7 @@ def _check_values(
         raise ValueError(f"positions must not be negative: {positions[:, here].min()} is")
     used = tokens[here]
     wrong = used[(used < 0) | (used >= vocabulary)]
-    if wrong.numel():
-        raise ValueError(
-            f"token id {wrong[0].item()} is outside the vocabulary of {vocabulary} (0 to "
-            f"{vocabulary - 1})"
-        )
+    token_ids("tokens", wrong[:1].tolist(), vocabulary)
     capacity = state.capacity
     ends = state.position + valid
     if capacity is not None and (ends > capacity).any():

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .. import forms
+from ..checks.values import as_integer, integer, shown
 from ..forms import Plain, Weight
 from ..sharding.mesh import Mesh
 from ..xla.trees import register_frozen
@@ -54,13 +55,14 @@ class Runtime:
             raise ValueError(f"kernels must be one of {KERNELS}, not {self.kernels!r}")
         if self.forms not in forms.FORMS:
             raise ValueError(f"forms must be one of {forms.FORMS}, not {self.forms!r}")
-        if not isinstance(self.chunk, int) or not 1 <= self.chunk <= 1024:
-            raise ValueError(f"chunk must be an integer from 1 to 1024, not {self.chunk!r}")
+        object.__setattr__(self, "chunk", integer("chunk", self.chunk, 1, 1024))
         size = 1 if self.mesh is None else self.mesh.size
         if self.rank is None and size > 1:
             return
-        if not isinstance(self.rank, int) or not 0 <= self.rank < size:
-            raise ValueError(f"rank {self.rank!r} is outside a mesh of {size} ranks")
+        rank = as_integer(self.rank)
+        if rank is None or not 0 <= rank < size:
+            raise ValueError(f"rank {shown(self.rank)} is outside a mesh of {size} ranks")
+        object.__setattr__(self, "rank", rank)
 
     def on(self, device: str) -> Runtime:
         """Return the choices for parameters on a kind of device ("cpu", "xla" or "meta").

@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch.utils import _pytree as pytree
 
+from ..checks.values import integer
 from ..sharding import spmd
 from .all_ranks import stack_small
 from .config import FULL, Config
@@ -153,9 +154,7 @@ def init_state(params: Params, batch: int, capacity: int) -> State:
     Raises:
         ValueError: batch or capacity is not a positive integer.
     """
-    for name, value in (("batch", batch), ("capacity", capacity)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, not {value!r}")
+    batch, capacity = integer("batch", batch), integer("capacity", capacity)
     mesh = params.runtime.mesh
     if mesh is None or params.runtime.rank is not None:
         return _zeros(abstract_state(params, batch, capacity), params.device)

@@ -1,13 +1,19 @@
 """What acts as an integer is one, wherever a count is asked for; errors have name and value."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
+import qwen35
 from qwen35.checks.values import as_integer, integer, is_number, positive_number, shown, token_ids
+from qwen35.evaluation.scoring import score
+from qwen35.sharding.mesh import Mesh
 
-INTEGERS = [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor([3])]
+INTEGERS = [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)]
 OTHERS = [True, np.True_, torch.tensor(True), 3.0, np.float32(3), "3", None, [3], torch.tensor(3.0)]
+OTHERS += [torch.tensor([3]), np.array([3])]
 
 
 @pytest.mark.parametrize("value", INTEGERS, ids=repr)
@@ -65,3 +71,61 @@ def test_numbers():
 def test_long_values_are_cut():
     assert shown("x" * 5000) == "'" + "x" * 78 + "…"
     assert len(shown(list(range(10**5)))) == 80
+
+
+def test_every_count_takes_numpys_integers(load, letters):
+    """The places where a caller gives a count or a token, with NumPy's integers for each: the
+    result is that of Python's."""
+    params, two = load("equal_heads"), np.int64(2)
+    state = qwen35.init_state(params, batch=two, capacity=np.uint16(8))
+    assert (state.batch, state.capacity) == (2, 8)
+    assert Mesh(dp=two, tp=two) == Mesh(2, 2) and Mesh(tp=4).coordinates(two) == (0, 2)
+    assert qwen35.Runtime(chunk=two, rank=np.int8(0)) == qwen35.Runtime(chunk=2)
+    sampling = qwen35.Sampling(
+        top_k=two, seed=two, logprobs=two, banned=np.array([1]), stop=[two], logit_bias={two: 1.0}
+    )
+    assert sampling == qwen35.Sampling(
+        top_k=2, seed=2, logprobs=2, banned=[1], stop=[2], logit_bias={2: 1.0}
+    )
+    expected = qwen35.generate(params, letters, [[5, 6]], max_new_tokens=2)[0].tokens
+    tokens = np.array([5, 6])
+    for prompts in (tokens, [tokens], torch.tensor([5, 6]), [torch.tensor([5]), tokens]):
+        options = {"max_new_tokens": two, "prefill_chunk": np.int64(64), "capacity": np.int64(32)}
+        assert qwen35.generate(params, letters, prompts, **options)[-1].tokens == expected
+    engine = qwen35.Engine(params, letters, slots=two, capacity=np.int64(32))
+    request = engine.submit(tokens, max_new_tokens=two)
+    assert tuple(piece.token for piece in engine.stream(request)) == tuple(expected)
+
+
+def test_every_count_refuses_what_is_none(load, letters):
+    params = load("equal_heads")
+    generate = functools.partial(qwen35.generate, params, letters, [[5]])
+    for value in (0, True, 2.0, "2", None):
+        for name, call in (
+            ("batch", lambda value: qwen35.init_state(params, value, 8)),
+            ("capacity", lambda value: qwen35.init_state(params, 1, value)),
+            ("dp", lambda value: Mesh(dp=value)),
+            ("chunk", lambda value: qwen35.Runtime(chunk=value)),
+            ("max_new_tokens", lambda value: generate(max_new_tokens=value)),
+            ("prefill_chunk", lambda value: generate(prefill_chunk=value)),
+            ("slots", lambda value: qwen35.Engine(params, letters, slots=value)),
+        ):
+            with pytest.raises(ValueError, match=f"^{name} must be .* integer.*, not {value!r}$"):
+                call(value)
+
+
+@pytest.mark.parametrize("token", [128, -1, 1.0, True, "a", None])
+def test_every_token_that_the_model_lacks_is_refused_by_value(load, letters, token):
+    """Wherever tokens come in, and not with a result for another token: int(1.5) is 1."""
+    params = load("equal_heads")
+    vocabulary = params.config.vocab_size
+    token = vocabulary if token == 128 else token
+    engine = qwen35.Engine(params, letters, slots=1, capacity=32)
+    for call in (
+        lambda: qwen35.generate(params, letters, [[5], [5, token]], max_new_tokens=1),
+        lambda: engine.submit([5, token], max_new_tokens=1),
+        lambda: score(params, [[5, token]]),
+    ):
+        with pytest.raises(ValueError, match=r"(prompt|row) \d has .*token id") as error:
+            call()
+        assert shown(token) in str(error.value)
