@@ -16,7 +16,7 @@ import sys
 import matplotlib
 
 from qwen35 import presets
-from qwen35.graphs.export import report, trace
+from qwen35.graphs.export import count_costs, trace
 from qwen35.graphs.placement import TRN2_CORE_BYTES
 from qwen35.graphs.roofline import HARDWARE, PUBLISHED, collective_bytes
 from qwen35.sharding.mesh import Mesh
@@ -39,7 +39,9 @@ def main() -> int:
 
     machine = HARDWARE[options.hardware]
     config, mesh = presets[options.preset], Mesh(tp=options.tp)
-    short, long = (report(trace(config, "decode", mesh=mesh, capacity=c)) for c in (1024, 2048))
+    short, long = (
+        count_costs(trace(config, "decode", mesh=mesh, capacity=c)) for c in (1024, 2048)
+    )
 
     def milliseconds(batch: int, context: int) -> float:
         def at(quantity) -> float:

@@ -74,7 +74,7 @@ def random_checkpoint(preset: str, directory: Path, *, vision: bool) -> None:
 
 
 def _write_tokenizer(directory: Path) -> dict[str, int]:
-    """The files, and the placeholders' ids by their names in `Config`."""
+    """Writes the files; returns the placeholders' ids by their names in `Config`."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen3_5Tokenizer
 

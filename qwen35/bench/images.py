@@ -180,7 +180,7 @@ class TowerCompilations:
 def measure_compilation(model: str, side: int) -> TowerCompilations:
     """Compiles the tower for each padded size up to a picture of `side` pixels each way."""
     from ..files.checkpoint import load
-    from ..vision.frames import groups, ladder
+    from ..vision.frames import groups, padded_sizes
     from ..vision.tower import tower
     from ..xla.devices import device_put
     from ..xla.jit import jit
@@ -188,7 +188,7 @@ def measure_compilation(model: str, side: int) -> TowerCompilations:
     vision = load(model, device="xla", check_finite=False).vision
     config = vision.config
     step, sizes = jit(tower), []
-    for length in ladder(config, (side // config.patch_size) ** 2):
+    for length in padded_sizes(config, (side // config.patch_size) ** 2):
         tokens = length // config.merge_factor
         size = (1, config.spatial_merge_size, tokens * config.spatial_merge_size)
         [group] = groups(config, torch.zeros(length, config.patch_dim), [size])

@@ -114,7 +114,7 @@ def protocol(
 
 
 def render(result: dict[str, Any]) -> str:
-    """The figures, and those that others published, as a table."""
+    """Renders the figures, and those that others published, as a table."""
     rows = [
         (
             f"{result['model']}, {result['dtype']}, tp {result['tp']}",

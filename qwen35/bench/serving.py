@@ -272,7 +272,7 @@ def _serve(
 
 
 def _raise_errors(requests: list[Request]) -> None:
-    """The engine goes on when a request fails; a measurement of it must not."""
+    """Raises the error of a request that failed: the engine goes on, a measurement must not."""
     for request in requests:
         if request.error is not None:
             raise request.error

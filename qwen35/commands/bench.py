@@ -132,7 +132,7 @@ def _bench_neuron(options: argparse.Namespace) -> None:
 
 
 def _name(options: argparse.Namespace) -> str:
-    """What the report calls the model."""
+    """Returns what the report calls the model."""
     return options.model or f"{options.preset}, random weights"
 
 

@@ -170,7 +170,7 @@ def _interruption() -> Iterator[Callable[[], bool]]:
 
 
 def _lines() -> Iterator[str]:
-    """The user's lines, with editing and history where a person types them."""
+    """Yields the user's lines, with editing and history where a person types them."""
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ImportError):  # not on every platform

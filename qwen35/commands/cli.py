@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _unwound_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block like Ctrl-C: files written aside and child processes go with it."""
+    """Ends the block at SIGTERM as at Ctrl-C: files aside and child processes go with it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return

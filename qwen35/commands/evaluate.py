@@ -237,7 +237,7 @@ def _load(options: argparse.Namespace, dtype: str) -> Params:
 
 
 def _read(name: str) -> str:
-    """A file's text, its line ends as they are: bits per byte counts them."""
+    """Reads a file's text, its line ends as they are: bits per byte counts them."""
     try:
         return Path(name).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     from ..files import aside
-    from ..graphs.export import report, trace
+    from ..graphs.export import count_costs, trace
     from ..sharding.mesh import Mesh
 
     graph = trace(
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
     )
     findings = graph.lint()
-    content = report(graph) | {"lint": findings}
+    content = count_costs(graph) | {"lint": findings}
     files = {
         "hlo.pb": graph.proto,
         "hlo.txt": graph.text.encode(),

@@ -53,7 +53,7 @@ class Model(Protocol):
     """What is compared."""
 
     def logits(self, tokens: Sequence[int], last: int) -> Tensor:
-        """Logits [last, V] float32, on the CPU, after each of the last tokens."""
+        """Returns logits [last, V] float32, on the CPU, after each of the last tokens."""
 
     def greedy(
         self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
@@ -62,7 +62,7 @@ class Model(Protocol):
 
 
 class Compared(NamedTuple):
-    """Two models' distributions at n places; all [n], on the CPU.
+    """Two models' distributions at n positions; all [n], on the CPU.
 
     kl float64: the Kullback-Leibler divergence of the candidate's from the reference's, in nats.
     top1 bool: whether both have the same likeliest token. top5 float64: the share of the
@@ -79,11 +79,11 @@ class Compared(NamedTuple):
 def compare(reference: Tensor, candidate: Tensor) -> Compared:
     """Compares logits [n, V] with the reference's, in float64."""
     reference, candidate = reference.double(), candidate.double()
-    known, said = reference.log_softmax(-1), candidate.log_softmax(-1)
+    p, q = reference.log_softmax(-1), candidate.log_softmax(-1)
     count = min(_TOP, reference.shape[1])
     top, other = reference.topk(count).indices, candidate.topk(count).indices
     return Compared(
-        kl=(known.exp() * (known - said)).sum(-1).clamp(min=0.0),  # rounding alone goes below 0
+        kl=(p.exp() * (p - q)).sum(-1).clamp(min=0.0),  # rounding alone goes below 0
         top1=reference.argmax(-1) == candidate.argmax(-1),
         top5=(top[:, :, None] == other[:, None, :]).sum((1, 2)).double() / count,
         difference=(reference - candidate).abs().amax(-1),
@@ -121,7 +121,7 @@ class Qwen35Model:
             return self._logits(tokens, last)
 
     def _logits(self, tokens: Sequence[int], last: int) -> Tensor:
-        read, say = compiled(_read_step, donate=("state",)), compiled(_logits_step)
+        read, project = compiled(_read_step, donate=("state",)), compiled(_logits_step)
         state, parts = init_state(self.params, 1, self._capacity), []
         for start in range(0, len(tokens), self._chunk):
             piece = list(tokens[start : start + self._chunk])
@@ -129,10 +129,10 @@ class Qwen35Model:
             inputs = device_put((row, torch.tensor([len(piece)])), self.params.device.type)
             hidden, state = read(self.params, state, *inputs)
             parts.append(device_put(hidden, "cpu")[0, : len(piece)])
-        # A whole power of two of places, so that prompts share a graph.
+        # A whole power of two of positions, so that prompts share a graph.
         hidden = F.pad(torch.cat(parts)[-last:], (0, 0, 0, doubling(last) - last))
-        said = say(self.params, device_put(hidden, self.params.device.type))
-        return device_put(said, "cpu")[:last]
+        result = project(self.params, device_put(hidden, self.params.device.type))
+        return device_put(result, "cpu")[:last]
 
     def greedy(
         self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
@@ -269,13 +269,13 @@ def agreement(
         decode: token ids to text, for people.
 
     Returns:
-        Plain values for JSON. Teacher-forced, over all places at which a token of a continuation
-        is chosen: `places`, and of `Compared` `top1`, `top5`, `kl_mean`, `kl_max`,
+        Plain values for JSON. Teacher-forced, over all positions at which a token of a continuation
+        is chosen: `positions`, and of `Compared` `top1`, `top5`, `kl_mean`, `kl_max`,
         `logit_difference`. Free-running: `equal_tokens`, written alike before the first that
         differs, as a share of what the reference wrote, and `equal_prompts`, of which all are.
         `prompts`: the same for each, with `prompt`, `reference`, `candidate` (what they wrote) and
-        `first_difference`: None, or `place`, the two tokens there, and `margin`, by how much
-        the reference's logit of its own token is above that of the candidate's. `by_place`: of
+        `first_difference`: None, or `position`, the two tokens there, and `margin`, by how much
+        the reference's logit of its own token is above that of the candidate's. `by_position`: of
         the i-th token `kl_mean`, `kl_max` and `equal`, the share of prompts alike up to it.
     """
     written = candidate.greedy(prompts, max_new_tokens, ends)
@@ -287,21 +287,21 @@ def agreement(
         here = compare(known, candidate.logits(tokens, count))
         compared.append(here)
         entries.append(_entry(list(prompt), list(wanted), got, known, here, decode))
-    lengths = sum(entry["places"] for entry in entries)
+    lengths = sum(entry["positions"] for entry in entries)
     everywhere = Compared(*(torch.cat(column) for column in zip(*compared, strict=True)))
-    equal = sum(entry["equal_tokens"] * entry["places"] for entry in entries)
+    equal = sum(entry["equal_tokens"] * entry["positions"] for entry in entries)
     return {
         **_measures(everywhere),
         "equal_tokens": equal / lengths,
         "equal_prompts": sum(entry["first_difference"] is None for entry in entries),
         "prompts": entries,
-        "by_place": _by_place(entries, compared),
+        "by_position": _by_position(entries, compared),
     }
 
 
 def _measures(compared: Compared) -> dict[str, Any]:
     return {
-        "places": len(compared.kl),
+        "positions": len(compared.kl),
         "top1": float(compared.top1.double().mean()),
         "top5": float(compared.top5.mean()),
         "kl_mean": float(compared.kl.mean()),
@@ -319,40 +319,40 @@ def _entry(
     decode: Callable[[list[int]], str],
 ) -> dict[str, Any]:
     pairs = list(zip(wanted, got, strict=False))
-    place = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+    position = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
     difference = None
-    if place is not None:
-        one, other = pairs[place]
+    if position is not None:
+        one, other = pairs[position]
         difference = {
-            "place": place,
+            "position": position,
             "reference": decode([one]),
             "candidate": decode([other]),
-            "margin": float(known[place, one] - known[place, other]),
+            "margin": float(known[position, one] - known[position, other]),
         }
     return {
         "prompt": decode(prompt),
         **_measures(compared),
-        "equal_tokens": (len(wanted) if place is None else place) / len(wanted),
+        "equal_tokens": (len(wanted) if position is None else position) / len(wanted),
         "first_difference": difference,
         "reference": decode(wanted),
         "candidate": decode(got),
     }
 
 
-def _by_place(entries: list[dict], compared: list[Compared]) -> list[dict[str, Any]]:
-    places = []
-    for place in range(max(entry["places"] for entry in entries)):
-        values = torch.stack([one.kl[place] for one in compared if len(one.kl) > place])
+def _by_position(entries: list[dict], compared: list[Compared]) -> list[dict[str, Any]]:
+    positions = []
+    for position in range(max(entry["positions"] for entry in entries)):
+        values = torch.stack([one.kl[position] for one in compared if len(one.kl) > position])
         alike = [
-            entry["first_difference"] is None or entry["first_difference"]["place"] > place
+            entry["first_difference"] is None or entry["first_difference"]["position"] > position
             for entry in entries
         ]
-        places.append(
+        positions.append(
             {
-                "place": place,
+                "position": position,
                 "kl_mean": float(values.mean()),
                 "kl_max": float(values.max()),
                 "equal": sum(alike) / len(alike),
             }
         )
-    return places
+    return positions

@@ -26,12 +26,12 @@ def render(result: Mapping[str, Any], worst: int = 5) -> str:
         )
         for one in result["comparisons"]
     ]
-    places, known = result["comparisons"][0]["places"], result["reference"]["model"]
+    positions, known = result["comparisons"][0]["positions"], result["reference"]["model"]
     lines = [
         markdown_table(head, rows),
         "",
         f"Each against {known} in float32, on what that writes greedily after each prompt, up to "
-        f"{result['max_new_tokens']} tokens; {places} tokens in all. Teacher-forced, each token "
+        f"{result['max_new_tokens']} tokens; {positions} tokens in all. Teacher-forced, each token "
         "chosen after the reference's own: how often the likeliest token is the reference's "
         "(top-1), how many of its five likeliest are among the five here (top-5), the "
         "Kullback-Leibler divergence from its distribution in nats, the largest difference of a "
@@ -51,7 +51,7 @@ def _worst(prompts: list[dict], count: int) -> str:
         differs, what = entry["first_difference"], "none"
         if differs is not None:
             what = (
-                f"token {differs['place']}: {_quoted(differs['candidate'])} for "
+                f"token {differs['position']}: {_quoted(differs['candidate'])} for "
                 f"{_quoted(differs['reference'])}, {differs['margin']:.2e} below it there"
             )
         rows.append(
@@ -75,7 +75,7 @@ def _quoted(text: str, limit: int = 48) -> str:
 
 
 def plots(result: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
-    """Draws divergence and greedy agreement by the place of the token."""
+    """Draws divergence and greedy agreement by the position of the token."""
     return {
         "divergence by token": functools.partial(_plot_divergence, result["comparisons"]),
         "prompts alike by token": functools.partial(_plot_alike, result["comparisons"]),
@@ -84,11 +84,11 @@ def plots(result: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
 
 def _plot_divergence(comparisons: list[dict], axes: Any) -> None:
     for index, one in enumerate(comparisons):
-        places = [entry["place"] for entry in one["by_place"]]
+        positions = [entry["position"] for entry in one["by_position"]]
         for name, style in (("kl_mean", "-"), ("kl_max", ":")):
-            values = [entry[name] for entry in one["by_place"]]
+            values = [entry[name] for entry in one["by_position"]]
             label = f"{one['model']} {one['dtype']}, {name.removeprefix('kl_')}"
-            axes.plot(places, values, style, color=f"C{index}", label=label)
+            axes.plot(positions, values, style, color=f"C{index}", label=label)
     axes.set(yscale="symlog", xlabel="token", ylabel="KL from the reference, nats")
     axes.set_yscale("symlog", linthresh=1e-12)
     axes.legend(fontsize="small")
@@ -96,9 +96,9 @@ def _plot_divergence(comparisons: list[dict], axes: Any) -> None:
 
 def _plot_alike(comparisons: list[dict], axes: Any) -> None:
     for one in comparisons:
-        places = [entry["place"] for entry in one["by_place"]]
-        values = [entry["equal"] for entry in one["by_place"]]
-        axes.step(places, values, where="post", label=f"{one['model']} {one['dtype']}")
+        positions = [entry["position"] for entry in one["by_position"]]
+        values = [entry["equal"] for entry in one["by_position"]]
+        axes.step(positions, values, where="post", label=f"{one['model']} {one['dtype']}")
     axes.set(xlabel="token", ylabel="share of prompts alike up to it")
     axes.set_ylim(0, 1.05)
     axes.legend(fontsize="small")

@@ -250,18 +250,16 @@ class Qwen35LM(TemplateLM):
                 capacity = doubling(max(map(len, rows)) + wanted.new_tokens)
                 capacity = min(capacity, self.params.config.max_position_embeddings)
                 size = min(self.batch_size, len(rows))
-                order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+                order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
                 for start in range(0, len(order), size):
                     chosen = order[start : start + size]
                     # A last, smaller batch is filled up: another size would be compiled anew.
                     filled = chosen + chosen[-1:] * (size - len(chosen))
-                    samplings = [wanted.sampling.for_row(indices[place]) for place in filled]
-                    texts = self._write(
-                        [rows[place] for place in filled], samplings, wanted, capacity
-                    )
-                    for place, text in zip(chosen, texts, strict=False):
-                        results[indices[place]] = text
-                        request = requests[indices[place]]
+                    samplings = [wanted.sampling.for_row(indices[row]) for row in filled]
+                    texts = self._write([rows[row] for row in filled], samplings, wanted, capacity)
+                    for row, text in zip(chosen, texts, strict=False):
+                        results[indices[row]] = text
+                        request = requests[indices[row]]
                         self.cache_hook.add_partial("generate_until", request.args, text)
                     bar.update(len(chosen))
         return results

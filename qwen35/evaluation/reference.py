@@ -58,7 +58,7 @@ class TransformersModel:
 
     @torch.no_grad()
     def logits(self, tokens: Sequence[int], last: int) -> Tensor:
-        """Logits [last, V] float32 after each of the last tokens."""
+        """Returns logits [last, V] float32 after each of the last tokens."""
         row = torch.tensor([list(tokens)])
         return self.model(row, use_cache=False, logits_to_keep=last).logits[0].float()
 

@@ -201,9 +201,9 @@ def _score_step(
     logprobs, greedy = [], []
     blocks = hidden.flatten(0, 1).split(_POSITIONS)
     for block, target in zip(blocks, targets.flatten().split(_POSITIONS), strict=True):
-        said = logits(params, block)
-        logprobs.append(said.log_softmax(-1).gather(1, target[:, None]).squeeze(1))
-        greedy.append(said.argmax(-1) == target)
+        block_logits = logits(params, block)
+        logprobs.append(block_logits.log_softmax(-1).gather(1, target[:, None]).squeeze(1))
+        greedy.append(block_logits.argmax(-1) == target)
     shape = tokens.shape
     return torch.cat(logprobs).reshape(shape), torch.cat(greedy).reshape(shape), state
 

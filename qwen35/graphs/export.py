@@ -50,7 +50,7 @@ class Lowered:
         return Module(self.text)
 
     def case(self, config: Config | VisionConfig, mesh: Mesh) -> Case:
-        """What `lint` checks."""
+        """Returns what `lint` checks."""
         return Case(self.module, self.arguments, self.paths, self.donated, config, mesh)
 
 
@@ -69,7 +69,7 @@ class Graph(Lowered):
     config: Config
 
     def lint(self) -> list[str]:
-        """The rules of `qwen35.graphs.lint` that the graph breaks."""
+        """Returns the rules of `qwen35.graphs.lint` that the graph breaks."""
         config = self.config.vision if self.phase == "vision" else self.config
         return lint(self.case(config, self.mesh))
 
@@ -136,7 +136,7 @@ def trace(
 
 
 def _abstract_frames(vision: VisionParams, count: int, tokens: int) -> Frames:
-    """`count` frames of that many tokens, without data."""
+    """Makes `count` frames of that many tokens, without data."""
     config = vision.config
     size = (1, config.spatial_merge_size, config.spatial_merge_size * tokens)
     patches = torch.zeros(tokens * config.merge_factor, config.patch_dim, dtype=vision.dtype)
@@ -166,8 +166,8 @@ def lower(
     _, inputs = private._get_tensors_xla_device_data_node(tensors)
     order = private._get_tensors_handle(list(inputs))
     paths = tuple(path_of.get(handle, "captured") for handle in order)
-    place = {path: index for index, (path, _) in enumerate(outputs)}
-    donated = tuple((number, place[path]) for number, path in enumerate(paths) if path in place)
+    output = {path: index for index, (path, _) in enumerate(outputs)}
+    donated = tuple((number, output[path]) for number, path in enumerate(paths) if path in output)
     return Lowered(
         private._get_xla_tensors_hlo(tensors),
         private._get_xla_tensors_hlo_proto(tensors) + alias_field(donated),
@@ -187,7 +187,7 @@ def _placeholder(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def alias_field(donated: tuple[tuple[int, int], ...]) -> bytes:
-    """`input_output_alias` of an HloModuleProto (field 8), to be appended to a serialised one.
+    """Encodes `input_output_alias` of an HloModuleProto (field 8), to append to a serialised one.
 
     torch-xla adds it only while it compiles. Each entry (field 1 of the alias message) has the
     output's index (1), the parameter's number (2) and a kind (4): 1 is "may alias", as there.
@@ -211,8 +211,8 @@ def _varint(value: int) -> bytes:
     return encoded + bytes([value])
 
 
-def report(graph: Graph) -> dict[str, Any]:
-    """What a graph holds and costs, as plain values for JSON. Bytes and FLOPs are of one rank.
+def count_costs(graph: Graph) -> dict[str, Any]:
+    """Counts what a graph holds and costs, as plain values for JSON; bytes and FLOPs of one rank.
 
     `bytes_read` counts every argument once, of a lookup table the rows that are looked up;
     `bytes_written` the outputs, of a KV cache the new tokens. `peak_bytes` is arguments plus
@@ -262,7 +262,7 @@ def report(graph: Graph) -> dict[str, Any]:
 
 
 def _written(module: Module, output: Any) -> int:
-    """Bytes that an output takes to write; a scatter into a donated buffer writes its updates."""
+    """Counts bytes that an output takes to write: a scatter into a donated buffer its updates."""
     while output.opcode in ("reshape", "transpose") and output.operands:
         output = module.entry[output.operands[0]]
     if output.opcode == "scatter":

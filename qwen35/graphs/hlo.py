@@ -70,7 +70,7 @@ class Instruction:
         return int(self.arguments)
 
     def dimensions(self, attribute: str) -> tuple[int, ...]:
-        """A list of integers among the attributes, such as lhs_contracting_dims={1}."""
+        """Reads a list of integers among the attributes, such as lhs_contracting_dims={1}."""
         found = re.search(rf"\b{attribute}={{([\d,]*)}}", self.attributes)
         return tuple(int(n) for n in found.group(1).split(",") if n) if found else ()
 
@@ -123,7 +123,7 @@ class Module:
         return counts
 
     def rounds(self, instruction: Instruction) -> int:
-        """Of a loop that counts from 0 to a constant; 1 for anything else."""
+        """Counts the rounds of a loop that counts from 0 to a constant; 1 for anything else."""
         if instruction.opcode != "while":
             return 1
         condition = self.computations[dict(_CALLED.findall(instruction.attributes))["condition"]]
@@ -141,8 +141,8 @@ class Module:
         """The entry's result."""
         return next(i for i in self.entry.values() if i.root)
 
-    def next_round(self, result: Instruction, place: int) -> list[Instruction] | None:
-        """Where a loop reads in its next round what `result`, its body's root, has at a place.
+    def next_round(self, result: Instruction, index: int) -> list[Instruction] | None:
+        """Finds where a loop's next round reads what `result`, its body's root, has at an index.
 
         None if `result` is not the root of a loop's body.
         """
@@ -154,22 +154,22 @@ class Module:
         for body in map(self.computations.get, bodies):
             if body.get(result.name) is result:
                 [state] = [i for i in body.values() if i.opcode == "parameter"]
-                return [i for i in state.users if re.search(rf"\bindex={place}\b", i.attributes)]
+                return [i for i in state.users if re.search(rf"\bindex={index}\b", i.attributes)]
         return None
 
     def readers(self, instruction: Instruction) -> list[Instruction]:
-        """What reads a value's data, seen through reshapes."""
+        """Finds what reads a value's data, seen through reshapes."""
         found = []
         for user in instruction.users:
             found += self.readers(user) if user.opcode in ("reshape", "bitcast") else [user]
         return found
 
     def histogram(self) -> dict[str, int]:
-        """How often each opcode occurs, the most frequent first."""
+        """Counts how often each opcode occurs, the most frequent first."""
         return dict(Counter(i.opcode for i in self.instructions).most_common())
 
     def flops(self) -> int:
-        """Multiplications and additions of all matrix products (each counts as one)."""
+        """Counts multiplications and additions of all matrix products (each counts as one)."""
         total = 0
         for name, computation in self.computations.items():
             for instruction in computation.values():
@@ -181,7 +181,7 @@ class Module:
         return total
 
     def collectives(self) -> list[dict]:
-        """Every collective: opcode, dtype, shape, bytes of its operand and replica groups."""
+        """Lists every collective: opcode, dtype, shape, bytes of its operand and replica groups."""
         found = []
         for computation in self.computations.values():
             for instruction in computation.values():
@@ -200,24 +200,24 @@ class Module:
         return found
 
     def constant_bytes(self) -> int:
-        """Data embedded in the graph."""
+        """Counts the bytes of data embedded in the graph."""
         return sum(i.bytes for i in self.instructions if i.opcode == "constant")
 
     def custom_calls(self) -> dict[str, int]:
-        """Targets of custom calls and how often each is called."""
+        """Counts custom calls by target."""
         pattern = re.compile(r'custom_call_target="([^"]*)"')
         calls = (i for i in self.instructions if i.opcode == "custom-call")
         return dict(Counter(pattern.search(i.attributes).group(1) for i in calls))
 
     def bytes_read(self, parameter: Instruction) -> int:
-        """What a run has to read of an argument at least: all of it, or the gathered rows."""
+        """Counts the bytes of an argument that a run has to read: all, or the gathered rows."""
         readers = self.readers(parameter)
         if readers and all(_is_lookup(self, parameter, reader) for reader in readers):
             return sum(reader.bytes for reader in readers)
         return parameter.bytes if readers else 0
 
     def temporary_bytes(self) -> int:
-        """The most that results other than arguments and outputs take at once.
+        """Counts the most bytes that results other than arguments and outputs take at once.
 
         Program order, and no fusion: every result is kept from its instruction to its last use.
         A compiler that fuses needs less; it is an upper estimate.
@@ -226,7 +226,7 @@ class Module:
 
     def _temporary_bytes(self, computation: dict[str, Instruction]) -> int:
         order = list(computation.values())
-        place = {instruction.name: index for index, instruction in enumerate(order)}
+        position = {instruction.name: index for index, instruction in enumerate(order)}
         outputs = set()
         if computation is self.entry:
             outputs = {self._origin(name) for name in self.root.operands}
@@ -239,7 +239,9 @@ class Module:
                 changes[index + 1] -= inside
             if instruction.opcode in _FREE or instruction.name in outputs or instruction.root:
                 continue
-            last = max((self._last_use(user, place) for user in instruction.users), default=index)
+            last = max(
+                (self._last_use(user, position) for user in instruction.users), default=index
+            )
             changes[index] += instruction.bytes
             changes[last + 1] -= instruction.bytes
         live = peak = 0
@@ -248,14 +250,14 @@ class Module:
             peak = max(peak, live)
         return peak
 
-    def _last_use(self, user: Instruction, place: dict[str, int]) -> int:
-        last = place[user.name]
+    def _last_use(self, user: Instruction, position: dict[str, int]) -> int:
+        last = position[user.name]
         if user.opcode in _PASSING and not user.root:
-            last = max([last, *(self._last_use(further, place) for further in user.users)])
+            last = max([last, *(self._last_use(further, position) for further in user.users)])
         return last
 
     def _origin(self, name: str) -> str:
-        """The instruction whose data a reshape shows."""
+        """Finds the instruction whose data a reshape shows."""
         while self.entry[name].opcode in ("reshape", "bitcast"):
             name = self.entry[name].operands[0]
         return name

@@ -66,18 +66,18 @@ class Case:
     mesh: Mesh
 
     def argument(self, prefix: str) -> list[tuple[str, Instruction]]:
-        """(path, instruction) of the arguments under a prefix."""
+        """Returns (path, instruction) of the arguments under a prefix."""
         pairs = zip(self.arguments, self.module.parameters, strict=True)
         return [(path, parameter) for path, parameter in pairs if path.startswith(prefix)]
 
 
 def lint(case: Case) -> list[str]:
-    """Everything that is wrong with a graph, each finding with its rule's name."""
+    """Returns what is wrong with a graph by any rule, each finding with the rule's name."""
     return [f"{rule.__name__}: {finding}" for rule in RULES for finding in rule(case)]
 
 
 def static_shapes(case: Case) -> list[str]:
-    """No dimension is bounded or unknown."""
+    """Checks that no dimension is bounded or unknown."""
     return [
         f"{i.name} ({i.opcode}) has a dynamic dimension"
         for i in case.module.instructions
@@ -86,7 +86,7 @@ def static_shapes(case: Case) -> list[str]:
 
 
 def supported_operations(case: Case) -> list[str]:
-    """Nothing that the compiler refuses."""
+    """Checks that there is nothing that the compiler refuses."""
     return [
         f"{i.name} is a {_FORBIDDEN[i.opcode]}"
         for i in case.module.instructions
@@ -95,7 +95,7 @@ def supported_operations(case: Case) -> list[str]:
 
 
 def no_float64(case: Case) -> list[str]:
-    """No value of a 64-bit floating or complex type."""
+    """Checks that there is no value of a 64-bit floating or complex type."""
     wide = ("f64", "c64", "c128")
     return [
         f"{i.name} ({i.opcode}) is {array.dtype}"
@@ -106,7 +106,7 @@ def no_float64(case: Case) -> list[str]:
 
 
 def integers_64_only_index(case: Case) -> list[str]:
-    """64-bit integers are computed with only where the result is an index or counts a loop."""
+    """Checks that 64-bit integers are computed with only for an index or to count a loop."""
     return [
         f"{i.name} ({i.opcode}) computes in {i.arrays[0].dtype} what is not only an index"
         for i in case.module.instructions
@@ -129,8 +129,8 @@ def _only_indexes(module: Module, instruction: Instruction, seen: set[int]) -> b
         elif user.opcode == "compare":
             continue
         elif user.opcode == "tuple" and user.root:
-            place = user.operands.index(instruction.name)
-            next_round = module.next_round(user, place)
+            index = user.operands.index(instruction.name)
+            next_round = module.next_round(user, index)
             if next_round is None or not all(_only_indexes(module, i, seen) for i in next_round):
                 return False
         elif user.arrays and user.arrays[0].dtype in ("s64", "u64"):
@@ -142,7 +142,7 @@ def _only_indexes(module: Module, instruction: Instruction, seen: set[int]) -> b
 
 
 def no_host_transfers(case: Case) -> list[str]:
-    """The graph runs from start to end on the device."""
+    """Checks that the graph runs from start to end on the device."""
     found = [f"{i.name} is {i.opcode}" for i in case.module.instructions if i.opcode in _HOST]
     return found + [
         f"custom call of {target}"
@@ -152,7 +152,7 @@ def no_host_transfers(case: Case) -> list[str]:
 
 
 def loops_have_constant_bounds(case: Case) -> list[str]:
-    """A `while` compares its counter with a constant."""
+    """Checks that a `while` compares its counter with a constant."""
     found = []
     for i in case.module.instructions:
         if i.opcode != "while":
@@ -167,7 +167,7 @@ def loops_have_constant_bounds(case: Case) -> list[str]:
 
 
 def weights_are_arguments_read_once(case: Case) -> list[str]:
-    """Each weight is an argument of its own and has one reader, lookups of single rows aside."""
+    """Checks that each weight is an argument with one reader, lookups of single rows aside."""
     counts = Counter(path for path in case.arguments if path.startswith("params"))
     found = [
         f"{path} is not an argument of the graph"
@@ -184,7 +184,7 @@ def weights_are_arguments_read_once(case: Case) -> list[str]:
 
 
 def state_is_donated(case: Case) -> list[str]:
-    """Every state tensor is an argument whose memory an output of its type takes over."""
+    """Checks that every state tensor is an argument whose memory an output of its type takes."""
     pairs = dict(case.donated)
     given = {path: number for number, path in enumerate(case.arguments)}
     outputs = [case.module.entry[name] for name in case.module.root.operands]
@@ -203,8 +203,8 @@ def state_is_donated(case: Case) -> list[str]:
 
 
 def collectives_as_designed(case: Case) -> list[str]:
-    """Two all-reduces a layer, one for the embedding, one gather of the logits; in the vision
-    tower two a layer and one in the merger; alone, none."""
+    """Counts collectives: two all-reduces a layer, one for the embedding, one gather of the logits;
+    in the vision tower two a layer and one in the merger; alone, none."""
     if isinstance(case.config, VisionConfig):
         designed = {"all-reduce": 2 * case.config.depth + 1}
     else:
@@ -219,7 +219,7 @@ def collectives_as_designed(case: Case) -> list[str]:
 
 
 def weights_are_used_as_stored(case: Case) -> list[str]:
-    """No weight-sized tensor is transposed, converted or copied."""
+    """Checks that no weight-sized tensor is transposed, converted or copied."""
     found = []
     for path, parameter in case.argument("params"):
         if parameter.bytes < WEIGHT_SIZED:
@@ -231,7 +231,7 @@ def weights_are_used_as_stored(case: Case) -> list[str]:
 
 
 def small_constants(case: Case) -> list[str]:
-    """Less than 1 MiB of data is embedded in the graph."""
+    """Checks that less than 1 MiB of data is embedded in the graph."""
     total = case.module.constant_bytes()
     if total < CONSTANT_LIMIT:
         return []
@@ -239,7 +239,7 @@ def small_constants(case: Case) -> list[str]:
 
 
 def reductions_as_designed(case: Case) -> list[str]:
-    """A norm is one reduce, a softmax two: nothing is split for another machine's sake.
+    """Counts reductions: a norm is one, a softmax two; none is split for another machine.
 
     Queries and keys are normed at once. A layer norm is two, as are positions of images: their
     highest, of the three rows and of all tokens.
@@ -260,7 +260,7 @@ _VISION_BLOCK, _VISION_OTHERS = 350, 215
 
 
 def instructions_as_designed(case: Case) -> list[str]:
-    """The graph has no more instructions than the model's layers in their plain form."""
+    """Counts instructions: no more than the model's layers have in their plain form."""
     config = case.config
     if isinstance(config, VisionConfig):
         designed = _VISION_BLOCK * config.depth + _VISION_OTHERS

@@ -16,7 +16,7 @@ from ..model.params import Runtime, as_dtype
 from ..model.state import abstract_state, declare_state
 from ..sharding.mesh import Mesh
 from ..xla import trees
-from .summary import size_of
+from .summary import short_bytes
 
 # Documented: 96 GiB of HBM on a Trainium2 chip, 24 for each logical core (two physical ones).
 TRN2_CORE_BYTES = 24 * 2**30
@@ -56,7 +56,7 @@ class Placement:
     rows: tuple[Row, ...]
 
     def total(self, kind: str) -> int:
-        """Bytes of one kind on one rank."""
+        """Sums the bytes of one kind on one rank."""
         return sum(row.count * row.bytes for row in self.rows if row.kind == kind)
 
     @property
@@ -85,7 +85,7 @@ class Placement:
         return TRN2_CORE_BYTES - sum(self.total(kind) for kind in _KINDS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {
             "dp": self.mesh.dp,
             "tp": self.mesh.tp,
@@ -101,7 +101,7 @@ class Placement:
         }
 
     def render(self) -> str:
-        """A table for a terminal."""
+        """Renders a table for a terminal."""
         mesh = self.mesh
         lines = [
             f"per rank at dp {mesh.dp} x tp {mesh.tp}: {self.dtype}, batch {self.batch}, "
@@ -111,15 +111,13 @@ class Placement:
         for row in self.rows:
             name = row.name + (f" x{row.count}" if row.count > 1 else "")
             full, local = (" x ".join(map(str, shape)) for shape in (row.full, row.local))
-            size = size_of(row.count * row.bytes)
+            size = short_bytes(row.count * row.bytes)
             lines.append(f"  {name:<30}{row.axis:<26}{full:<20}{local:<20}{size:>10}")
         for kind in _KINDS:
             if self.total(kind):
-                lines.append(f"{kind:<12}{size_of(self.total(kind)):>10}")
+                lines.append(f"{kind:<12}{short_bytes(self.total(kind)):>10}")
         left = self.headroom
-        verdict = (
-            f"{size_of(left)} left" if left >= 0 else f"{size_of(-left)} too much: does not fit"
-        )
+        verdict = f"{short_bytes(abs(left))} " + ("left" if left >= 0 else "too much: does not fit")
         lines.append(f"of the 24 GiB of a Trainium2 logical core (LNC=2): {verdict}")
         return "\n".join(lines)
 
@@ -132,7 +130,7 @@ def describe(
     batch: int = 1,
     capacity: int = 4096,
 ) -> Placement:
-    """What each rank holds.
+    """Describes what each rank holds.
 
     Args:
         config: the model, with its vision tower if it has one.
@@ -176,13 +174,13 @@ def _row(kind: str, name: str, axis: str, full: torch.Tensor, local: torch.Tenso
 
 
 def _axis(parameter: Parameter) -> str:
-    """The logical axes that a tensor is split along, in the order of its pieces."""
+    """Names the logical axes that a tensor is split along, in the order of its pieces."""
     axes = [units.axis for piece in parameter.pieces for units in piece.dims if units.axis]
     return " + ".join(dict.fromkeys(axes)) or "replicated"
 
 
 def _name(config: Config, path: str) -> str:
-    """ ".layers[3].in_proj" as "attention in_proj": layers of a kind are alike."""
+    """Names ".layers[3].in_proj" as "attention in_proj": layers of a kind are alike."""
     path = path.removeprefix(".")
     if path.startswith("vision.blocks["):
         return "vision block " + path.partition("].")[2]

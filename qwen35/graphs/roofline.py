@@ -12,7 +12,7 @@ from typing import Any
 from ..model.config import Config
 from ..model.presets import presets
 from ..sharding.mesh import Mesh
-from .export import report, trace
+from .export import count_costs, trace
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ PUBLISHED = (
 
 
 def floor(costs: dict[str, Any], hardware: Hardware) -> dict[str, float]:
-    """The least time of one run of a graph, from its `export.report`, in milliseconds.
+    """Computes the least time of a run of a graph, from its `count_costs`, in milliseconds.
 
     Returns:
         `memory` (arguments read and results written once), `compute` (matrix products at the
@@ -85,7 +85,7 @@ def floor(costs: dict[str, Any], hardware: Hardware) -> dict[str, float]:
 
 
 def collective_bytes(costs: dict[str, Any]) -> float:
-    """Bytes that a rank sends in a run: 2 (n-1)/n of an all-reduce, n-1 times a gathered share."""
+    """Counts bytes that a rank sends: 2 (n-1)/n of an all-reduce, n-1 times a gathered share."""
     ranks = costs["mesh"]["tp"]
     share = {"all-reduce": 2 * (ranks - 1) / ranks, "all-gather": ranks - 1}
     return sum(share[entry["op"]] * entry["bytes"] for entry in costs["collectives"])
@@ -130,7 +130,7 @@ def roofline(
         "dtype": dtype,
     }
     for name, phase in (("ttft", "prefill"), ("tpot", "decode")):
-        costs = report(trace(config, phase, tokens=min(prompt, context), **shape))
+        costs = count_costs(trace(config, phase, tokens=min(prompt, context), **shape))
         result[name] = floor(costs, machine) | {
             key: costs[key] for key in ("flops", "bytes_read", "bytes_written")
         }
@@ -142,7 +142,7 @@ def roofline(
 
 
 def render(result: dict[str, Any]) -> str:
-    """The floors as lines for a terminal."""
+    """Renders the floors as lines for a terminal."""
     lines = [
         f"floors on {result['hardware']} x {result['dp'] * result['tp']}, {result['dtype']}, "
         f"batch {result['batch']}, context {result['context']:,}: documented figures, not measured",

@@ -65,12 +65,12 @@ def _kind(name: str) -> str:
 
 
 def render(name: str, summary: dict[str, Any]) -> str:
-    """The summary as lines for a terminal."""
+    """Renders the summary as lines for a terminal."""
     layers, parameters = summary["layers"], summary["parameters"]
     total = parameters["total"]
     kind_of_model = "vision-language" if parameters["vision"] else "text"
     lines = [
-        f"{name}: Qwen3.5 {kind_of_model} model, {count(total)} parameters",
+        f"{name}: Qwen3.5 {kind_of_model} model, {short_number(total)} parameters",
         f"layers      {layers['deltanet']} gated DeltaNet + {layers['attention']} attention, "
         f"hidden size {summary['hidden_size']}, vocabulary {summary['vocabulary']:,}",
     ]
@@ -82,11 +82,11 @@ def render(name: str, summary: dict[str, Any]) -> str:
             if kind == "embedding" and summary["tied_embeddings"]
             else kind
         )
-        lines.append(f"  {label:<24}{count(size):>10}  {size / total:6.1%}")
+        lines.append(f"  {label:<24}{short_number(size):>10}  {size / total:6.1%}")
     lines += [
-        f"weights     {size_of(summary['weight_bytes'])} in {summary['dtype']}",
-        f"state       {size_of(summary['state_bytes_per_sequence'])} per sequence, at any length",
-        f"KV cache    {size_of(summary['kv_bytes_per_token'])} per token",
+        f"weights     {short_bytes(summary['weight_bytes'])} in {summary['dtype']}",
+        f"state       {short_bytes(summary['state_bytes_per_sequence'])} per sequence, any length",
+        f"KV cache    {short_bytes(summary['kv_bytes_per_token'])} per token",
         f"positions   up to {summary['max_position_embeddings']:,}",
     ]
     if summary["unknown_config_keys"]:
@@ -94,16 +94,16 @@ def render(name: str, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def count(value: float) -> str:
-    """1234567 as "1.23 M"."""
+def short_number(value: float) -> str:
+    """Formats 1234567 as "1.23 M"."""
     for unit, scale in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if value >= scale:
             return f"{value / scale:.2f} {unit}"
     return f"{value:.0f}"
 
 
-def size_of(value: float) -> str:
-    """Bytes in binary units: 1536 as "1.5 KiB"."""
+def short_bytes(value: float) -> str:
+    """Formats bytes in binary units: 1536 as "1.5 KiB"."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if value >= scale:
             return f"{value / scale:.1f} {unit}"

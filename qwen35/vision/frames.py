@@ -51,7 +51,7 @@ def padded_patches(config: VisionConfig, patches: int) -> int:
     return -(-tokens // step) * step * config.merge_factor
 
 
-def ladder(config: VisionConfig, patches: int) -> list[int]:
+def padded_sizes(config: VisionConfig, patches: int) -> list[int]:
     """Lists all padded sizes up to that of a frame of so many patches."""
     sizes, last = [], padded_patches(config, patches)
     while not sizes or sizes[-1] < last:
@@ -66,7 +66,7 @@ def frames_in_group(length: int) -> int:
 
 def graph_count(config: VisionConfig, patches: int) -> int:
     """Counts the most graphs that frames of up to so many patches need: 1 or 2 per padded size."""
-    return sum(1 + (frames_in_group(length) > 1) for length in ladder(config, patches))
+    return sum(1 + (frames_in_group(length) > 1) for length in padded_sizes(config, patches))
 
 
 def groups(config: VisionConfig, patches: Tensor, sizes: Sequence[Size]) -> Iterator[Frames]:

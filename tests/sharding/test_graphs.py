@@ -14,7 +14,7 @@ import torch
 import qwen35
 from qwen35.files.materialize import abstract_params
 from qwen35.graphs import lint as rules
-from qwen35.graphs.export import alias_field, lower, report, trace
+from qwen35.graphs.export import alias_field, count_costs, lower, trace
 from qwen35.graphs.hlo import Module
 from qwen35.graphs.lint import Case, lint
 from qwen35.graphs.placement import describe
@@ -271,7 +271,7 @@ def test_work_of_the_vision_tower_against_closed_forms():
     layer += patches**2 * (width + width)
     merger = 640 * 4 * width * (4 * width + SMALL.hidden_size)
     products = patches * tower.patch_dim * width + 2 * layer + merger
-    costs = report(trace(config, "vision", tokens=600))
+    costs = count_costs(trace(config, "vision", tokens=600))
     assert costs["flops"] == 2 * products
     assert costs["tokens"] == 640 and costs["collectives"] == [] and costs["donated"] == []
     placed = describe(config, Mesh())
@@ -287,7 +287,7 @@ def test_state_that_is_not_used_is_found():
 def test_report_against_closed_forms(tp):
     """Bytes, FLOPs and collectives counted by hand from the configuration."""
     batch, capacity, mesh = 3, 64, Mesh(tp=tp)
-    costs = report(trace(SMALL, "decode", mesh=mesh, batch=batch, capacity=capacity))
+    costs = count_costs(trace(SMALL, "decode", mesh=mesh, batch=batch, capacity=capacity))
     placed = describe(SMALL, mesh, batch=batch, capacity=capacity)
     assert costs["arguments"]["weights"]["bytes"] == placed.weight_bytes + (4 if tp > 1 else 0)
     positions = 2 * 4 * batch

@@ -103,7 +103,7 @@ def test_counts_by_hand():
     )
     # Two of the eight places follow 0, 1, 2: there five likeliest are all four tokens.
     wrong = divergence(follow[2], [0.0, 5.0, 0.0, 4.0])
-    assert (got["places"], got["top1"], got["top5"]) == (8, 6 / 8, 1.0)
+    assert (got["positions"], got["top1"], got["top5"]) == (8, 6 / 8, 1.0)
     assert got["kl_mean"] == pytest.approx(2 * wrong / 8) and got["kl_max"] == pytest.approx(wrong)
     assert got["logit_difference"] == 5.0
     assert got["equal_tokens"] == (2 + 1 + 2 + 1) / 8 and got["equal_prompts"] == 2
@@ -111,12 +111,12 @@ def test_counts_by_hand():
     assert first["prompt"] == "[0]" and first["equal_tokens"] == 2 / 3
     assert (first["reference"], first["candidate"]) == ("[1, 2, 3]", "[1, 2, 1]")
     assert first["first_difference"] == {
-        "place": 2, "reference": "[3]", "candidate": "[1]", "margin": 4.0
+        "position": 2, "reference": "[3]", "candidate": "[1]", "margin": 4.0
     }  # fmt: skip
     assert got["prompts"][2]["first_difference"] is None
-    assert [entry["equal"] for entry in got["by_place"]] == [1.0, 3 / 4, 2 / 4]
-    assert [entry["kl_max"] > 0 for entry in got["by_place"]] == [False, True, True]
-    assert got["by_place"][1]["kl_mean"] == pytest.approx(wrong / 3)
+    assert [entry["equal"] for entry in got["by_position"]] == [1.0, 3 / 4, 2 / 4]
+    assert [entry["kl_max"] > 0 for entry in got["by_position"]] == [False, True, True]
+    assert got["by_position"][1]["kl_mean"] == pytest.approx(wrong / 3)
 
 
 class Letters:
@@ -206,7 +206,7 @@ def test_a_checkpoint_against_transformers():
             differs = [place for place, (first, other) in enumerate(pairs) if first != other]
             alike += differs[0] if differs else count
         kl, top1, top5, difference = zip(*places, strict=True)
-        assert one["places"] == len(places) == sum(map(len, continuations))
+        assert one["positions"] == len(places) == sum(map(len, continuations))
         exact = one["dtype"] == "float32"
         # float32's divergence is of rounding squared, which no two ways of computing share.
         close = {"abs": 1e-9} if exact else {"rel": 2e-3, "abs": 1e-9}
@@ -223,8 +223,10 @@ def test_a_checkpoint_against_transformers():
 
 
 def test_the_page_shows_the_worst_first():
-    entry = dict(top1=1.0, top5=1.0, kl_max=1.0, equal_tokens=1.0, places=2, logit_difference=0.5)
-    differs = {"place": 3, "reference": "a\n", "candidate": "b", "margin": 0.25}
+    entry = dict(
+        top1=1.0, top5=1.0, kl_max=1.0, equal_tokens=1.0, positions=2, logit_difference=0.5
+    )
+    differs = {"position": 3, "reference": "a\n", "candidate": "b", "margin": 0.25}
     good = {**entry, "prompt": "good", "kl_mean": 1e-9, "first_difference": None}
     bad = {**entry, "prompt": "bad | " + "x" * 99, "kl_mean": 2e-3, "first_difference": differs}
     one = {**entry, "model": "qwen35", "dtype": "bfloat16", "kl_mean": 1e-3, "equal_prompts": 1}

@@ -264,10 +264,10 @@ def test_ladder():
     for tokens, size in enumerate(padded, 1):
         assert size % 4 == 0 and 4 * tokens <= size < 1.25 * 4 * tokens
     assert padded == sorted(padded)
-    assert frames.ladder(config, 65536) == sorted(set(padded))
+    assert frames.padded_sizes(config, 65536) == sorted(set(padded))
     assert [size // 4 for size in sorted(set(padded))[:13]] == [*range(1, 9), 10, 12, 14, 16, 20]
     for patches, sizes, graphs in ((4096, 36, 60), (16384, 44, 68), (65536, 52, 76)):
-        assert len(frames.ladder(config, patches)) == sizes
+        assert len(frames.padded_sizes(config, patches)) == sizes
         assert frames.graph_count(config, patches) == graphs
 
 
