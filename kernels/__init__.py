@@ -19,7 +19,7 @@ def gated_delta_rule(
     chunk: int,
     implementation: str,
     exact: bool = True,
-    touched: Tensor | None = None,
+    active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gated delta rule over T tokens: one recurrent step for T = 1, else chunks.
 
@@ -33,7 +33,7 @@ def gated_delta_rule(
             imports, else portable), or "emulator" (the NKI kernels emulated on the host).
         exact: whether a prefill has to multiply in float32. Else the NKI kernels round the
             operands of most products to 16 bits; the state, decays and sums stay float32.
-        touched: [B] bool: other rows keep their state bit for bit (a token with beta = 0 and log
+        active: [B] bool: other rows keep their state bit for bit (a token with beta = 0 and log
             decay 0 can still turn -0 into 0), and have no meaningful output. None is all.
 
     Returns:
@@ -47,13 +47,13 @@ def gated_delta_rule(
     launch = _launcher(implementation, key.device)
     if launch is None and key.shape[1] == 1:
         inputs = (x.squeeze(1) for x in inputs)
-        out, updated = portable.gated_delta_step(*inputs, state, touched)
+        out, updated = portable.gated_delta_step(*inputs, state, active)
         return out.unsqueeze(1), updated
     if launch is None:
         out, updated = portable.gated_delta_prefill(*inputs, state, chunk=chunk)
     else:
         out, updated = binding.gated_delta_rule(*inputs, state, exact=exact, launch=launch)
-    return out, portable.updated_where(touched, updated, state)
+    return out, portable.updated_where(active, updated, state)
 
 
 def _launcher(implementation: str, device: torch.device) -> binding.Launcher | None:

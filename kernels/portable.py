@@ -24,7 +24,7 @@ def gated_delta_step(
     log_decay: Tensor,
     beta: Tensor,
     state: Tensor,
-    touched: Tensor | None = None,
+    active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One token.
 
@@ -34,7 +34,7 @@ def gated_delta_step(
         log_decay: [B, Hv] float32, at most 0.
         beta: [B, Hv] float32.
         state: [B, Hv, Dk, Dv] float32.
-        touched: [B] bool, the rows whose state changes, or None for all.
+        active: [B] bool, the rows whose state changes, or None for all.
 
     Returns:
         Output [B, Hv, Dv] in the value's dtype and the new state, float32.
@@ -47,16 +47,16 @@ def gated_delta_step(
     # than for one of two rows, and in this order it updates the state in place.
     recalled = decay * (key.unsqueeze(2) @ state)
     delta = beta.float()[:, :, None, None] * (value.float().unsqueeze(2) - recalled)
-    state = updated_where(touched, decay * state + key.unsqueeze(3) * delta, state)
+    state = updated_where(active, decay * state + key.unsqueeze(3) * delta, state)
     out = (query.unsqueeze(2) @ state).squeeze(2)
     return out.to(value.dtype), state
 
 
-def updated_where(touched: Tensor | None, updated: Tensor, state: Tensor) -> Tensor:
-    """The updated state [B, Hv, Dk, Dv] of the touched rows [B], the old one of the others."""
-    if touched is None:
+def updated_where(active: Tensor | None, updated: Tensor, state: Tensor) -> Tensor:
+    """The updated state [B, Hv, Dk, Dv] of the active rows [B], the old one of the others."""
+    if active is None:
         return updated
-    return torch.where(touched[:, None, None, None], updated, state)
+    return torch.where(active[:, None, None, None], updated, state)
 
 
 def gated_delta_prefill(

@@ -20,7 +20,7 @@ from .mesh import Mesh
 
 
 def all_reduce(x: Tensor, mesh: Mesh | None) -> Tensor:
-    """The sum of x over the tensor-parallel ranks, in x's dtype.
+    """Sums x over the tensor-parallel ranks, in x's dtype.
 
     It is added up in the dtype that `mesh.reduce` says. All ranks get the same bits.
     """
@@ -34,7 +34,7 @@ def all_reduce(x: Tensor, mesh: Mesh | None) -> Tensor:
 
 
 def all_gather(x: Tensor, mesh: Mesh | None) -> Tensor:
-    """The ranks' x [..., n], in rank order, as [..., tp * n]."""
+    """Joins the ranks' x [..., n], in rank order, to [..., tp * n]."""
     if mesh is None or mesh.tp == 1:
         return x
     if x.device.type == "xla":
@@ -94,8 +94,8 @@ def _xla_all_gather(x: Tensor, mesh: Mesh) -> Tensor:
 
 
 def _forget_order(x: Tensor) -> None:
-    """torch-xla orders collectives by a token that it keeps per device between calls.
+    """Forgets the token by which torch-xla orders collectives from call to call.
 
-    That would tie the next trace to this graph and its inputs; data flow alone orders ours.
+    It would tie the next trace to this graph and its inputs; data flow alone orders ours.
     """
     private._set_all_reduce_token(str(x.device), None)

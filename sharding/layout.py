@@ -15,7 +15,7 @@ Held = tuple[int | None, ...]
 
 
 def local_units(axis: str | None, sizes: Sizes, mesh: Mesh | None, rank: int) -> Held:
-    """The units (heads, columns, rows) of a logical axis that a rank holds, in order.
+    """Lists the units (heads, columns, rows) of a logical axis that a rank holds, in order.
 
     Args:
         axis: logical axis, a key of `RULES`.
@@ -50,7 +50,7 @@ def check_split(sizes: Sizes, mesh: Mesh | None) -> None:
 
 
 def possible_tp(sizes: Sizes) -> list[int]:
-    """Every tp that splits the model; each divides all the axes that only split evenly."""
+    """Lists every tp that splits the model; each divides all the axes that only split evenly."""
     limit = min(size for axis, size in sizes.items() if RULES[axis][1] is _evenly)
     return [tp for tp in range(1, limit + 1) if not _problems(sizes, tp)]
 
@@ -74,17 +74,17 @@ def _evenly_fault(axis: str, sizes: Sizes, tp: int) -> str:
 
 
 def _evenly(axis: str, sizes: Sizes, tp: int, index: int) -> Held:
-    """Consecutive blocks of equal size."""
+    """Cuts consecutive blocks of equal size."""
     share = sizes[axis] // tp
     return tuple(range(index * share, (index + 1) * share))
 
 
 def _with_keys_fault(axis: str, sizes: Sizes, tp: int) -> str:
-    return ""  # the key heads' rule speaks for both
+    return ""  # the key heads' rule says it for both
 
 
 def _with_keys(axis: str, sizes: Sizes, tp: int, index: int) -> Held:
-    """The value heads that read the rank's key heads: value head h reads h // group."""
+    """Finds the value heads that read the rank's key heads: value head h reads h // group."""
     group = sizes[axis] // sizes["key_heads"]
     return tuple(
         head * group + member
@@ -107,11 +107,11 @@ def _replicated_kv(axis: str, sizes: Sizes, tp: int, index: int) -> Held:
 
 
 def _with_kv_fault(axis: str, sizes: Sizes, tp: int) -> str:
-    return ""  # the KV heads' rule speaks for both
+    return ""  # the KV heads' rule says it for both
 
 
 def _with_kv(axis: str, sizes: Sizes, tp: int, index: int) -> Held:
-    """The query heads that read the rank's KV heads.
+    """Finds the query heads that read the rank's KV heads.
 
     Where several ranks hold one KV head, they share its queries in equal numbers of slots;
     slots beyond the last query are padding.
@@ -132,7 +132,7 @@ def _padded_fault(axis: str, sizes: Sizes, tp: int) -> str:
 
 
 def _padded(axis: str, sizes: Sizes, tp: int, index: int) -> Held:
-    """Consecutive blocks of equal size, the last ones filled up with padding."""
+    """Cuts consecutive blocks of equal size, the last ones filled up with padding."""
     share = -(-sizes[axis] // tp)
     units = range(index * share, (index + 1) * share)
     return tuple(unit if unit < sizes[axis] else None for unit in units)

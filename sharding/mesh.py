@@ -43,7 +43,7 @@ class Mesh:
         return self.dp * self.tp
 
     def coordinates(self, rank: int) -> tuple[int, int]:
-        """(dp index, tp index) of a rank.
+        """Returns (dp index, tp index) of a rank.
 
         Raises:
             ValueError: the rank is not in the mesh.
@@ -57,7 +57,7 @@ class Mesh:
         return divmod(index, self.tp)
 
     def rank(self, dp_index: int, tp_index: int) -> int:
-        """The rank at a place of the grid; the inverse of `coordinates`."""
+        """Returns the rank at two indices of the grid; the inverse of `coordinates`."""
         for name, index, ways in (("dp", dp_index, self.dp), ("tp", tp_index, self.tp)):
             if not 0 <= index < ways:
                 raise ValueError(f"{name} index {index} is outside 0 to {ways - 1}")

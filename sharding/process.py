@@ -19,7 +19,7 @@ TIMEOUT = 60.0
 
 
 def launched() -> bool:
-    """Whether torchrun (or anything that sets RANK and WORLD_SIZE) started this process."""
+    """Tells whether torchrun (or anything that sets RANK and WORLD_SIZE) started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -65,7 +65,7 @@ def stop() -> None:
 
 
 def tp_group(mesh: Mesh) -> distributed.ProcessGroup:
-    """The group of this rank's tensor-parallel peers.
+    """Returns the group of this rank's tensor-parallel peers.
 
     Raises:
         RuntimeError: there are no peers: `start` was not called.
@@ -74,7 +74,7 @@ def tp_group(mesh: Mesh) -> distributed.ProcessGroup:
 
 
 def dp_group(mesh: Mesh) -> distributed.ProcessGroup:
-    """The group of the ranks that hold the same share of the tensors as this one."""
+    """Returns the group of the ranks that hold the same share of the tensors as this one."""
     return _groups(mesh)[1]
 
 
@@ -107,7 +107,7 @@ def _groups(mesh: Mesh) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Gloo writes to the process's standard output when it connects; that is for results."""
+    """Silences the process's standard output, to which gloo writes when it connects."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -143,7 +143,7 @@ def check_equal_on_ranks(**facts: Any) -> None:
 
 
 def _short(text: str, other: str, width: int = 60) -> str:
-    """`text`, or where it is long the part around its first difference from `other`."""
+    """Cuts a long text to the part around its first difference from `other`."""
     if len(text) <= width:
         return text
     first = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
@@ -176,7 +176,7 @@ def call_on_all_ranks(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def split_batch(x: torch.Tensor, mesh: Mesh, rank: int) -> torch.Tensor:
-    """The rows of x [B, ...] that a rank's dp row handles, [B / dp, ...].
+    """Returns the rows of x [B, ...] that a rank's dp row handles, [B / dp, ...].
 
     Raises:
         ValueError: B is not a multiple of dp.
@@ -188,7 +188,7 @@ def split_batch(x: torch.Tensor, mesh: Mesh, rank: int) -> torch.Tensor:
 
 
 def join_batch(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
-    """The inverse of `split_batch`: the dp rows' x [B / dp, ...] as [B, ...], on every rank."""
+    """Undoes `split_batch`: joins the dp rows' x [B / dp, ...] to [B, ...], on every rank."""
     if mesh.dp == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(mesh.dp)]

@@ -45,7 +45,7 @@ def start(mesh: Mesh) -> None:
 
 
 def stack(ranks: Sequence[Any], mesh: Mesh) -> Any:
-    """One stacked tree on the devices from the ranks' CPU trees, which must be alike in shape.
+    """Makes one stacked tree on the devices of the ranks' CPU trees, which must be alike in shape.
 
     Raises:
         ValueError: the number of trees is not that of the mesh's ranks.
@@ -56,7 +56,7 @@ def stack(ranks: Sequence[Any], mesh: Mesh) -> Any:
 
 
 def unstack(tree: Any, mesh: Mesh) -> list[Any]:
-    """The ranks' trees, on the CPU, from a stacked tree."""
+    """Takes the ranks' trees, to the CPU, out of a stacked tree."""
     whole = pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu().chunk(mesh.size), tree)
     return [
         pytree.tree_map(lambda chunks, rank=rank: chunks[rank], whole, is_leaf=_is_chunks)
@@ -72,7 +72,7 @@ def shard_map(
     returns_stacked: Sequence[bool],
     row_axes: Mapping[str, int] = MappingProxyType({}),
 ) -> Callable[..., Any]:
-    """`function`, written for one rank, as a function of all ranks' tensors.
+    """Makes `function`, written for one rank, a function of all ranks' tensors.
 
     Args:
         function: sees tensors of a rank's shape, and returns a tuple (or one value).
@@ -119,7 +119,7 @@ def _stack(shards: Sequence[Any], mesh: Mesh) -> Any:
 
 
 def _enter(tensor: Tensor, mesh: Mesh, stacked: bool, axis: int) -> Tensor:
-    """A rank's view of a tensor."""
+    """Returns a rank's view of a tensor."""
     if not private._get_xla_sharding_spec(tensor) or (mesh.dp > 1 and not stacked):
         # Uploaded to all devices whole: split it in the graph, not the caller's data.
         tensor = tensor.permute(tuple(range(tensor.dim())))
@@ -128,7 +128,7 @@ def _enter(tensor: Tensor, mesh: Mesh, stacked: bool, axis: int) -> Tensor:
 
 
 def _leave(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
-    """The tensor of all ranks from a rank's."""
+    """Makes the tensor of all ranks of a rank's."""
     shape = list(tensor.shape)
     shape[0] *= mesh.size if stacked else mesh.dp
     # An annotation changes the tensor that it is given; that may be one that went in.
@@ -140,7 +140,7 @@ def _leave(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
 
 @functools.cache
 def _sharding(mesh: Mesh, dims: int, stacked: bool, axis: int = 0) -> Any:
-    """One dimension, 0 unless `axis` says another, over all ranks, or over dp only."""
+    """Returns a sharding of dimension `axis` of `dims`, over all ranks or over dp only."""
     import numpy
     from torch_xla.distributed import spmd
 

@@ -88,7 +88,7 @@ class Settings:
 
     @property
     def decodes(self) -> list[list[int]]:
-        """Returns pairs of context and batch."""
+        """Pairs of context and batch."""
         rows = [[context, 1] for context in self.contexts]
         return rows + [[self.contexts[0], batch] for batch in self.batches if batch > 1]
 

@@ -67,7 +67,7 @@ def deltanet(
         chunk=params.runtime.chunk,
         implementation=params.runtime.kernels,
         exact=x.dtype == torch.float32,
-        touched=None if lengths is None else lengths > 0,
+        active=None if lengths is None else lengths > 0,
     )
     if last_only:
         out, z = last_token(out, lengths), last_token(z, lengths)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -102,3 +104,22 @@ def test_sampling_options_change_what_they_name_and_leave_the_rest():
     )  # fmt: skip
     with pytest.raises(ValueError, match="top_p must be above 0 and at most 1, not 2"):
         sampling_from(parser.parse_args(["--top-p", "2"]), base)
+
+
+def test_help_and_import_leave_the_heavy_packages_alone():
+    script = """if True:
+        import sys
+        from qwen35.commands.cli import main
+        for words in sys.argv[1:]:
+            try:
+                main([*words.split(), "--help"])
+            except SystemExit as stop:
+                assert stop.code == 0
+        heavy = {"lm_eval", "datasets", "matplotlib", "transformers", "torch_xla"}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    """
+    words = list(commands(cli._parser()))
+    command = [sys.executable, "-c", script, *words]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--include-path" in result.stdout and "--reference" in result.stdout

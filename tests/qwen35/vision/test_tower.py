@@ -257,7 +257,7 @@ def test_compiled_gradients_are_those_of_transformers(tower, compiled):
     assert (mine[0, :36] - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
-def test_ladder():
+def test_padded_sizes():
     """Never a quarter more than needed, and as many sizes and graphs as documented."""
     config = qwen35.presets["27b"].vision
     padded = [frames.padded_patches(config, 4 * tokens) for tokens in range(1, 16385)]
