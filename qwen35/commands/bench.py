@@ -81,8 +81,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     if options.device == "neuron":
+        if options.parts:
+            raise ValueError(f"--device neuron has no parts, such as {options.parts[0]}")
         _bench_neuron(options)
     else:
+        if options.tp > 1:
+            raise ValueError("--tp is for --device neuron: elsewhere one device is measured")
         _bench_parts(options)
     return 0
 

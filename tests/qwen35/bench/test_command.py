@@ -183,6 +183,8 @@ def test_neuron_with_random_weights(neuron_stand_in, monkeypatch, capfd):
         (["throughput", "--loads", "-1"], "loads must be shares above 0"),
         (["tpot", "--model", str(DEMO), "--contexts", "5000"], "over the model's max_position"),
         (["--device", "neuron", "--model", str(DEMO)], "needs a Neuron device"),
+        (["ttft", "--device", "neuron"], "--device neuron has no parts, such as ttft"),
+        (["ttft", "--tp", "2"], "--tp is for --device neuron"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, capfd):
