@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import random
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -336,10 +337,13 @@ def test_the_demo_script(file):
         ((__file__,), "not a picture that Pillow can read"),
     ],
 )
-def test_the_demo_script_refuses_in_one_line(arguments, message):
-    result = run("scripts/run_demo.py", "--image", *arguments)
-    assert (result.returncode, result.stdout) == (2, "")
-    [line] = result.stderr.splitlines()
+def test_the_demo_script_refuses_in_one_line(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/demo", "--image", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts" / "run_demo.py"), run_name="__main__")
+    output, errors = capsys.readouterr()
+    assert (stop.value.code, output) == (2, "")
+    [line] = errors.splitlines()
     assert line.startswith("scripts/demo: error: ") and message in line
 
 

@@ -777,8 +777,15 @@ def anonymous_bytes(pid):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-@pytest.mark.parametrize("asked", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+        pytest.param("float32", "float32", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_loading_needs_the_parameters_and_one_tensor_more(tmp_path, stored, asked):
     """Peak anonymous memory of a load <= parameters + the largest tensor (+ 16 MB of slack for
     the allocator), sampled from outside the process. The largest tensor, the embedding, is a

@@ -186,8 +186,15 @@ def test_what_is_not_a_thin_product():
     assert not is_thin(4, 63, 64) and not is_thin(4, 64, 63)  # the loop takes them eight by eight
 
 
-@pytest.mark.parametrize("capacity", [80, 4096])  # the larger: thin products in attention too
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("batch", "capacity"),
+    [
+        (2, 80),
+        (1, 4096),  # thin products in attention too
+        pytest.param(1, 80, marks=pytest.mark.slow),
+        pytest.param(2, 4096, marks=pytest.mark.slow),
+    ],
+)
 def test_extra_columns_have_no_effect_on_logits_and_state(params, batch, capacity):
     spaced = poisoned(params["xla"])
     generator = torch.Generator().manual_seed(0)

@@ -54,6 +54,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_oracle_is_sound(case):
     """transformers agrees with itself, its logits have the scale that the tolerance is for, and
     no step of its greedy path is a near tie: otherwise the tests below would mean nothing."""
@@ -97,13 +98,28 @@ def test_prefill_returns_the_logits_of_the_last_token(case, load):
     assert_close(logits, case.logits(tokens)[:, -1])
 
 
-@pytest.mark.parametrize("device", ["cpu", "xla"])
-def test_greedy_tokens(case, load, device):
-    """64 greedy steps: the same tokens, and the same logits at each, eager and compiled."""
+def assert_greedy(case, params, device):
     prompt, expected_tokens, expected_logits = case.greedy(PROMPT, STEPS)
-    tokens, logits = greedy(load(case.name), prompt, device)
+    tokens, logits = greedy(params, prompt, device)
     assert tokens.tolist() == expected_tokens.tolist()
     assert_close(logits, expected_logits)
+
+
+def test_greedy_tokens(case, load):
+    """64 greedy steps: the same tokens, and the same logits at each."""
+    assert_greedy(case, load(case.name), "cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["attention_first_explicit_types", "conv2_wide_keys_tied", "published_head_sizes"]
+)
+def test_compiled_greedy_tokens(reference, load, name):
+    assert_greedy(reference(name), load(name), "xla")
+
+
+@pytest.mark.slow
+def test_every_case_compiled(case, load):
+    assert_greedy(case, load(case.name), "xla")
 
 
 def test_compiled_forward_at_every_position(reference, load):

@@ -162,7 +162,8 @@ def test_any_split_gives_the_state_of_one_prefill(model, pieces):
     state = qwen35.init_state(params, batch=BATCH, capacity=LENGTH)
     done = 0
     for size, stepwise in pieces:
-        piece = streams[:, done : done + size]
+        # What a step does it does at any place: some are enough.
+        piece = streams[:, done : done + (min(size, 9) if stepwise else size)]
         if piece.shape[1] == 0:
             break
         done += piece.shape[1]
