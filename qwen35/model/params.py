@@ -243,63 +243,12 @@ class Params:
         return forms.get(forms.resolve(self.runtime.forms, self.device.type))
 
 
-# A None leaf would reach functions mapped over the tree, so absent parts are not children.
-_CHILDREN = ("embed", "layers", "norm", "head", "vision", "tp_index")
-
-
-def _present(params: Params) -> tuple[str, ...]:
-    return tuple(name for name in _CHILDREN if getattr(params, name) is not None)
-
-
-def _flatten(params: Params) -> tuple[list[Any], Any]:
-    names = _present(params)
-    return [getattr(params, name) for name in names], (names, params.config, params.runtime)
-
-
-def _flatten_with_keys(params: Params) -> tuple[list[Any], Any]:
-    children, context = _flatten(params)
-    return [
-        (pytree.GetAttrKey(name), child) for name, child in zip(context[0], children, strict=True)
-    ], context
-
-
-def _unflatten(children: Any, context: Any) -> Params:
-    names, config, runtime = context
-    fields = dict.fromkeys(_CHILDREN) | dict(zip(names, children, strict=True))
-    return Params(**fields, config=config, runtime=runtime)
-
-
-pytree.register_pytree_node(
-    Params,
-    _flatten,
-    _unflatten,
-    serialized_type_name="qwen35.Params",
-    flatten_with_keys_fn=_flatten_with_keys,
-)
-register_frozen(Params)
-
-_VISION_CHILDREN = ("patch_proj", "patch_bias", "positions", "blocks", "merger")
-
-
-def _flatten_vision(vision: VisionParams) -> tuple[list[Any], Any]:
-    children = [getattr(vision, name) for name in _VISION_CHILDREN]
-    return children, (vision.config, vision.runtime)
-
-
-def _flatten_vision_with_keys(vision: VisionParams) -> tuple[list[Any], Any]:
-    children, context = _flatten_vision(vision)
-    keys = map(pytree.GetAttrKey, _VISION_CHILDREN)
-    return list(zip(keys, children, strict=True)), context
-
-
-pytree.register_pytree_node(
-    VisionParams,
-    _flatten_vision,
-    lambda children, context: VisionParams(*children, *context),
-    serialized_type_name="qwen35.VisionParams",
-    flatten_with_keys_fn=_flatten_vision_with_keys,
-)
-register_frozen(VisionParams)
+# The parts that are None are no children: functions mapped over the tree do not meet them.
+for _static in (Config, VisionConfig, Runtime):
+    pytree.register_constant(_static)
+for _parameters in (Params, VisionParams):
+    pytree.register_dataclass(_parameters)
+    register_frozen(_parameters)
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

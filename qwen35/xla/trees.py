@@ -65,7 +65,7 @@ def register_frozen(cls: type) -> type:
     if cls not in _pytree.SUPPORTED_NODES:
         raise ValueError(
             f"{cls.__qualname__} is not a pytree node: call "
-            "torch.utils._pytree.register_pytree_node before register_frozen"
+            "torch.utils._pytree.register_dataclass (or another) before register_frozen"
         )
     _frozen_classes.add(cls)
     return cls
@@ -215,7 +215,7 @@ def describe(tree: Any) -> str:
         key = flatten_frozen(tree).key
         digest = hashlib.sha256(repr(key.full).encode()).hexdigest()[:8]
         return f"{key.text[:-1]} #{digest})"
-    leaves = [leaf for _, leaf in named_leaves(tree, "")]
+    leaves = _pytree.tree_leaves(tree, is_leaf=_is_one_item)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     if len(tensors) > 8:
         return f"{kind.__name__}({summary(tensors)})"
@@ -224,6 +224,11 @@ def describe(tree: Any) -> str:
     if len(leaves) == 1 and leaves[0] is tree:
         return repr(tree)
     return f"{kind.__name__}({', '.join(map(describe, leaves))})"
+
+
+def _is_one_item(node: Any) -> bool:
+    """Tell whether a description takes a node as a whole: a frozen tree or a constant."""
+    return type(node) in _frozen_classes or _pytree.is_constant_class(type(node))
 
 
 def summary(tensors: list[torch.Tensor]) -> str:

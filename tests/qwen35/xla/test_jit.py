@@ -199,6 +199,42 @@ def test_flatten_walks_in_the_order_of_torch_pytree(tree):
     assert trees.first_tensor(tree) is (expected[0] if expected else None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    factor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    scale: Scale
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+_pytree.register_constant(Scale)
+_pytree.register_dataclass(Linear)
+
+
+def test_constants_and_absent_parts_of_a_dataclass_are_static():
+    def apply(layer, x):
+        product = x @ layer.weight * layer.scale.factor
+        return product if layer.bias is None else product + layer.bias
+
+    fn = jit(apply)
+    x, weight, bias = torch.ones(1, 2), torch.eye(2), torch.full((2,), 5.0)
+    layers = [Linear(Scale(2), weight), Linear(Scale(3), weight), Linear(Scale(3), weight, bias)]
+    for layer in layers * 2:
+        assert_same(fn(on_xla(layer), on_xla(x)), apply(layer, x))
+    assert fn.compile_count == 3
+    assert [("factor=2" in line, "factor=3" in line) for line in fn.signatures] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+    named = trees.named_leaves(layers[2], "layer")
+    assert [path for path, _ in named] == ["layer.weight", "layer.bias"]
+
+
 def test_results_without_tensors_and_without_arguments():
     assert jit(lambda: None)() is None
     assert jit(lambda x: {"n": 3})(on_xla(torch.ones(1))) == {"n": 3}
