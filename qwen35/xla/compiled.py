@@ -1,4 +1,4 @@
-"""Functions that run compiled on the XLA device and as they are on the CPU."""
+"""Run functions compiled on the XLA device, and as they are on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who wants to know of compilations says so around the call, not to the function that compiles."""
+"""Tell who asks around a call what it compiles; the function that compiles need not know them."""
 
 from __future__ import annotations
 
