@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object, to_text
 from ..checks.values import shown
-from ..forms import dense, is_special
+from ..forms import Weight, dense, is_special
 from ..model.all_ranks import load_all_ranks
 from ..model.config import Config
 from ..model.declarations import (
@@ -116,10 +116,10 @@ def load(
     total = sum(1 for _ in declarations(declared))
     bar = tqdm(total=total, desc="load", unit="tensor", disable=not progress, leave=False)
 
-    def build(parameter: Parameter) -> torch.Tensor:
+    def build(parameter: Parameter) -> torch.Tensor | Weight:
         tensor = materialize(parameter, files.read, dtype, sizes, runtime)
         if check_finite:
-            widths = parameter.local_widths(sizes, runtime.mesh, runtime.rank)
+            widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
             files.check_finite(parameter, tensor.split(widths, -1))
         bar.update()
         moved = place(parameter, tensor, device, runtime)

@@ -51,11 +51,11 @@ def materialize(
     Returns:
         A new CPU tensor; padded units are zero. Beside it only a block of a few MB is allocated.
     """
-    shape = parameter.local_shape(sizes, runtime.mesh, runtime.rank)
+    shape = parameter.local_shape(sizes, runtime.mesh, runtime.own_rank)
     result = torch.zeros(shape, dtype=parameter.dtype or dtype)
-    widths = parameter.local_widths(sizes, runtime.mesh, runtime.rank)
+    widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
     for piece, target in zip(parameter.pieces, result.split(widths, -1), strict=True):
-        held = [held_units(dim, sizes, runtime.mesh, runtime.rank) for dim in piece.dims]
+        held = [held_units(dim, sizes, runtime.mesh, runtime.own_rank) for dim in piece.dims]
         _copy_blocks(parameter, piece, held, read(piece.source), target)
     return result
 
@@ -164,9 +164,8 @@ def init_params(
     def build(parameter: Parameter) -> torch.Tensor | Weight:
         @functools.cache  # one checkpoint tensor can serve several pieces
         def read(source: Source) -> torch.Tensor:
-            of_tower = source.name.startswith(VISION_PREFIX)
-            scale = (config.vision if of_tower else config).initializer_range
-            return _initial(source, seed, scale)
+            of_tower = config.vision if source.name.startswith(VISION_PREFIX) else None
+            return _initial(source, seed, (of_tower or config).initializer_range)
 
         tensor = materialize(parameter, read, dtype, sizes, runtime)
         return place(parameter, tensor, device, runtime)
@@ -190,7 +189,7 @@ def abstract_params(
     dtype, sizes = as_dtype(dtype), axis_sizes(config)
 
     def abstract(parameter: Parameter) -> torch.Tensor:
-        shape = parameter.local_shape(sizes, runtime.mesh, runtime.rank)
+        shape = parameter.local_shape(sizes, runtime.mesh, runtime.own_rank)
         return torch.empty(shape, dtype=parameter.dtype or dtype, device="meta")
 
     params = map_declarations(abstract, declare(config, runtime.on("meta")))
@@ -202,10 +201,10 @@ def abstract_params(
 
 def with_tp_index(params: Params, device: str) -> Params:
     """The parameters with their rank's place among those that share the tensors, as data."""
-    mesh, rank = params.runtime.mesh, params.runtime.rank
+    mesh = params.runtime.mesh
     if mesh is None or mesh.tp == 1:
         return params
-    index = torch.tensor([mesh.coordinates(rank)[1]], dtype=torch.int32)
+    index = torch.tensor([mesh.coordinates(params.runtime.own_rank)[1]], dtype=torch.int32)
     return dataclasses.replace(params, tp_index=device_put(index, device))
 
 

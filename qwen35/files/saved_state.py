@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object
 from ..forms import columns
-from ..model.config import FULL
+from ..model.config_fields import FULL
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import AttentionState, DeltaNetState, State

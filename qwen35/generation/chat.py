@@ -16,7 +16,7 @@ from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object, read_object
 from ..checks.values import integer
 from ..files.saved_state import load_state, save_state
-from ..prompts.processor import Picture, Processor, Prompt, user_message
+from ..prompts.processor import Processor, Prompt, user_message
 from ..prompts.tokenizer import Tokenizer
 from .engine import Engine
 from .request import Request, ThinkingBudget, cache_keys
@@ -71,7 +71,7 @@ class Chat:
         self._keys: tuple[int, ...] = ()  # of all that has been read
         # Of the messages' parts that have one, by the part's id: kept with the part, so that no
         # other gets that id.
-        self._pictures: dict[int, tuple[dict[str, Any], Picture]] = {}
+        self._pictures: dict[int, tuple[Mapping[str, Any], Any]] = {}
         if not self._tokenizer.hf.chat_template:
             raise CheckpointError("the checkpoint's tokenizer has no chat template")
         self.reset()
@@ -108,8 +108,8 @@ class Chat:
 
     def check_image(self, image: Any) -> None:
         """Raises the ValueError with which `ask` would refuse the image, if it would."""
-        self._check_vision()
-        self._processor([user_message("", [image])])
+        processor = self._check_vision()
+        processor([user_message("", [image])])
 
     def retry(self) -> Request:
         """Queues another answer to the last message of the user, whose answer is dropped.
@@ -199,9 +199,10 @@ class Chat:
         prompt, tokens = self._render(self._with_pictures(asked), add_generation_prompt=False)
         return cache_keys(tokens, prompt if isinstance(prompt, Prompt) else None)
 
-    def _check_vision(self) -> None:
+    def _check_vision(self) -> Processor:
         if self._processor is None:
             raise ValueError("this checkpoint has no vision: it can't be shown an image")
+        return self._processor
 
     def _submit(self) -> Request:
         messages = self._with_pictures(self.messages)
@@ -226,14 +227,15 @@ class Chat:
 
     def _with_pictures(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Returns the messages with their pictures read: each once, when it is first shown."""
-        if self._processor is None:
+        processor = self._processor
+        if processor is None:
             return messages
-        pictures: dict[int, tuple[dict[str, Any], Picture]] = {}
+        pictures: dict[int, tuple[Mapping[str, Any], Any]] = {}
 
         def read(part: Any) -> Any:
             if not isinstance(part, Mapping) or part.get("type") != "image":
                 return part
-            known = self._pictures.get(id(part)) or (part, self._processor.read(part))
+            known = self._pictures.get(id(part)) or (part, processor.read(part))
             pictures[id(part)] = known
             return {"type": "image", "image": known[1]}
 

@@ -100,7 +100,8 @@ class Engine:
         progress: bool = False,
         **settings: int | None,
     ) -> None:
-        self.settings = EngineSettings(**settings).for_model(params.config)
+        given: Any = settings  # EngineSettings checks them
+        self.settings = EngineSettings(**given).for_model(params.config)
         if params.runtime.mesh is not None and params.runtime.mesh.size > 1:
             raise ValueError(f"the engine runs on one device, not on {params.runtime.mesh}")
         self.batch = Batch(
@@ -183,6 +184,7 @@ class Engine:
     @property
     def max_capacity(self) -> int:
         """The most tokens that a request can have, prompt and continuation."""
+        assert self.settings.max_capacity is not None  # `for_model` resolves it
         return self.settings.max_capacity
 
     @property
@@ -272,6 +274,7 @@ class Engine:
 
     def _read_prompts(self) -> None:
         """Reads prompts for one step's budget, in order; a slot is taken when one is read."""
+        assert self.settings.budget is not None  # `for_model` resolves it
         budget = self.settings.budget
         while budget > 0:
             if self._filling is None:
@@ -351,7 +354,7 @@ class Engine:
     def _leave(self, slot: int, decoded: Sequence[int]) -> None:
         """Frees a slot, and keeps its state for a prompt that goes on from there."""
         request, self.running[slot] = self.running[slot], None
-        if self.cache is not None:
+        if self.cache is not None and request is not None:
             self.keep((*request.keys, *decoded), self.batch.take(slot))
 
     def _make_room(self, needed: int) -> None:

@@ -222,7 +222,8 @@ class _Call:
         if not any(prompt is not None and prompt.images.grid for prompt in self._seen):
             return None
         return [
-            prompt and self._run(encode_pictures, self._params, prompt) for prompt in self._seen
+            None if prompt is None else self._run(encode_pictures, self._params, prompt)
+            for prompt in self._seen
         ]
 
     def _decode_arguments(self, active: list[bool]) -> tuple:

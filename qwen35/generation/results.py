@@ -81,7 +81,7 @@ def read_choice(
         return [(token, None) for token in tokens]
     values = choice.logprob.tolist()
     tops: list[list[tuple[int, float]]] = [[]] * len(tokens)
-    if choice.top_tokens is not None:
+    if choice.top_tokens is not None and choice.top_logprobs is not None:
         pairs = zip(choice.top_tokens.tolist(), choice.top_logprobs.tolist(), strict=True)
         tops = [list(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]
     return [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Sampling:
         def ids(name: str, tokens: Iterable[Any], wanted: str) -> list[int]:
             found = [as_integer(token) for token in tokens]
             check(name, all(token is not None and token >= 0 for token in found), wanted)
-            return found
+            return [token for token in found if token is not None]
 
         check("temperature", is_number(self.temperature) and self.temperature >= 0, "a number >= 0")
         put("seed", integer("seed", self.seed, 0, _SEEDS - 1))
@@ -110,6 +110,11 @@ class Sampling:
         biased = self.logit_bias or self.banned
         return not (self.temperature or self.penalized or biased or self.logprobs is not None)
 
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as it is kept, whatever it was given as."""
+        return cast("tuple[tuple[int, float], ...]", self.logit_bias)
+
     def for_row(self, row: int) -> Sampling:
         """Returns the settings of row `row` of a batch that has been given this one for all."""
         if row == 0:
@@ -119,7 +124,7 @@ class Sampling:
 
     def check_vocabulary(self, vocabulary: int) -> None:
         """Raises ValueError for an id outside the vocabulary, or if nothing may be chosen."""
-        biased = tuple(token for token, _ in self.logit_bias)
+        biased = tuple(token for token, _ in self.biases)
         for name, ids in (("logit_bias", biased), ("banned", self.banned), ("stop", self.stop)):
             wrong = [token for token in ids if token >= vocabulary]
             if wrong:
@@ -214,7 +219,7 @@ def controls_for(
     if used(lambda s: s.logit_bias or s.banned):
         bias = torch.zeros(len(samplings), vocabulary)
         for row, sampling in enumerate(samplings):
-            for token, value in sampling.logit_bias:
+            for token, value in sampling.biases:
                 bias[row, token] += value
             bias[row, list(sampling.banned)] = -math.inf
     return Controls(draw, filters, penalties, bias)
@@ -279,9 +284,11 @@ def _token(
     if bias is not None:
         logits = logits + bias
     if penalties is not None:
+        assert counts is not None
         logits = _penalize(logits, penalties, counts)
     if draw is None:
         return logits.argmax(-1)
+    assert position is not None
     random = draw.temperature > 0
     temperature = torch.where(random, draw.temperature, 1.0)[:, None]
     # How far each logit lies below the largest: what softmax depends on, and never negative.

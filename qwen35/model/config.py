@@ -138,7 +138,7 @@ class Config:
     tie_word_embeddings: bool = False
     rope_theta: float = 10000.0
     partial_rotary_factor: float = 0.25
-    mrope_section: tuple[int, int, int] = ()
+    mrope_section: tuple[int, ...] = ()
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -207,17 +207,18 @@ class Config:
                 f"{self.rotary_dim} rotary dimensions; they must be even and at least 2"
             )
         if not self.mrope_section:
-            section = _default_mrope_section(self.rotary_dim // 2)
-            object.__setattr__(self, "mrope_section", section)
+            default = _default_mrope_section(self.rotary_dim // 2)
+            object.__setattr__(self, "mrope_section", default)
         section = self.mrope_section
         counts = tuple(map(as_integer, section)) if isinstance(section, tuple) else ()
         if len(counts) != 3 or any(
             count is None or not 0 <= count <= self.head_dim for count in counts
         ):
             raise ValueError(f"mrope_section must be three counts (t, h, w), not {shown(section)}")
-        if 2 * sum(counts) != self.rotary_dim:
+        covered = 2 * sum(count for count in counts if count is not None)
+        if covered != self.rotary_dim:
             raise ValueError(
-                f"mrope_section {list(counts)} covers {2 * sum(counts)} rotary dimensions, but "
+                f"mrope_section {list(counts)} covers {covered} rotary dimensions, but "
                 f"head_dim {self.head_dim} x partial_rotary_factor {factor} has {self.rotary_dim}"
             )
         object.__setattr__(self, "mrope_section", counts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from .norms import rms_norm
 from .params import Params
 from .rope import rope_table
 from .stacked_layers import like
-from .state import DeltaNetState, State
+from .state import AttentionState, DeltaNetState, State
 from .tokens import last_token
 
 
@@ -140,7 +142,7 @@ def _blocks(
     if valid is not None:
         tokens = torch.where(valid, tokens, 0)
     x = _embed(params, tokens)
-    if placeholder is not None:
+    if placeholder is not None and embeds is not None:
         x = torch.where(placeholder[..., None], embeds.to(x.dtype), x)
     position, offset = state.position, state.rope_offset
     if positions is None:
@@ -148,6 +150,8 @@ def _blocks(
     else:
         rope = rope_table(config, positions)
 
+    layer: Any  # of the kind that the state's layer says
+    new: DeltaNetState | AttentionState
     new_layers = []
     for index, (layer, old) in enumerate(zip(params.layers, state.layers, strict=True)):
         normed = rms_norm(forms, x, layer.input_norm, config.rms_norm_eps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils import _pytree as pytree
 
@@ -12,6 +12,8 @@ from ..forms import Weight, dense, is_special
 from ..xla import devices, trees
 from .declarations import declare, declare_vision
 from .params import Params, VisionParams
+
+_Model = TypeVar("_Model", bound=Params | VisionParams)
 
 
 def device_put(tree: Any, device: str) -> Any:
@@ -38,7 +40,7 @@ def device_put(tree: Any, device: str) -> Any:
     return pytree.tree_unflatten(moved, structure)
 
 
-def place(params: Params | VisionParams, device: str) -> Params | VisionParams:
+def place(params: _Model, device: str) -> _Model:
     """Return the parameters on "cpu" or "xla", stored there as their forms want it."""
     if params.device.type == device:
         return params
@@ -49,7 +51,7 @@ def place(params: Params | VisionParams, device: str) -> Params | VisionParams:
         moved = devices.device_put(params, device)
         moved = pytree.tree_map(lambda leaf: dense(leaf).contiguous(), moved, is_leaf=is_special)
     else:
-        declared = declare_vision if isinstance(params, VisionParams) else declare
+        declared: Any = declare_vision if isinstance(params, VisionParams) else declare
         entries = trees.named_leaves(declared(params.config, params.runtime), "")
         linear = {_field(path) for path, parameter in entries if parameter.linear}
         form = forms.get(runtime.forms)

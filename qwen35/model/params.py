@@ -64,6 +64,12 @@ class Runtime:
             raise ValueError(f"rank {shown(self.rank)} is outside a mesh of {size} ranks")
         object.__setattr__(self, "rank", rank)
 
+    @property
+    def own_rank(self) -> int:
+        """`rank`, where it is known that tensors are those of one rank."""
+        assert self.rank is not None
+        return self.rank
+
     def on(self, device: str) -> Runtime:
         """Return the choices for parameters on a kind of device ("cpu", "xla" or "meta").
 
@@ -259,6 +265,6 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     resolved = known.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved not in known.values():
+    if resolved is None or resolved not in known.values():
         raise ValueError(f"dtype must be float32 or bfloat16, not {dtype!r}")
     return resolved

@@ -35,7 +35,9 @@ def _preset(
     )
 
 
-def _tower(out: int, depth: int = 27, hidden: int = 1152, mlp: int = 4304, heads: int = 16):
+def _tower(
+    out: int, depth: int = 27, hidden: int = 1152, mlp: int = 4304, heads: int = 16
+) -> VisionConfig:
     return VisionConfig(
         depth=depth,
         hidden_size=hidden,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -13,7 +14,8 @@ from torch.utils import _pytree as pytree
 from ..checks.values import integer
 from ..sharding import spmd
 from .all_ranks import stack_small
-from .config import FULL, Config
+from .config import Config
+from .config_fields import FULL
 from .declarations import Units, axis_sizes, held_units
 from .params import Params
 
@@ -48,7 +50,7 @@ class State(NamedTuple):
 
     position: torch.Tensor
     rope_offset: torch.Tensor
-    layers: tuple[DeltaNetState | AttentionState, ...]
+    layers: Sequence[DeltaNetState | AttentionState]
 
     @property
     def batch(self) -> int:

@@ -37,7 +37,7 @@ class Images(NamedTuple):
 
     patches: Tensor
     grid: tuple[tuple[int, int, int], ...]
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # the field takes the place of tuple.index
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,8 +293,8 @@ class Processor:
         tokens: list[int] = []
         positions, index, ordered = [], [], []
         following = 0
-        for is_place, run in itertools.groupby(self.tokenizer.encode(text), ids.__contains__):
-            run = list(run)
+        for is_place, group in itertools.groupby(self.tokenizer.encode(text), ids.__contains__):
+            run = list(group)
             if not is_place:
                 tokens += run
                 positions.append(following + torch.arange(len(run)).expand(3, -1))
@@ -311,6 +311,7 @@ class Processor:
                 following += max(rows, columns)
         if not tokens:
             raise ValueError("the rendered chat is empty: at least one token is needed")
+        assert self.config.vision is not None  # `from_pretrained` refuses a model without
         empty = torch.zeros(0, self.config.vision.patch_dim)
         images = Images(
             torch.cat([picture.patches for picture in ordered] or [empty]),

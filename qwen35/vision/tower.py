@@ -7,6 +7,8 @@ its graph depends on nothing but the number of frames and their padded patches.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -125,11 +127,11 @@ def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
 def _positions(vision: VisionParams, frames: Frames) -> Tensor:
     """Interpolates the learned grid at the frame's places: [1, P, H]."""
     index, weight = frames.position_index[0], frames.position_weight[0]
-    total = None
-    for corner in range(index.shape[1]):
-        term = vision.positions.index_select(0, index[:, corner]) * weight[:, corner, None]
-        total = term if total is None else total + term
-    return total[None].to(vision.dtype)
+    terms = (
+        vision.positions.index_select(0, index[:, corner]) * weight[:, corner, None]
+        for corner in range(index.shape[1])
+    )
+    return functools.reduce(operator.add, terms)[None].to(vision.dtype)
 
 
 def _attention(
