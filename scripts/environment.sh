@@ -63,3 +63,19 @@ prepare_environment() {
     done
     echo "$wanted" >"$stamp"
 }
+
+# Prints a folder for PYTHONPATH with the oldest transformers that pyproject.toml allows, alone:
+# Python finds it before the one in .venv, and what it needs in .venv.
+oldest_transformers() {
+    local version folder
+    version=$(sed -n 's/^ *"transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
+    folder="$PWD/.venv/transformers-$version"
+    if [ ! -d "$folder" ]; then
+        echo "Installing transformers $version beside the one in .venv ..." >&2
+        rm -rf "$folder.part"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+            --target "$folder.part" "transformers==$version" >&2
+        mv "$folder.part" "$folder"
+    fi
+    echo "$folder"
+}

@@ -1,5 +1,6 @@
 """Settings that every test shares: one thread, repeatable property tests, one option."""
 
+import importlib.metadata
 import signal
 
 import hypothesis
@@ -23,6 +24,12 @@ torch.set_num_threads(1)
 # A shell starts background jobs of a script with SIGINT ignored, and that is inherited; the
 # processes that tests interrupt must take it as they do at a keyboard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    """What the oracles are: transformers may be another one than that of the environment."""
+    names = ("torch", "torch-xla", "transformers")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -28,7 +28,7 @@ def require() -> Any:
     except ImportError as error:
         raise ValueError(
             "the reference needs transformers with its models, which can't be imported "
-            f"({error}): pip install 'transformers>=5.20'"
+            f"({error}): pip install 'transformers>=5.21'"
         ) from None
     return AutoModelForCausalLM
 
