@@ -95,9 +95,11 @@ def test_perplexity_is_that_of_transformers_logits(text, window, stride, oracle,
     nats = -float(expected.sum())
     assert entry["nats"] == pytest.approx(nats, rel=2e-6, abs=1e-5 * len(tokens))
     assert entry["perplexity"] == pytest.approx(math.exp(nats / (len(tokens) - 1)), rel=2e-5)
+    bits = nats / math.log(2)
+    assert entry["bits_per_token"] == pytest.approx(bits / (len(tokens) - 1), rel=2e-5)
     rest = len(text.encode()) - len(token_bytes(tokenizer, text)[0])
     assert entry["scored_bytes"] == rest
-    assert entry["bits_per_byte"] == pytest.approx(nats / math.log(2) / rest, rel=2e-5)
+    assert entry["bits_per_byte"] == pytest.approx(bits / rest, rel=2e-5)
     counted = {entry["from"]: entry["tokens"] for entry in result["by_context"]}
     assert counted == {
         low: sum(low <= context < 2 * low for context in contexts)
