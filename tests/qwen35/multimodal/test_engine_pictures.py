@@ -70,6 +70,18 @@ def test_another_picture_is_another_prompt(endless, processor, ask):
     assert saved > before, "the same picture is not read again"
 
 
+def test_another_shape_is_another_prompt(endless, processor, ask):
+    """Of one colour, a wide and a tall picture have the same patches and as many tokens."""
+    wide, tall = (Image.new("RGB", size, "teal") for size in ((128, 64), (64, 128)))
+    engine = engine_for(endless, processor)
+    asked = [user("What form? ", {"type": "image", "image": one}) for one in (wide, tall)]
+    first, second = (processor([message]) for message in asked)
+    assert first.tokens.equal(second.tokens) and first.images.patches.equal(second.images.patches)
+    _, size = ask(engine, asked[:1])
+    saved, _ = ask(engine, asked[1:])
+    assert saved <= int(first.images.index[0]) < size
+
+
 def test_a_second_picture_goes_on_from_the_first(endless, processor, ask):
     engine = engine_for(endless, processor)
     turns = [user(image(3), "Is it red?"), {"role": "assistant", "content": "No."}]
