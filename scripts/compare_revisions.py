@@ -78,15 +78,15 @@ def prepared(side: Side, options: argparse.Namespace) -> dict[str, Callable[[], 
             return time.perf_counter() - start
 
     def decoding(rows: int, steps: int = 8) -> Callable[[], float]:
-        states = [package.init_state(params, rows, 1024)]
-        token = put(ids[:rows, 0].contiguous())
-        with side.active(), torch.no_grad():
-            _, states[0] = prefill(params, states[0], put(ids[:rows, :64].contiguous()))
+        token, state = put(ids[:rows, 0].contiguous()), None
 
         def run() -> torch.Tensor:
+            nonlocal state
+            if state is None:  # in the round that is not counted
+                _, state = prefill(params, package.init_state(params, rows, 1024), put(ids[:rows]))
             for _ in range(steps):
-                logits, states[0] = decode(params, states[0], token)
-            states[0] = states[0]._replace(position=states[0].position * 0 + 64)
+                logits, state = decode(params, state, token)
+            state = state._replace(position=state.position * 0 + 512)
             return logits
 
         return lambda: timed(run) / steps
