@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..checks.values import integer
 from ..sharding import spmd
+from ..sharding.mesh import Mesh
 from .all_ranks import stack_small
 from .config import Config
 from .config_fields import FULL
@@ -89,9 +90,10 @@ class StateTensor:
         """Whether its size depends on the capacity."""
         return None in self.dims
 
-    def shape(self, params: Params, batch: int, capacity: int) -> tuple[int, ...]:
-        """The shape that a rank holds of `batch` rows of its own; all ranks hold equal shapes."""
-        mesh, rank, sizes = params.runtime.mesh, params.runtime.rank or 0, axis_sizes(params.config)
+    def shape(
+        self, sizes: dict[str, int], mesh: Mesh | None, rank: int, batch: int, capacity: int
+    ) -> tuple[int, ...]:
+        """The shape that a rank holds of `batch` rows; `sizes` are those of `axis_sizes`."""
 
         def length(dim: tuple[Units, ...] | None) -> int:
             if dim is None:
@@ -131,13 +133,25 @@ def _declared(*dims: tuple[Units, ...] | None, dtype: torch.dtype | None = None)
 
 
 def abstract_state(params: Params, batch: int, capacity: int) -> State:
-    """The shapes and dtypes of a rank's state, as tensors on the meta device."""
+    """The shapes and dtypes of a rank's state, as tensors on the meta device.
+
+    Every rank's are alike; `batch` counts the rows of one.
+    """
+    mesh, rank = params.runtime.mesh, params.runtime.rank or 0
+    return _abstract(params.config, mesh, rank, params.dtype, batch, capacity)
+
+
+@functools.lru_cache(maxsize=64)  # an eager step checks its state against it
+def _abstract(
+    config: Config, mesh: Mesh | None, rank: int, dtype: torch.dtype, batch: int, capacity: int
+) -> State:
+    sizes = axis_sizes(config)
 
     def empty(tensor: StateTensor) -> torch.Tensor:
-        dtype = tensor.dtype or params.dtype
-        return torch.empty(tensor.shape(params, batch, capacity), dtype=dtype, device="meta")
+        shape = tensor.shape(sizes, mesh, rank, batch, capacity)
+        return torch.empty(shape, dtype=tensor.dtype or dtype, device="meta")
 
-    return pytree.tree_map(empty, declare_state(params.config))
+    return pytree.tree_map(empty, declare_state(config))
 
 
 def state_bytes(config: Config, dtype: torch.dtype) -> tuple[int, int]:
