@@ -17,4 +17,4 @@ def test_agreement(oracle):
         oracle.directory, ["The capital", "Hot"], dtypes=["float32"], max_new_tokens=4, device="cpu"
     )
     [one] = result["comparisons"]
-    assert one["logit_difference"] < 1e-4 and one["equal_prompts"] == 2 and one["places"] > 2
+    assert one["logit_difference"] < 1e-4 and one["equal_prompts"] == 2 and one["positions"] > 2
