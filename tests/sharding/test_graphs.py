@@ -283,6 +283,17 @@ def test_state_that_is_not_used_is_found():
     assert any(f.startswith("state_is_donated: state") for f in found)
 
 
+def test_each_way_to_keep_a_state_from_being_donated_is_found():
+    tokens = torch.empty(1, 1024, dtype=torch.int32, device="meta")
+    case = lower(step, PARAMS, STATE, tokens).case(SMALL, Mesh())
+    [path] = [path for path in case.paths if path.startswith("state")]
+    assert lint(case) == []
+    undonated = dataclasses.replace(case, donated=())
+    assert lint(undonated) == [f"state_is_donated: {path} is not donated"]
+    more = dataclasses.replace(case, paths=(*case.paths, "state.more"))
+    assert lint(more) == ["state_is_donated: state.more is not an argument of the graph"]
+
+
 @pytest.mark.parametrize("tp", [1, 4])
 def test_report_against_closed_forms(tp):
     """Bytes, FLOPs and collectives counted by hand from the configuration."""
@@ -314,6 +325,16 @@ def test_report_against_closed_forms(tp):
     assert sorted((c["op"], c["bytes"]) for c in costs["collectives"]) == sorted(expected)
     assert len(costs["donated"]) == 10
     assert costs["bytes_written"] < state  # the caches are written in place, not copied
+
+
+def test_a_dp_row_holds_its_own_sequences():
+    """Six over three rows: each rank holds what a rank of one row of two holds."""
+    placed = describe(SMALL, Mesh(dp=3, tp=4), batch=6, capacity=64)
+    one = describe(SMALL, Mesh(tp=4), batch=2, capacity=64)
+    for name in ("weight_bytes", "state_bytes", "kv_bytes", "headroom"):
+        assert getattr(placed, name) == getattr(one, name)
+    with pytest.raises(ValueError, match="7 rows can't be split evenly over dp = 3"):
+        describe(SMALL, Mesh(dp=3, tp=4), batch=7)
 
 
 def test_placement_of_27b():
