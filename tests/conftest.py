@@ -37,5 +37,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--model",
         metavar="DIR",
         default=None,
-        help="checkpoint directory for the integration tests instead of the one in demo/",
+        help="checkpoint directory for tests/demos/test_text.py instead of the one in demo/",
     )

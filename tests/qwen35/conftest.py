@@ -9,6 +9,7 @@ so that each tensor moves the logits by far more than the tests' tolerances;
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,10 @@ import qwen35
 from qwen35.files.materialize import materialize
 from qwen35.forms import SpacedWeight
 from qwen35.model.declarations import Parameter
+
+sys.path.insert(0, str(Path(__file__).parent))  # lets this file import the module beside it
+
+from multimodal_oracle import multimodal, multimodal_params  # noqa: F401
 
 logging.set_verbosity_error()  # it warns that the fast kernels, which are not wanted here, miss
 logging.disable_progress_bar()

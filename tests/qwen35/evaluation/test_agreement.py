@@ -306,3 +306,15 @@ def test_missing_weights_of_the_reference_are_named(tmp_path, reference):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"1 tensors .*up_proj\.weight"):
         TransformersModel(tmp_path, "float32")
+
+
+@torch.no_grad()
+def test_texts_leave_a_vision_tower_unread(multimodal):
+    directory, texts = multimodal.directory, ["The capital", "Hot"]
+    tokens = qwen35.Tokenizer.from_pretrained(directory).encode("The capital of France is")
+    wanted = multimodal.model(torch.tensor([tokens]), use_cache=False).logits[0]
+    reference = TransformersModel(directory, "float32")
+    torch.testing.assert_close(reference.logits(tokens, 3), wanted[-3:], rtol=0, atol=1e-5)
+    result = measure(directory, texts, dtypes=["float32"], max_new_tokens=4, device="cpu")
+    [one] = result["comparisons"]
+    assert one["logit_difference"] < 1e-4 and one["equal_prompts"] == 2 and one["positions"] > 2

@@ -26,14 +26,14 @@ def user(*parts):
 
 
 @pytest.fixture(scope="module")
-def endless(params):
-    config = dataclasses.replace(params.config, eos_token_id=None)
-    return dataclasses.replace(params, config=config)
+def endless(multimodal_params):
+    config = dataclasses.replace(multimodal_params.config, eos_token_id=None)
+    return dataclasses.replace(multimodal_params, config=config)
 
 
 @pytest.fixture(scope="module")
-def processor(oracle):
-    return qwen35.Processor.from_pretrained(oracle.directory)
+def processor(multimodal):
+    return qwen35.Processor.from_pretrained(multimodal.directory)
 
 
 @pytest.fixture(scope="module")

@@ -44,11 +44,11 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(oracle, files):
+def expected(multimodal, files):
     """What transformers says to the two images: token ids."""
     images = [Image.open(files / name) for name in ("a.png", "b.png")]
     parts = [{"type": "image", "image": image} for image in images]
-    inputs = oracle.processor.apply_chat_template(
+    inputs = multimodal.processor.apply_chat_template(
         [[{"role": "user", "content": [*parts, {"type": "text", "text": PROMPT}]}]],
         add_generation_prompt=True,
         tokenize=True,
@@ -56,34 +56,34 @@ def expected(oracle, files):
         return_tensors="pt",
     )
     with torch.no_grad():
-        out = oracle.model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+        out = multimodal.model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
     said = out[0, inputs["input_ids"].shape[1] :].tolist()
     assert len(said) == STEPS
     return said
 
 
-def look(oracle, files, *more):
+def look(multimodal, files, *more):
     result = run(
-        *("--model", oracle.directory, "--image", files / "a.png", "--image", files / "b.png"),
+        *("--model", multimodal.directory, "--image", files / "a.png", "--image", files / "b.png"),
         *("--prompt", PROMPT, "--max-new-tokens", STEPS, "--json", *more),
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)["tokens"]
 
 
-def test_two_images(oracle, files, expected):
-    assert look(oracle, files, "--device", "cpu") == expected
+def test_two_images(multimodal, files, expected):
+    assert look(multimodal, files, "--device", "cpu") == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tp", [1, 4])
-def test_compiled_and_on_four_devices(oracle, files, expected, tp):
-    assert look(oracle, files, "--tp", tp) == expected
+def test_compiled_and_on_four_devices(multimodal, files, expected, tp):
+    assert look(multimodal, files, "--tp", tp) == expected
 
 
-def test_a_video_alone(oracle, files):
+def test_a_video_alone(multimodal, files):
     result = run(
-        *("--model", oracle.directory, "--video", files / "clip.mkv", "--prompt", ""),
+        *("--model", multimodal.directory, "--video", files / "clip.mkv", "--prompt", ""),
         *("--max-new-tokens", 3, "--device", "cpu", "--json"),
     )
     assert result.returncode == 0, result.stderr
@@ -98,9 +98,9 @@ def test_a_video_alone(oracle, files):
         (["--video", __file__], "not a video that can be read"),
     ],
 )
-def test_a_bad_picture_is_one_line(oracle, capfd, arguments, message):
+def test_a_bad_picture_is_one_line(multimodal, capfd, arguments, message):
     """And no weights are read for it."""
-    common = ["generate", "--model", str(oracle.directory), "--prompt", "?", "--device", "cpu"]
+    common = ["generate", "--model", str(multimodal.directory), "--prompt", "?", "--device", "cpu"]
     with mock.patch("qwen35.load", side_effect=AssertionError):
         assert cli.main([*common, *arguments]) == 2
     out, error = capfd.readouterr()
@@ -119,7 +119,7 @@ def test_a_bad_picture_is_one_line(oracle, capfd, arguments, message):
     ],
     ids=["truncated", "bomb", "sliver", "directory"],
 )
-def test_a_bad_picture_file_is_one_line(oracle, tmp_path, capfd, picture, message):
+def test_a_bad_picture_file_is_one_line(multimodal, tmp_path, capfd, picture, message):
     file = tmp_path / "bad.png"
     if picture is None:
         file.mkdir()
@@ -127,12 +127,12 @@ def test_a_bad_picture_file_is_one_line(oracle, tmp_path, capfd, picture, messag
         picture.save(file)
     if "truncated" in message:
         file.write_bytes(file.read_bytes()[:-40])
-    test_a_bad_picture_is_one_line(oracle, capfd, ["--image", str(file)], message)
+    test_a_bad_picture_is_one_line(multimodal, capfd, ["--image", str(file)], message)
 
 
-def test_a_place_without_a_picture_is_one_line(oracle, capfd):
+def test_a_place_without_a_picture_is_one_line(multimodal, capfd):
     """Though the command reads no tower where it is given no picture."""
-    common = ["generate", "--model", str(oracle.directory), "--device", "cpu"]
+    common = ["generate", "--model", str(multimodal.directory), "--device", "cpu"]
     assert cli.main([*common, "--prompt", "See <|image_pad|>?", "--max-new-tokens", "1"]) == 2
     out, error = capfd.readouterr()
     assert out == ""

@@ -23,8 +23,8 @@ COLOURS = RNG.integers(0, 256, (6, 8, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def processor(oracle):
-    return qwen35.Processor.from_pretrained(oracle.directory)
+def processor(multimodal):
+    return qwen35.Processor.from_pretrained(multimodal.directory)
 
 
 def saved(image, kind="png", **options):
@@ -320,9 +320,9 @@ def test_damaged_video_files(processor, tmp_path):
 
 
 @pytest.fixture
-def copy(oracle, tmp_path):
+def copy(multimodal, tmp_path):
     """A checkpoint directory to damage, without weights."""
-    for file in oracle.directory.iterdir():
+    for file in multimodal.directory.iterdir():
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
@@ -352,14 +352,14 @@ def test_bad_settings(copy, change, message):
         qwen35.Processor.from_pretrained(copy)
 
 
-def test_bad_directories(copy, oracle):
+def test_bad_directories(copy, multimodal):
     file = copy / "video_preprocessor_config.json"
     for change, message in (
         ({"fps": 0}, "fps must be"),
         ({"num_frames": 8}, "num_frames are not supported"),
         ({"min_frames": 0}, "min_frames must be"),
     ):
-        content = json.loads((oracle.directory / file.name).read_text())
+        content = json.loads((multimodal.directory / file.name).read_text())
         file.write_text(json.dumps(content | change))
         with pytest.raises(qwen35.CheckpointError, match=message):
             qwen35.Processor.from_pretrained(copy)

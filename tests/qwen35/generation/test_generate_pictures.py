@@ -74,18 +74,24 @@ class Expected:
 
 
 @pytest.fixture(scope="session")
-def expected(oracle):
+def params(multimodal_params):
+    """The multimodal checkpoint's, here the only ones."""
+    return multimodal_params
+
+
+@pytest.fixture(scope="session")
+def expected(multimodal):
     answers = {}
     for name, chat in CHATS.items():
         parts = [p for m in chat if not isinstance(m["content"], str) for p in m["content"]]
         images = [part["image"] for part in parts if part["type"] == "image"]
         clips = [np.stack(part["video"]) for part in parts if part["type"] == "video"]
-        text = oracle.processor.apply_chat_template(chat, add_generation_prompt=True)
+        text = multimodal.processor.apply_chat_template(chat, add_generation_prompt=True)
         metadata = [
             {"fps": 2, "total_num_frames": len(clip), "frames_indices": list(range(len(clip)))}
             for clip in clips
         ]
-        inputs = oracle.processor(
+        inputs = multimodal.processor(
             text=[text],
             images=images or None,
             videos=clips or None,
@@ -94,7 +100,7 @@ def expected(oracle):
             return_tensors="pt",
         )
         with torch.no_grad():
-            out = oracle.model.generate(
+            out = multimodal.model.generate(
                 **inputs,
                 max_new_tokens=STEPS,
                 min_new_tokens=STEPS,
@@ -111,8 +117,8 @@ def expected(oracle):
 
 
 @pytest.fixture(scope="session")
-def processor(oracle):
-    return qwen35.Processor.from_pretrained(oracle.directory)
+def processor(multimodal):
+    return qwen35.Processor.from_pretrained(multimodal.directory)
 
 
 @pytest.fixture(scope="session")
@@ -144,9 +150,9 @@ def test_prefill_logits(params, processor, expected, name):
     torch.testing.assert_close(logits[0], expected[name].logits, rtol=0, atol=TOLERANCE)
 
 
-def test_bfloat16(oracle, processor, expected):
+def test_bfloat16(multimodal, processor, expected):
     """The tower and the model in bfloat16: as near to fp32 as two decimal digits allow."""
-    params = qwen35.load(oracle.directory, dtype="bfloat16")
+    params = qwen35.load(multimodal.directory, dtype="bfloat16")
     prompt = processor(CHATS["turns"])
     vision = qwen35.encode_images(params.vision, prompt.images.patches, prompt.images.grid)
     assert vision.dtype == torch.bfloat16
@@ -229,7 +235,7 @@ def test_a_text_beside_an_image(endless, processor, expected):
     assert said[1].tokens == expected["image_after"].tokens
 
 
-def test_refusals(oracle, params, processor):
+def test_refusals(multimodal, params, processor):
     chat = CHATS["back_to_back"]
 
     def refused(message, model, tokenizer, prompts, **options):
@@ -239,7 +245,7 @@ def test_refusals(oracle, params, processor):
     refused(
         "prompt 0 is messages, which need a qwen35.Processor", params, processor.tokenizer, chat
     )
-    text_only = qwen35.load(oracle.directory, vision=False)
+    text_only = qwen35.load(multimodal.directory, vision=False)
     refused("prompt 1 has 2 images .* no vision tower", text_only, processor, ["hello", chat])
     greedy(text_only, processor, CHATS["words"])
     config = dataclasses.replace(params.config, image_token_id=1)

@@ -13,7 +13,7 @@ import pytest
 
 from qwen35.commands import cli
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "demo"
 PROMPT = "The capital of France is"
 

@@ -41,9 +41,9 @@ PROMPTS = {
 }
 
 
-def build(oracle, items) -> Example:
+def build(multimodal, items) -> Example:
     generator = torch.Generator().manual_seed(len(items))
-    ids, tokens = oracle.ids, []
+    ids, tokens = multimodal.ids, []
     grids = {"image": [], "video": []}
     kinds = []
 
@@ -67,7 +67,7 @@ def build(oracle, items) -> Example:
             grids["video"].append((len(item), *item[0][1:]))
     inputs = {"input_ids": torch.tensor([tokens])}
     features = {}
-    model = oracle.model
+    model = multimodal.model
     for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         if grids[kind]:
             grid = torch.tensor(grids[kind])
@@ -98,8 +98,14 @@ def build(oracle, items) -> Example:
 
 
 @pytest.fixture(scope="session")
-def examples(oracle):
-    return {name: build(oracle, items) for name, items in PROMPTS.items()}
+def params(multimodal_params):
+    """The multimodal checkpoint's, here the only ones."""
+    return multimodal_params
+
+
+@pytest.fixture(scope="session")
+def examples(multimodal):
+    return {name: build(multimodal, items) for name, items in PROMPTS.items()}
 
 
 @pytest.fixture(params=PROMPTS)
@@ -206,9 +212,9 @@ def ragged(examples, names, poison):
 
 
 @pytest.mark.parametrize("poison", ["image_token", -(2**31), 2**31 - 1])
-def test_rows_of_a_batch_are_independent(params, oracle, examples, poison):
+def test_rows_of_a_batch_are_independent(params, multimodal, examples, poison):
     """Different lengths and image counts; what stands beyond a row's end has no effect."""
-    poison = oracle.ids["image"] if poison == "image_token" else poison
+    poison = multimodal.ids["image"] if poison == "image_token" else poison
     rows, *batch = ragged(examples, PROMPTS, poison)
     state = qwen35.init_state(params, batch=len(rows), capacity=CAPACITY)
     logits, state = qwen35.prefill(params, state, *batch)

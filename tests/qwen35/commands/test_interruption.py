@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-DEMO = Path(__file__).resolve().parents[2] / "demo"
+DEMO = Path(__file__).resolve().parents[3] / "demo"
 MARK = "QWEN35_TEST_RUN"
 # A chat that is in the middle of writing a file when the signal comes.
 SAVING = """

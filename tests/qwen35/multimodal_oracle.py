@@ -1,4 +1,5 @@
-"""A tiny vision-language checkpoint of transformers, with its tokenizer and processors: the oracle.
+"""A tiny vision-language checkpoint of transformers, with its tokenizer and processors: the oracle
+of whatever takes pictures. `conftest.py` makes its fixtures everyone's.
 
 Its files have the published form: `preprocessor_config.json` and `video_preprocessor_config.json`
 beside the tokenizer, a chat template that marks pictures as Qwen's does.
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import (
     AutoTokenizer,
     Qwen2VLImageProcessor,
@@ -23,7 +23,7 @@ from transformers import (
 
 import qwen35
 
-DEMO = Path(__file__).parents[3] / "demo"
+DEMO = Path(__file__).parents[2] / "demo"
 
 TEXT = {
     "model_type": "qwen3_5_text",
@@ -121,7 +121,7 @@ class Oracle:
 
 
 @pytest.fixture(scope="session")
-def oracle(tmp_path_factory, perturb_model) -> Oracle:
+def multimodal(tmp_path_factory, perturb_model) -> Oracle:
     """The checkpoint, built and saved once per session."""
     directory = tmp_path_factory.mktemp("vision_language")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -158,11 +158,6 @@ def oracle(tmp_path_factory, perturb_model) -> Oracle:
 
 
 @pytest.fixture(scope="session")
-def params(oracle) -> qwen35.Params:
+def multimodal_params(multimodal) -> qwen35.Params:
     """Our parameters of the checkpoint, on the CPU."""
-    return qwen35.load(oracle.directory)
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+    return qwen35.load(multimodal.directory)

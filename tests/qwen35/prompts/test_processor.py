@@ -29,8 +29,8 @@ ROUNDING = 1e-6
 
 
 @pytest.fixture(scope="module")
-def processor(oracle):
-    return qwen35.Processor.from_pretrained(oracle.directory)
+def processor(multimodal):
+    return qwen35.Processor.from_pretrained(multimodal.directory)
 
 
 def picture(width, height, seed=0, mode="RGB"):
@@ -47,9 +47,9 @@ def clip(frames, width, height):
     return [picture(width, height, seed) for seed in range(frames)]
 
 
-def theirs(oracle, messages, **processor_kwargs):
+def theirs(multimodal, messages, **processor_kwargs):
     """transformers' inputs for messages that it can read itself."""
-    return oracle.processor.apply_chat_template(
+    return multimodal.processor.apply_chat_template(
         [messages],
         tokenize=True,
         return_dict=True,
@@ -59,7 +59,7 @@ def theirs(oracle, messages, **processor_kwargs):
     )
 
 
-def assert_same_prompt(oracle, ours, expected):
+def assert_same_prompt(multimodal, ours, expected):
     """Ids, grids in each kind's order, and positions."""
     assert torch.equal(ours.tokens, expected["input_ids"])
     grids = [tuple(grid) for grid in ours.images.grid]
@@ -69,14 +69,16 @@ def assert_same_prompt(oracle, ours, expected):
         for grid in expected.get(name, torch.zeros(0, 3)).tolist()
     ]
     assert sorted(grids) == sorted(both)
-    positions, _ = oracle.model.model.get_rope_index(
+    positions, _ = multimodal.model.model.get_rope_index(
         expected["input_ids"],
         expected["mm_token_type_ids"],
         expected.get("image_grid_thw"),
         expected.get("video_grid_thw"),
     )
     assert torch.equal(ours.positions, positions)
-    places = torch.isin(ours.tokens[0], torch.tensor([oracle.ids["image"], oracle.ids["video"]]))
+    places = torch.isin(
+        ours.tokens[0], torch.tensor([multimodal.ids["image"], multimodal.ids["video"]])
+    )
     assert torch.equal(ours.images.index, places.nonzero()[:, 0])
     assert len(ours.images.patches) == 4 * len(ours.images.index)
 
@@ -114,11 +116,11 @@ CHATS = {
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_chats_with_images(oracle, processor, name):
+def test_chats_with_images(multimodal, processor, name):
     """Sizes that need no resizing: patches are equal bit for bit."""
     ours = processor(CHATS[name])
-    expected = theirs(oracle, CHATS[name])
-    assert_same_prompt(oracle, ours, expected)
+    expected = theirs(multimodal, CHATS[name])
+    assert_same_prompt(multimodal, ours, expected)
     assert torch.equal(ours.images.patches, expected.get("pixel_values", torch.zeros(0, 1536)))
 
 
@@ -135,26 +137,26 @@ def test_chats_with_images(oracle, processor, name):
         (200, 3, 3),
     ],
 )
-def test_resized_patches(oracle, processor, width, height, levels):
+def test_resized_patches(multimodal, processor, width, height, levels):
     chat = [user({"type": "image", "image": picture(width, height)}, words("?"))]
-    ours, expected = processor(chat), theirs(oracle, chat)
-    assert_same_prompt(oracle, ours, expected)
+    ours, expected = processor(chat), theirs(multimodal, chat)
+    assert_same_prompt(multimodal, ours, expected)
     change = (ours.images.patches - expected["pixel_values"]).abs()
     assert change.max() <= levels * GREY + ROUNDING
     assert change.mean() < GREY / 4
-    settings = json.loads((oracle.directory / "preprocessor_config.json").read_text())
+    settings = json.loads((multimodal.directory / "preprocessor_config.json").read_text())
     pillow = Qwen2VLImageProcessorPil(**settings)(picture(width, height), return_tensors="pt")
     assert (ours.images.patches - pillow["pixel_values"]).abs().max() <= ROUNDING
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "CMYK", "1"])
-def test_colours(processor, oracle, mode):
+def test_colours(processor, multimodal, mode):
     """transformers lays transparency on white too."""
     image = picture(64, 96).convert(mode)
     if "A" in mode:
         image.putalpha(picture(64, 96, 1, "L"))
     chat = [user({"type": "image", "image": image})]
-    assert torch.equal(processor(chat).images.patches, theirs(oracle, chat)["pixel_values"])
+    assert torch.equal(processor(chat).images.patches, theirs(multimodal, chat)["pixel_values"])
 
 
 def test_smart_resize():
@@ -174,10 +176,10 @@ def test_smart_resize():
             assert images.smart_resize(height, width, **limits) == expected
 
 
-def test_video_sizes_and_sampling(oracle, processor):
+def test_video_sizes_and_sampling(multimodal, processor):
     """On random lengths, rates and sizes, with and without a limit per frame."""
     draw = random.Random(1)
-    hf = oracle.processor.video_processor
+    hf = multimodal.processor.video_processor
     for _ in range(300):
         frames = draw.randint(2, 60)
         height, width = (int(10 ** draw.uniform(0.3, 3.5)) for _ in range(2))
@@ -203,11 +205,11 @@ def test_video_sizes_and_sampling(oracle, processor):
         assert video.sample(total, rate, settings) == hf.sample_frames(metadata).tolist()
 
 
-def their_video(oracle, parts, frames, fps, indices):
+def their_video(multimodal, parts, frames, fps, indices):
     """transformers' inputs for a chat with one video, given as sampled frames."""
-    text = oracle.processor.apply_chat_template([user(*parts)], add_generation_prompt=True)
+    text = multimodal.processor.apply_chat_template([user(*parts)], add_generation_prompt=True)
     metadata = {"fps": fps, "total_num_frames": 10**6, "frames_indices": indices}
-    return oracle.processor(
+    return multimodal.processor(
         text=[text],
         images=[part["image"] for part in parts if part["type"] == "image"] or None,
         videos=[np.stack([np.asarray(frame) for frame in frames])],
@@ -218,27 +220,27 @@ def their_video(oracle, parts, frames, fps, indices):
 
 
 @pytest.mark.parametrize(("count", "width", "height"), [(4, 64, 96), (5, 96, 64), (2, 32, 32)])
-def test_video_of_frames(oracle, processor, count, width, height):
+def test_video_of_frames(multimodal, processor, count, width, height):
     """Timestamps are given; an odd last frame is repeated. Nothing is resized."""
     frames = clip(count, width, height)
     indices = [0, 7, 12, 19, 31][:count]
     part = {"type": "video", "video": frames, "timestamps": [index / 24 for index in indices]}
     parts = [words("Watch "), part, words(" again")]
     ours = processor([user(*parts)])
-    expected = their_video(oracle, parts, frames, 24, indices)
-    assert_same_prompt(oracle, ours, expected)
+    expected = their_video(multimodal, parts, frames, 24, indices)
+    assert_same_prompt(multimodal, ours, expected)
     assert torch.equal(ours.images.patches, expected["pixel_values_videos"])
 
 
-def test_resized_video_between_images(oracle, processor):
+def test_resized_video_between_images(multimodal, processor):
     """Patches stand in the order of the places, whatever the kind."""
     first, last = picture(64, 64), picture(96, 64, 5)
     frames = clip(7, 150, 110)
     part = {"type": "video", "video": np.stack([np.asarray(f) for f in frames]), "fps": 2}
     parts = [{"type": "image", "image": first}, part, {"type": "image", "image": last}]
     ours = processor([user(*parts)])
-    expected = their_video(oracle, parts, frames, 2, list(range(7)))
-    assert_same_prompt(oracle, ours, expected)
+    expected = their_video(multimodal, parts, frames, 2, list(range(7)))
+    assert_same_prompt(multimodal, ours, expected)
     assert [grid[0] for grid in ours.images.grid] == [1, 4, 1]
     pixels, (one, clips, two) = ours.images.patches, map(np.prod, ours.images.grid)
     assert torch.equal(pixels[:one], expected["pixel_values"][:one])
@@ -247,7 +249,7 @@ def test_resized_video_between_images(oracle, processor):
     assert change.abs().max() <= GREY + ROUNDING
 
 
-def test_videos_without_the_outer_pair(oracle, processor):
+def test_videos_without_the_outer_pair(multimodal, processor):
     """`wrap_videos=False`: the frames' own pairs replace the template's, as before 5.12."""
     part = {"type": "video", "video": clip(4, 64, 64), "timestamps": [0, 0.5, 1, 1.5]}
     inner = qwen35.Processor(
@@ -260,7 +262,7 @@ def test_videos_without_the_outer_pair(oracle, processor):
     assert f"user\n{start}{wanted}{end}<|im_end|>" in processor([user(part)]).text
 
 
-def test_video_file(oracle, processor, tmp_path):
+def test_video_file(multimodal, processor, tmp_path):
     """Decoded by PyAV in both, sampled at the processor's rate, with the file's own times."""
     av = pytest.importorskip("av")
     file = tmp_path / "clip.mkv"
@@ -274,15 +276,15 @@ def test_video_file(oracle, processor, tmp_path):
     assert len(taken) == 6
     frames = [clip(33, 64, 96)[index] for index in taken]
     parts = [{"type": "video", "video": file}, words("What happens?")]
-    expected = their_video(oracle, parts, frames, 10, taken)
+    expected = their_video(multimodal, parts, frames, 10, taken)
     for source in (file, str(file), file.as_uri(), file.open("rb")):
         ours = processor([user({"type": "video", "video": source}, words("What happens?"))])
-        assert_same_prompt(oracle, ours, expected)
+        assert_same_prompt(multimodal, ours, expected)
         change = ours.images.patches - expected["pixel_values_videos"]
         assert change.abs().max() <= GREY + ROUNDING
 
 
-def test_template_variables(oracle, processor):
+def test_template_variables(multimodal, processor):
     chat = CHATS["image_first"]
     ended = processor(chat, add_generation_prompt=False)
     assert ended.text.endswith("<|im_end|>\n")
@@ -291,24 +293,24 @@ def test_template_variables(oracle, processor):
     assert ended.tokens.shape[1] < processor(chat).tokens.shape[1] < silent.tokens.shape[1]
 
 
-def test_files_of_transformers_5(oracle, processor, tmp_path):
+def test_files_of_transformers_5(multimodal, processor, tmp_path):
     """`save_pretrained` puts all in one processor_config.json; it reads as the published files."""
-    oracle.processor.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text((oracle.directory / "config.json").read_text())
+    multimodal.processor.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((multimodal.directory / "config.json").read_text())
     assert (tmp_path / "processor_config.json").is_file()
     assert not (tmp_path / "preprocessor_config.json").exists()
     again = qwen35.Processor.from_pretrained(tmp_path)
     assert (again.images, again.videos) == (processor.images, processor.videos)
-    hf = AutoProcessor.from_pretrained(oracle.directory)
+    hf = AutoProcessor.from_pretrained(multimodal.directory)
     assert hf.image_processor.size.longest_edge == processor.images.max_pixels
     assert hf.video_processor.size.longest_edge == processor.videos.max_pixels
     chat = CHATS["back_to_back"]
     assert torch.equal(again(chat).images.patches, processor(chat).images.patches)
 
 
-def test_older_names_of_the_limits(oracle):
+def test_older_names_of_the_limits(multimodal):
     """`min_pixels` and `max_pixels` come before `size`, as in transformers."""
-    content = json.loads((oracle.directory / "preprocessor_config.json").read_text())
+    content = json.loads((multimodal.directory / "preprocessor_config.json").read_text())
     content |= {"min_pixels": 3 * 64 * 64, "max_pixels": 9 * 64 * 64}
     settings = PatchSettings.from_dict(content)
     hf = Qwen2VLImageProcessorPil(**content)

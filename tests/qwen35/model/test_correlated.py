@@ -112,9 +112,9 @@ class Loop:
 
 
 @pytest.fixture(scope="module")
-def hard(oracle, tmp_path_factory):
+def hard(multimodal, tmp_path_factory):
     """The checkpoint with weak decay, and beta near 1 on what the embeddings have in common."""
-    model = copy.deepcopy(oracle.model)
+    model = copy.deepcopy(multimodal.model)
     generator = torch.Generator().manual_seed(1)
     hidden = model.config.text_config.hidden_size
     common = torch.randn(hidden, generator=generator)
@@ -148,13 +148,13 @@ def prompt(hard):
     return tokens, embeds, positions[:, None], loop(x, positions), loop
 
 
-def test_the_loop_is_right(oracle):
+def test_the_loop_is_right(multimodal):
     """On random words it says what transformers says."""
     tokens = torch.randint(900, (1, 40), generator=torch.Generator().manual_seed(0))
-    loop = Loop(oracle.model)
+    loop = Loop(multimodal.model)
     words = loop.weights["model.language_model.embed_tokens.weight"][tokens[0]]
     with torch.no_grad():
-        expected = oracle.model(tokens, use_cache=False).logits[0]
+        expected = multimodal.model(tokens, use_cache=False).logits[0]
     actual = loop(words, torch.arange(40).repeat(3, 1))
     torch.testing.assert_close(actual.float(), expected, rtol=0, atol=2e-5)
 

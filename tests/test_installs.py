@@ -29,7 +29,7 @@ import qwen35
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("plain", "editable", "wheel", "sdist")
 PLACES = ("the clone's root", "the folder that holds the clone", "elsewhere")
 PIP = ("--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet")
