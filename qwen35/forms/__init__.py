@@ -12,18 +12,34 @@ from functools import cache
 
 from ..xla.devices import on_xla_cpu, platform
 from .plain import Plain
-from .weights import SpacedWeight, Weight, columns, dense, is_special
+from .weights import (
+    JoinedWeight,
+    QuantizedWeight,
+    SpacedWeight,
+    Weight,
+    columns,
+    compact,
+    dense,
+    is_special,
+    packed,
+    unpacked,
+)
 
 __all__ = [
     "FORMS",
+    "JoinedWeight",
     "Plain",
+    "QuantizedWeight",
     "SpacedWeight",
     "Weight",
     "columns",
+    "compact",
     "dense",
     "get",
     "is_special",
+    "packed",
     "resolve",
+    "unpacked",
 ]
 
 FORMS = ("auto", "plain", "xla_cpu")

@@ -5,7 +5,7 @@ Everything but the forms sees a matrix [K, N] with a shape, a dtype and a device
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -49,37 +49,177 @@ class SpacedWeight:
         return len(self.storage)
 
 
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A matrix [K, N] of few bits a value: element (k, n) is a stored value less the zero of its
+    group, times the scale of its group, `(values[k, n] - zeros[g, n]) * scales[g, n]` with
+    g = k // group. A group is of consecutive inputs, and of one column.
+
+    Blocks that span several columns, as FP8's of 128 x 128 do, are stored as groups whose columns
+    have equal scales: 3 % more bytes, and a matrix can be put together, or split, by columns.
+
+    Attributes:
+        values: [K, N + spare] int8 or float8_e4m3fn; or [K / 2, N + spare] uint8, two 4-bit values
+            0 to 15 each: row 2i in the low bits of row i, row 2i + 1 in the high bits. What stands
+            in the spare columns has no effect.
+        scales: [ceil(K / group), N] float32.
+        zeros: like the scales, integers; None is 8 for 4-bit values and 0 for others.
+        group: inputs that share a scale; K for a scale per column. The last group may be shorter.
+        dtype: float32 or bfloat16, of the matrix that this stands for.
+    """
+
+    values: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    group: int
+    dtype: torch.dtype
+
+    @property
+    def bits(self) -> int:
+        """Bits of a stored value: 4 or 8."""
+        return 4 if self.values.dtype == torch.uint8 else 8
+
+    @property
+    def shape(self) -> torch.Size:
+        """The matrix's, whatever its storage is: [K, N]."""
+        return torch.Size((len(self), self.scales.shape[1]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the storage is."""
+        return self.values.device
+
+    def __len__(self) -> int:
+        return self.values.shape[0] * (8 // self.bits)
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedWeight:
+    """A matrix [K, N] whose columns are those of several matrices, stored each in its own way.
+
+    Attributes:
+        parts: of K rows each and one dtype, side by side; at least one.
+    """
+
+    parts: tuple[Tensor | SpacedWeight | QuantizedWeight, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """The matrix's: [K, N]."""
+        return torch.Size((len(self), sum(part.shape[1] for part in self.parts)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrix."""
+        return self.parts[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts are."""
+        return self.parts[0].device
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+
 # What a product takes: a plain tensor [K, N], or a leaf that knows itself.
-Weight = Tensor | SpacedWeight
+Weight = Tensor | SpacedWeight | QuantizedWeight | JoinedWeight
 
 
 def dense(weight: Weight) -> Tensor:
-    """Return the matrix [K, N] as a tensor; of a spaced weight it is a view."""
-    return weight if isinstance(weight, Tensor) else weight.storage[:, : weight.width]
+    """Return the matrix [K, N] as a tensor of its dtype; of a spaced weight it is a view."""
+    if isinstance(weight, SpacedWeight):
+        return weight.storage[:, : weight.width]
+    if isinstance(weight, QuantizedWeight):
+        return _dequantized(weight)
+    if isinstance(weight, JoinedWeight):
+        return torch.cat([dense(part) for part in weight.parts], dim=1)
+    return weight
+
+
+def compact(weight: Weight) -> Weight:
+    """Return the weight in contiguous tensors without spare columns, quantised where it is."""
+    if isinstance(weight, QuantizedWeight):
+        return replace(weight, values=weight.values[:, : weight.shape[1]].contiguous())
+    if isinstance(weight, JoinedWeight):
+        return JoinedWeight(tuple(compact(part) for part in weight.parts))
+    return dense(weight).contiguous()
 
 
 def columns(weight: Weight, index: Tensor) -> Tensor:
     """Return the columns `index` [n] (int32 or int64, below N) of a matrix [K, N]: [K, n]."""
-    matrix = weight if isinstance(weight, Tensor) else weight.storage
-    return matrix.index_select(1, index)
+    if isinstance(weight, SpacedWeight):
+        return weight.storage.index_select(1, index)
+    if isinstance(weight, QuantizedWeight):
+        values, scales, zeros = (
+            None if part is None else part.index_select(1, index)
+            for part in (weight.values, weight.scales, weight.zeros)
+        )
+        return _dequantized(replace(weight, values=values, scales=scales, zeros=zeros))
+    return dense(weight).index_select(1, index)
 
 
 def is_special(node: Any) -> bool:
     """Whether a node of a parameter tree is a weight that is not a tensor."""
-    return isinstance(node, SpacedWeight)
+    return isinstance(node, SpacedWeight | QuantizedWeight | JoinedWeight)
 
 
-def _flatten(weight: SpacedWeight) -> tuple[list[Any], int]:
-    return [weight.storage], weight.width
+def unpacked(values: Tensor) -> Tensor:
+    """Return the 4-bit values of uint8 [K / 2, N], as a `QuantizedWeight` has them: [K, N]."""
+    return torch.stack([values & 15, values >> 4], dim=1).flatten(0, 1)
 
 
-pytree.register_pytree_node(
-    SpacedWeight,
-    _flatten,
-    lambda children, width: SpacedWeight(*children, width),
-    serialized_type_name="qwen35.SpacedWeight",
-    flatten_with_keys_fn=lambda weight: (
-        [(pytree.GetAttrKey("storage"), weight.storage)],
-        weight.width,
-    ),
-)
+def packed(values: Tensor) -> Tensor:
+    """Return integers [K, N] of 0 to 15, K even, as uint8 [K / 2, N]: `unpacked` undone."""
+    low, high = values.to(torch.uint8).unflatten(0, (-1, 2)).unbind(1)
+    return low | high << 4
+
+
+def _dequantized(weight: QuantizedWeight) -> Tensor:
+    inputs, width = weight.shape
+    values = weight.values[:, :width]
+    values = (unpacked(values) if weight.bits == 4 else values).float()
+
+    def by_input(groups: Tensor) -> Tensor:
+        return groups if len(groups) == 1 else groups.repeat_interleave(weight.group, 0)[:inputs]
+
+    if weight.zeros is not None:
+        values = values - by_input(weight.zeros)
+    elif weight.bits == 4:
+        values = values - 8.0
+    return (values * by_input(weight.scales)).to(weight.dtype)
+
+
+def _register(cls: type, tensors: tuple[str, ...]) -> None:
+    """Make a class of leaves a pytree node: the fields `tensors` are children unless None."""
+    names = tuple(field.name for field in fields(cls))
+
+    def present(weight: Any) -> tuple[str, ...]:
+        return tuple(name for name in tensors if getattr(weight, name) is not None)
+
+    def flatten(weight: Any) -> tuple[list[Any], tuple[tuple[str, Any], ...]]:
+        children = present(weight)
+        static = ((name, getattr(weight, name)) for name in names if name not in children)
+        return [getattr(weight, name) for name in children], tuple(static)
+
+    def with_keys(weight: Any) -> tuple[list[Any], tuple[tuple[str, Any], ...]]:
+        children, static = flatten(weight)
+        return list(zip(map(pytree.GetAttrKey, present(weight)), children, strict=True)), static
+
+    def unflatten(children: Any, static: Any) -> Any:
+        known = dict(static)
+        given = dict(zip((name for name in names if name not in known), children, strict=True))
+        return cls(**known, **given)
+
+    pytree.register_pytree_node(
+        cls,
+        flatten,
+        unflatten,
+        serialized_type_name=f"qwen35.{cls.__name__}",
+        flatten_with_keys_fn=with_keys,
+    )
+
+
+_register(SpacedWeight, ("storage",))
+_register(QuantizedWeight, ("values", "scales", "zeros"))
+_register(JoinedWeight, ("parts",))
