@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from .options import add_sampling, add_shared, positive, sampling_from
 
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _converse(chat: Chat) -> None:
-    images: list[str] = []
+    images: list[Mapping[str, Any]] = []  # for the next question
     for line in _lines():
         try:
             _handle(chat, line, images)
@@ -101,7 +101,7 @@ def _converse(chat: Chat) -> None:
             return
 
 
-def _handle(chat: Chat, line: str, images: list[str]) -> None:
+def _handle(chat: Chat, line: str, images: list[Mapping[str, Any]]) -> None:
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     if not command.startswith("/"):
@@ -113,8 +113,7 @@ def _handle(chat: Chat, line: str, images: list[str]) -> None:
     elif command == "/edit" and rest:
         _answer(chat, chat.edit(rest))
     elif command == "/image" and rest:
-        chat.check_image(rest)  # now, not when a question has been typed
-        images.append(rest)
+        images.append(chat.read_image(rest))  # now, not when a question has been typed
     elif command == "/reset":
         images.clear()
         chat.reset()

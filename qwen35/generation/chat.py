@@ -16,7 +16,7 @@ from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object, read_object
 from ..checks.values import integer
 from ..files.saved_state import load_state, save_state
-from ..prompts.processor import Processor, Prompt, user_message
+from ..prompts.processor import Processor, Prompt
 from ..prompts.tokenizer import Tokenizer
 from .engine import Engine
 from .request import Request, ThinkingBudget, cache_keys
@@ -88,14 +88,19 @@ class Chat:
 
         Args:
             text: the message.
-            images: paths, or whatever a `Processor` takes.
+            images: paths, whatever else a `Processor` takes, or what `read_image` returned.
 
         Raises:
             ValueError: images without a processor, or a conversation that does not fit.
         """
-        return self._ask(text, [{"type": "image", "image": image} for image in images])
+        read = [part for part, _ in self._pictures.values()]
+        parts = [
+            image if any(image is part for part in read) else {"type": "image", "image": image}
+            for image in images
+        ]
+        return self._ask(text, parts)
 
-    def _ask(self, text: str, pictures: list[dict[str, Any]]) -> Request:
+    def _ask(self, text: str, pictures: list[Mapping[str, Any]]) -> Request:
         if pictures:
             self._check_vision()
         content = [*pictures, {"type": "text", "text": text}] if pictures else text
@@ -106,10 +111,15 @@ class Chat:
             self.messages.pop()
             raise
 
-    def check_image(self, image: Any) -> None:
-        """Raises the ValueError with which `ask` would refuse the image, if it would."""
-        processor = self._check_vision()
-        processor([user_message("", [image])])
+    def read_image(self, image: Any) -> Mapping[str, Any]:
+        """Reads an image for the next `ask`, which does not read it again.
+
+        Raises:
+            ValueError: it can't be read, or the checkpoint has no vision.
+        """
+        part = {"type": "image", "image": image}
+        self._pictures[id(part)] = (part, self._check_vision().read(part))
+        return part
 
     def retry(self) -> Request:
         """Queues another answer to the last message of the user, whose answer is dropped.

@@ -183,7 +183,9 @@ def test_a_conversation_reads_and_encodes_each_picture_once(
     for text in ("And now?", "Well?"):
         say(chat.ask(text))
     assert decoded == [first] and len(encoded) == 1
-    say(chat.ask("This one?", [second]))
+    shown = chat.read_image(second)
+    assert decoded == [first, second]
+    say(chat.ask("This one?", [shown]))
     say(chat.retry())
     say(chat.edit("That one?"))
     assert decoded == [first, second] and len(encoded) == 2
