@@ -136,9 +136,13 @@ def wait_for_device() -> None:
 
 
 def check_alive(name: str, tensors: Sequence[torch.Tensor]) -> None:
-    """Wait for the graph in flight, then raise RuntimeError if a tensor has no value by now."""
-    # Running a graph waits as well, but unlike this it keeps the interpreter's lock meanwhile.
-    wait_for_device()
+    """Raise RuntimeError if a tensor has no value.
+
+    Those of a graph in flight have theirs, or have lost it, from when the device has been given the
+    graph: that is waited for, and not that it has run.
+    """
+    # Running a graph waits for that as well, but unlike this keeps the interpreter's lock.
+    private._xla_sync_multi(tensors[:1], devices=[], wait=False, sync_xla_data=False)
     if True in map(private._is_placecholder, tensors):
         raise RuntimeError(
             f"{name}: an argument has lost its value: it shares memory with a tensor that was "

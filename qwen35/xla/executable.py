@@ -7,7 +7,7 @@ arguments, and what that returns, to be called with the arguments' leaves.
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
@@ -116,7 +116,7 @@ class Executable:
         self._kept = _picker(trace.kept)
         self._statics = trace.statics
         self._results = _picker(trace.result_order)
-        self._retired: tuple[torch.Tensor, ...] = ()
+        self._retired: deque[tuple[torch.Tensor, ...]] = deque(maxlen=2)
         self._spec = trace.spec
         self.needs_no_grad = trace.needs_no_grad
 
@@ -142,8 +142,9 @@ class Executable:
         for tensor in donated:
             tensor.__class__ = Donated
         # Releasing a donated tensor blocks, with the interpreter's lock held, until the graph
-        # that consumes it has run. By the next call that is over.
-        self._retired = donated
+        # that consumes it has run. The next call may come before that, but the one after it waits
+        # for something anyway.
+        self._retired.append(donated)
         return _pytree.tree_unflatten(self._results(leaves + self._statics + outputs), self._spec)
 
     def _check_distinct(
