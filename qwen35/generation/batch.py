@@ -6,7 +6,7 @@ for prefill, decode, the most likely tokens, sampled tokens, and moving rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +20,7 @@ from ..model.state import AttentionState, State
 from ..xla.devices import device_put, run_pending_of
 from . import steps
 from .prefix_cache import KV, Match, Snapshot
-from .results import TokenLogprob, read_choice
-from .sampling import MOST_LIKELY, Controls, Sampling, controls_for, counts_for
+from .sampling import MOST_LIKELY, Choice, Controls, Sampling, controls_for, counts_for
 from .steps import Rows
 
 
@@ -41,6 +40,11 @@ class Batch:
         capacity: tokens that each holds.
         chunk: tokens of a prefill step, at most the capacity.
         top_logprobs: most likely tokens that `choose` reports.
+        ends: token ids that end every row.
+
+    Attributes:
+        ahead: whether `decode` is called before a choice is read.
+        rows: the slots.
     """
 
     def __init__(
@@ -51,15 +55,18 @@ class Batch:
         capacity: int,
         chunk: int,
         top_logprobs: int,
+        ends: frozenset[int],
     ) -> None:
         self.params = params
         self.slots = slots
         self.capacity = capacity
         self.chunk = chunk
         self._top_logprobs = top_logprobs
+        self.ahead = steps.run_ahead(params)
         self._device = params.device.type
-        self._settings: _Settings | None = None  # until a row needs other than plain ones
-        self.rows = self.blank(slots)
+        self._mask = steps.masks(self._device)
+        self._model_ends = ends
+        self.reset()
 
     @property
     def compile_count(self) -> int:
@@ -72,7 +79,11 @@ class Batch:
 
     def reset(self) -> None:
         """Empties all slots, whatever has become of their tensors."""
-        self.rows, self._settings = self.blank(self.slots), None
+        self.rows = self.blank(self.slots)
+        self._settings: _Settings | None = None  # until a row needs other than plain ones
+        self._token = self._ids([0] * self.slots)  # each slot's last
+        self._stops = [frozenset[int]()] * self.slots
+        self._ends = self._ends_of([()] * self.slots)
 
     def grow(self, capacity: int) -> None:
         """Gives every slot more room."""
@@ -83,19 +94,20 @@ class Batch:
         """Compiles all that slots of this capacity need."""
         self._ensure_settings()
         params, row = self.params, self.blank()
-        slot, vector, mask = self._ids([0]), self._ids([0] * self.slots), [True] * self.slots
-        mask = self._put(torch.tensor(mask))
+        slot, vector, mask = self._ids([0]), self._token, self._mask(*[True] * self.slots)
         chunk = torch.zeros(1, self.chunk, dtype=torch.int64)
         steps.prefill.compile(params, row, self._put(chunk), slot, None, None)
         if params.vision is not None:
             embeds = torch.zeros(*chunk.shape, params.config.hidden_size, dtype=params.dtype)
             inputs = self._put((chunk, embeds, chunk.expand(3, 1, -1).contiguous()))
             steps.prefill.compile(params, row, inputs[0], slot, *inputs[1:])
-        steps.decode.compile(params, self.rows.state, vector, mask)
+        steps.decode.compile(params, self.rows, vector, mask, self._ends)
         steps.choose.compile(*self._likeliest())
-        steps.choose.compile(*self._sampled(vector, mask))
+        steps.choose.compile(*self._sampled(mask))
+        steps.force.compile(vector, vector, vector)
         steps.put.compile(self.rows, row, slot)
         steps.put.compile(self._settings, self._settings_of(Sampling(), ()), slot)
+        steps.put.compile(self._ends, self._ends_of([()]), slot)
         steps.take.compile(self.rows, slot)
         steps.recurrent.compile(row.state)
         if row.state.capacity is not None:
@@ -120,6 +132,10 @@ class Batch:
             self._ensure_settings()
         if self._settings is not None:
             self._settings = steps.put(self._settings, self._settings_of(sampling, prompt), at)
+        stops = frozenset(sampling.stop)
+        if stops != self._stops[slot]:
+            self._ends = steps.put(self._ends, self._ends_of([stops]), at)
+            self._stops[slot] = stops
         self.rows = steps.put(self.rows, row, at)
 
     def take(self, slot: int) -> Rows:
@@ -129,26 +145,33 @@ class Batch:
     # -- all slots ----------------------------------------------------------------------------
 
     def choose(
-        self, last: Sequence[int | None], limits: Sequence[int | None], plain: bool
-    ) -> list[tuple[int, TokenLogprob | None]]:
-        """Chooses each slot's next token; log probabilities come where the limit is a number.
+        self, counted: Sequence[bool], plain: bool, forced: Sequence[tuple[int, int] | None]
+    ) -> Choice:
+        """Chooses each slot's next token, which stays on the device: `decode` takes it from there.
 
         Args:
-            last: the token before, if it is one of the continuation.
+            counted: whether the token before is one of the continuation.
             plain: whether the most likely tokens are wanted of all.
+            forced: see `Request.forced`.
+
+        Returns:
+            The choice as the model made it, to be read with `read_choice`.
         """
         if plain:
             choice, _ = steps.choose(*self._likeliest())
-            return read_choice(choice, limits)
-        counted = self._put(torch.tensor([token is not None for token in last]))
-        choice, counts = steps.choose(*self._sampled(self._tokens(last), counted))
-        self._settings = self._settings._replace(counts=counts)
-        return read_choice(choice, limits)
+        else:
+            choice, counts = steps.choose(*self._sampled(self._mask(*counted)))
+            self._settings = self._settings._replace(counts=counts)
+        self._token = choice.token
+        if any(forced):
+            tokens, unless = zip(*(pair or (-1, -1) for pair in forced), strict=True)
+            self._token = steps.force(self._token, self._ids(tokens), self._ids(unless))
+        return choice
 
-    def decode(self, tokens: Sequence[int | None]) -> None:
-        """Reads a token in each slot that has one."""
-        active = self._put(torch.tensor([token is not None for token in tokens]))
-        self.rows = steps.decode(self.params, self.rows.state, self._tokens(tokens), active)
+    def decode(self, active: Sequence[bool]) -> None:
+        """Reads the token just chosen in each active slot, but none that ends its row."""
+        mask = self._mask(*active)
+        self.rows = steps.decode(self.params, self.rows, self._token, mask, self._ends)
 
     # -- to the prefix cache and back ---------------------------------------------------------
 
@@ -194,14 +217,11 @@ class Batch:
         """Returns what `steps.choose` takes for the most likely tokens: no more than an argmax."""
         return self.params, None, self.rows.logits, MOST_LIKELY, None, None, None, None
 
-    def _sampled(self, last: Tensor, counted: Tensor) -> tuple:
-        """Returns what `steps.choose` takes for the slots' settings, after tokens `last`."""
+    def _sampled(self, counted: Tensor) -> tuple:
+        """Returns what `steps.choose` takes for the slots' settings."""
         state, logits = self.rows
-        settings = self._settings.controls, self._settings.counts
+        settings, last = (self._settings.controls, self._settings.counts), self._token
         return self.params, state.position, logits, *settings, last, counted, self._top_logprobs
-
-    def _tokens(self, tokens: Sequence[int | None]) -> Tensor:
-        return self._ids([token or 0 for token in tokens])
 
     def _ensure_settings(self) -> None:
         if self._settings is None:
@@ -216,6 +236,14 @@ class Batch:
         vocabulary = self.params.config.vocab_size
         controls = controls_for([sampling], vocabulary, everything=True)
         return self._put(_Settings(controls, counts_for([prompt], vocabulary)))
+
+    def _ends_of(self, stops: Sequence[Iterable[int]]) -> Tensor:
+        """Makes a row [V] of what ends a row for each of these additional tokens."""
+        vocabulary = self.params.config.vocab_size
+        ends = torch.zeros(len(stops), vocabulary, dtype=torch.bool)
+        for row, more in enumerate(stops):
+            ends[row, [token for token in (*self._model_ends, *more) if token < vocabulary]] = True
+        return self._put(ends)
 
     def _ids(self, values: Sequence[int]) -> Tensor:
         return self._put(torch.tensor(values))

@@ -8,6 +8,11 @@ Choosing is a graph of its own, not the end of decode's as in `generate`: logits
 come from a prompt just read and out of the prefix cache, a thinking budget may put another token in
 the chosen one's place, and one decode graph then serves the likeliest tokens (no more than an
 argmax) and drawn ones. Logits stay on the device; a step moves one token per slot to the host.
+
+The device does not wait for the host to read that: decoding of a token is started before. All that
+could keep a token from being decoded is known by then, or to the device itself: that it is the last
+by number, that it ends its row (the ids are there), that a thinking budget puts another in its
+place. So between two steps a request's state is that of exactly its tokens, less a last one.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from .engine_settings import EngineSettings
 from .generate import end_tokens
 from .prefix_cache import CacheStats, PrefixCache
 from .request import Request, ThinkingBudget, cache_keys
-from .results import Piece
+from .results import Piece, read_choice
 from .sampling import Sampling
 from .steps import Rows
 
@@ -104,19 +109,20 @@ class Engine:
         self.settings = EngineSettings(**given).for_model(params.config)
         if params.runtime.mesh is not None and params.runtime.mesh.size > 1:
             raise ValueError(f"the engine runs on one device, not on {params.runtime.mesh}")
+        self._ends = end_tokens(params, tokenizer)
         self.batch = Batch(
             params,
             slots=self.settings.slots,
             capacity=self.settings.capacity,
             chunk=self.settings.prefill_chunk,
             top_logprobs=self.settings.top_logprobs,
+            ends=self._ends,
         )
         cache_bytes = self.settings.cache_bytes
         self.cache = PrefixCache(cache_bytes) if cache_bytes else None
         self.waiting: deque[Request] = deque()
         self.running: list[Request | None] = [None] * self.settings.slots
         self._tokenizer = tokenizer
-        self._ends = end_tokens(params, tokenizer)
         self._clock = clock
         self._progress = progress
         self._filling: _Filling | None = None
@@ -203,8 +209,7 @@ class Engine:
         pieces: list[Piece] = []
         try:
             self._read_prompts()
-            self._choose(pieces)
-            self._decode()
+            self._advance(pieces)
         except BaseException as error:
             self._reset(error)
             if not isinstance(error, Exception):
@@ -329,15 +334,23 @@ class Engine:
         self.batch.put(slot, filling.row, request.sampling, request.tokens)
         self.running[slot], self._filling = request, None
 
-    def _choose(self, pieces: list[Piece]) -> None:
-        """Chooses a token for every running request, from the logits of the step before."""
+    def _advance(self, pieces: list[Piece]) -> None:
+        """Chooses a token for every running request and decodes it.
+
+        Where steps run ahead, the choice is read when decoding has been started: see `Batch`.
+        """
         running = [request for request in self.running if request is not None]
         if not running:
             return
-        last = [r.new_tokens[-1] if r and r.new_tokens else None for r in self.running]
-        limits = [r.sampling.logprobs if r else None for r in self.running]
-        plain = all(request.sampling.plain for request in running)
-        chosen, now = self.batch.choose(last, limits, plain), self._clock()
+        choice = self.batch.choose(
+            [bool(request and request.new_tokens) for request in self.running],
+            all(request.sampling.plain for request in running),
+            [request.forced if request else None for request in self.running],
+        )
+        if self.batch.ahead:
+            self._decode(pending=1)
+        limits = [request.sampling.logprobs if request else None for request in self.running]
+        chosen, now = read_choice(choice, limits), self._clock()
         for slot, (token, logprob) in enumerate(chosen):
             request = self.running[slot]
             if request is not None:
@@ -345,11 +358,18 @@ class Engine:
                     pieces.append(request.choose(token, logprob, now))
                     if request.done:
                         self._leave(slot, request.new_tokens[:-1])  # the last is not decoded
+        if not self.batch.ahead:
+            self._decode(pending=0)
 
-    def _decode(self) -> None:
-        """Runs the tokens just chosen."""
-        if any(self.running):
-            self.batch.decode([r.new_tokens[-1] if r else None for r in self.running])
+    def _decode(self, pending: int) -> None:
+        """Runs the tokens just chosen, `pending` of which are still to be read, but for those that
+        are the last."""
+        active = [
+            request is not None and len(request.new_tokens) + pending < request.max_new_tokens
+            for request in self.running
+        ]
+        if any(active):
+            self.batch.decode(active)
 
     def _leave(self, slot: int, decoded: Sequence[int]) -> None:
         """Frees a slot, and keeps its state for a prompt that goes on from there."""

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..checks.values import integer
@@ -20,7 +19,7 @@ from ..xla.progress import prefill_bar, show_compilations
 from . import buckets, steps
 from .continuation import Continuation
 from .results import Completion, Piece, Timings, TokenLogprob, read_choice
-from .sampling import Sampling, controls_for, counts_for
+from .sampling import Choice, Sampling, controls_for, counts_for
 
 PREFILL_CHUNK = 512
 
@@ -127,23 +126,33 @@ def _samplings(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampl
 def _stream(
     call: _Call, rows: list[Continuation], chunk: int
 ) -> Generator[Piece, None, list[Completion]]:
+    """Has a token decoded before it reads it, where it can: the device never waits for the host.
+
+    Which token is the last by number is known beforehand. A row that ends otherwise is decoded
+    once more, and nobody reads what comes of that.
+    """
     start = time.perf_counter()
-    chosen = call.prefill(chunk, decode_follows=rows[0].max_new_tokens > 1)
-    first = time.perf_counter() - start - call.compile_seconds
-    prefill_compile = call.compile_seconds
-    start = time.perf_counter()
+    seconds: list[float] = []  # from the start, when each step's tokens were read
+    left = rows[0].max_new_tokens - 1  # alike in all rows
+    choice = call.prefill(chunk, decode_follows=left > 0)
     while True:
+        following = call.decode(_going_on(rows)) if call.ahead and left else None
+        chosen = call.read(choice)
+        seconds.append(time.perf_counter() - start - call.compile_seconds)
         for row, (token, logprob) in zip(rows, chosen, strict=True):
             if not row.done:
                 yield row.push(token, logprob)
-        active = [not row.done for row in rows]
-        if not any(active):
+        if not any(_going_on(rows)):
             break
-        chosen = call.decode(active)
-    decoding = time.perf_counter() - start - (call.compile_seconds - prefill_compile)
+        choice = following or call.decode(_going_on(rows))
+        left -= 1
     later = sum(len(row.new_tokens) - 1 for row in rows)
-    timings = Timings.of(call.compile_seconds, first, decoding, later)
+    timings = Timings.of(call.compile_seconds, seconds[0], seconds[-1] - seconds[0], later)
     return [row.completed(timings) for row in rows]
+
+
+def _going_on(rows: list[Continuation]) -> list[bool]:
+    return [not row.done for row in rows]
 
 
 class _Call:
@@ -151,6 +160,10 @@ class _Call:
 
     Where `Batch`'s slots serve any request with one graph, these are made for the call: capacity
     and chunk are its own, and of the sampling settings the graph has only what a row uses.
+
+    Attributes:
+        ahead: whether a step is started before the last one's tokens are read.
+        compile_seconds: that calls have spent with compiling.
     """
 
     def __init__(
@@ -162,6 +175,7 @@ class _Call:
         capacity: int,
         progress: bool,
     ) -> None:
+        self.ahead = steps.run_ahead(params)
         self.compile_seconds = 0.0
         self._params = params
         self._prompts = prompts
@@ -172,14 +186,15 @@ class _Call:
         self._logprobs = max((limit for limit in self._limits if limit is not None), default=None)
         vocabulary = params.config.vocab_size
         self._controls = self._put(controls_for(samplings, vocabulary))
+        self._mask = steps.masks(params.device.type)
         self._counts: Tensor | None = None
         if self._controls.penalties is not None:
             self._counts = self._put(counts_for(prompts, vocabulary))
         self._state: State
         self._token: Tensor
 
-    def prefill(self, chunk: int, decode_follows: bool) -> list[tuple[int, TokenLogprob | None]]:
-        """Runs the prompts, chunk by chunk, and returns every row's first token.
+    def prefill(self, chunk: int, decode_follows: bool) -> Choice:
+        """Runs the prompts, chunk by chunk, and returns every row's first token, still to be read.
 
         The decode step is compiled here if it follows: not between two tokens of a stream.
         """
@@ -208,13 +223,17 @@ class _Call:
         if decode_follows:
             active = [True] * len(self._prompts)
             self._run(steps.decode_and_choose.compile, *self._decode_arguments(active))
-        return read_choice(choice, self._limits)
+        return choice
 
-    def decode(self, active: list[bool]) -> list[tuple[int, TokenLogprob | None]]:
-        """Runs one step of the active rows and returns every row's next token."""
+    def decode(self, active: list[bool]) -> Choice:
+        """Runs one step of the active rows and returns every row's next token, still to be read."""
         arguments = self._decode_arguments(active)
         choice, self._state, self._counts = self._run(steps.decode_and_choose, *arguments)
         self._token = choice.token
+        return choice
+
+    def read(self, choice: Choice) -> list[tuple[int, TokenLogprob | None]]:
+        """Waits for a choice and returns every row's token."""
         return read_choice(choice, self._limits)
 
     def _encode_pictures(self) -> list[RowPictures | None] | None:
@@ -228,7 +247,7 @@ class _Call:
 
     def _decode_arguments(self, active: list[bool]) -> tuple:
         # A single row is active while there are steps.
-        mask = self._put(torch.tensor(active)) if len(active) > 1 else None
+        mask = self._mask(*active) if len(active) > 1 else None
         sampled = (self._controls, self._counts, self._logprobs)
         return self._params, self._state, self._token, mask, *sampled
 

@@ -65,13 +65,24 @@ class Request(Continuation):
         self.last = now
         return self.push(token, logprob)
 
-    def _thought_through(self, token: int) -> int:
+    @property
+    def forced(self) -> tuple[int, int] | None:
+        """The token that will stand in the next one's place, and the one that the model may have
+        chosen to keep its own (-1: none); None leaves the model its choice. Known beforehand."""
+        if self._forced:
+            return self._forced[0], -1
         budget = self.thinking
-        if budget is not None and not self._forced and budget.end not in self.new_tokens:
-            if len(self.new_tokens) >= budget.tokens and token != budget.end:
-                self._forced.extend(budget.close)
-                self.thinking = None
-        return self._forced.popleft() if self._forced else token
+        if budget is None or len(self.new_tokens) < budget.tokens or not budget.close:
+            return None
+        return None if budget.end in self.new_tokens else (budget.close[0], budget.end)
+
+    def _thought_through(self, token: int) -> int:
+        if self.forced is None or token == self.forced[1]:
+            return token
+        if not self._forced:
+            self._forced.extend(self.thinking.close)
+            self.thinking = None
+        return self._forced.popleft()
 
     def completion(self) -> Completion:
         """Returns the result, of a request that has ended.

@@ -8,7 +8,8 @@ are consumed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,21 @@ def prefill_pieces(
     return prefill(params, rows, *inputs)
 
 
+def run_ahead(params: Params) -> bool:
+    """Tells whether a step returns before it has run, so that another can be started behind it."""
+    return params.device.type == "xla"
+
+
+def masks(device: str) -> Callable[..., Tensor]:
+    """Returns a function that puts truth values onto a device, those used lately only once."""
+
+    @functools.lru_cache(maxsize=8)
+    def mask(*values: bool) -> Tensor:
+        return device_put(torch.tensor(values), device)
+
+    return mask
+
+
 @torch.no_grad()
 def _prefill(
     params: Params,
@@ -75,10 +91,25 @@ def _prefill(
 
 
 @torch.no_grad()
-def _decode(params: Params, state: State, token: Tensor, active: Tensor | None) -> Rows:
-    """Decodes token [B] in the active [B] rows, None all."""
-    logits, state = decoder.decode(params, state, token, active)
-    return Rows(state, logits)
+def _decode(params: Params, rows: Rows, token: Tensor, active: Tensor, ends: Tensor) -> Rows:
+    """Decodes token [B] in the active [B] rows, but not where it is one that ends the row.
+
+    Such a row keeps what it had before the token, as an inactive one does: who does not know the
+    token yet can have it decoded.
+
+    Args:
+        ends: [B, V] bool.
+    """
+    active = active & ~ends.gather(1, token[:, None]).squeeze(1)
+    logits, state = decoder.decode(params, rows.state, token, active)
+    return Rows(state, torch.where(active[:, None], logits, rows.logits))
+
+
+@torch.no_grad()
+def _force(token: Tensor, forced: Tensor, unless: Tensor) -> Tensor:
+    """Puts the tokens of `forced` [B], where 0 or more, in place of those chosen [B], except where
+    what was chosen is the one of `unless` [B]."""
+    return torch.where((forced >= 0) & (token != unless), forced, token)
 
 
 @torch.no_grad()
@@ -117,7 +148,7 @@ def _decode_and_choose(
     logprobs: int | None,
 ) -> tuple[Choice, State, Tensor | None]:
     """Decodes token [B] in the active rows and chooses what comes after it."""
-    state, logits = _decode(params, state, token, active)
+    logits, state = decoder.decode(params, state, token, active)
     position = state.position
     choice, counts = _choose(params, position, logits, controls, counts, token, active, logprobs)
     return choice, state, counts
@@ -130,12 +161,13 @@ def _whole(params: Params, state: Tensor) -> Tensor:
 
 
 prefill = compiled(_prefill, donate=("rows",))
-decode = compiled(_decode, donate=("state",))
+decode = compiled(_decode, donate=("rows",))
 choose = compiled(_choose, donate=("counts",))
-decode_and_choose = compiled(_decode_and_choose, donate=("state", "token", "counts"))
+decode_and_choose = compiled(_decode_and_choose, donate=("state", "counts"))
+force = compiled(_force)
 put = compiled(put_row, donate=("tree",))
 take = compiled(take_row)
 recurrent = compiled(recurrent_part)
 window = compiled(kv_window)
 
-ALL = (prefill, decode, choose, decode_and_choose, put, take, recurrent, window)
+ALL = (prefill, decode, choose, decode_and_choose, force, put, take, recurrent, window)

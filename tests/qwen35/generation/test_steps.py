@@ -31,16 +31,18 @@ def test_steps_consume_the_state_that_they_replace(params):
     first = steps.blank(params, 1, 16)
     read = steps.prefill_pieces(params, first, [[1, 2]], 2)
     assert_consumed(first)
-    decoded = steps.decode(params, read.state, ids(3), None)
-    assert_consumed(read.state)
-    read.logits.cpu()
+    nothing = qwen35.device_put(torch.zeros(1, vocabulary, dtype=torch.bool), "xla")
+    active = qwen35.device_put(torch.tensor([True]), "xla")
+    decoded = steps.decode(params, read, ids(3), active, nothing)
+    assert_consumed(read)
     counts, token = qwen35.device_put(sampling.counts_for([[1, 2]], vocabulary), "xla"), ids(4)
     settings = [qwen35.Sampling(frequency_penalty=0.5)]
     controls = qwen35.device_put(sampling.controls_for(settings, vocabulary), "xla")
     choice, state, counted = steps.decode_and_choose(
         params, decoded.state, token, None, controls, counts, None
     )
-    assert_consumed((decoded.state, token, counts))
+    assert_consumed((decoded.state, counts))
+    token.cpu()  # it may be read later
     controls.penalties.frequency.cpu()
     _, again = steps.choose(
         params, None, decoded.logits, controls, counted, choice.token, None, None
