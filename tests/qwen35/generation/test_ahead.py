@@ -244,17 +244,19 @@ def test_tokens_on_the_device_end_and_are_replaced_where_they_must(load):
         def put(*values, kind=kind):
             return qwen35.device_put(torch.tensor(values), kind)
 
-        rows = steps.prefill_pieces(params, steps.blank(params, 3, 16), [[1, 2], [3, 4], [5]], 4)
+        rows = steps.prefill_pieces(
+            params, steps.blank(params, 4, 16), [[1, 2], [3, 4], [5], [6]], 4
+        )
         before = qwen35.device_put(pytree.tree_map(torch.clone, rows), "cpu")
-        token = steps.force(put(7, 8, 9), put(-1, 6, 5), put(-1, -1, 9))
-        assert token.cpu().tolist() == [7, 6, 9]
-        ends = torch.zeros(3, VOCABULARY, dtype=torch.bool)
+        token = steps.force(put(7, 8, 9, 1), put(-1, 6, 5, 0), put(-1, -1, 9, 2))
+        assert token.cpu().tolist() == [7, 6, 9, 0]
+        ends = torch.zeros(4, VOCABULARY, dtype=torch.bool)
         ends[0, 7] = ends[1, 8] = True
         after = steps.decode(
-            params, rows, token, put(True, True, False), qwen35.device_put(ends, kind)
+            params, rows, token, put(True, True, False, True), qwen35.device_put(ends, kind)
         )
         after = qwen35.device_put(after, "cpu")
-        assert after.state.position.tolist() == [2, 3, 1]
+        assert after.state.position.tolist() == [2, 3, 1, 2]
         for one, other in zip(pytree.tree_leaves(before), pytree.tree_leaves(after), strict=True):
             assert torch.equal(one[[0, 2]], other[[0, 2]])
         results.append(after.logits)
