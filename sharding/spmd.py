@@ -15,10 +15,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..xla import private
+from ..xla.devices import run_pending_of, wait_for_device
 from .mesh import Mesh
 
 
@@ -57,11 +59,30 @@ def stack(ranks: Sequence[Any], mesh: Mesh) -> Any:
 
 def unstack(tree: Any, mesh: Mesh) -> list[Any]:
     """Takes the ranks' trees, to the CPU, out of a stacked tree."""
-    whole = pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu().chunk(mesh.size), tree)
+    whole = pytree.tree_map(lambda tensor: tensor.chunk(mesh.size), fetch(tree))
     return [
         pytree.tree_map(lambda chunks, rank=rank: chunks[rank], whole, is_leaf=_is_chunks)
         for rank in range(mesh.size)
     ]
+
+
+def fetch(tree: Any) -> Any:
+    """Brings a stacked tree to the CPU, stacked as before; what is there already stays.
+
+    Each device is read by itself: what is split and read as a whole, torch-xla joins on the devices
+    first, by a graph that it compiles every time.
+    """
+    remote = [leaf for leaf in pytree.tree_leaves(tree) if leaf.device.type == "xla"]
+    run_pending_of(remote)
+    wait_for_device()
+    shards = iter(private._get_local_shards(remote))
+
+    def read(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "xla":
+            return tensor
+        return torch.cat([shard for shard, _ in next(shards)])
+
+    return pytree.tree_map(read, tree)
 
 
 def shard_map(
@@ -101,6 +122,16 @@ def shard_map(
         return whole if len(returns_stacked) > 1 else whole[0]
 
     return run
+
+
+def split_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Splits a tensor that was computed from `other` over the devices as that one is.
+
+    XLA would choose a split by itself, and what is split otherwise needs a graph of its own.
+    """
+    if other.device.type == "xla" and private._get_xla_sharding_spec(other):
+        private._xla_mark_sharding(tensor, private._get_xla_op_sharding(other))
+    return tensor
 
 
 def _is_chunks(value: Any) -> bool:

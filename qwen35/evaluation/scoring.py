@@ -13,7 +13,7 @@ from ..checks.values import integer, token_ids
 from ..generation.buckets import doubling
 from ..model.decoder import forward, logits
 from ..model.params import Params
-from ..model.rows import take_row
+from ..model.rows import take_state
 from ..model.state import State, init_state
 from ..xla.compiled import compiled
 from ..xla.devices import device_put
@@ -141,7 +141,7 @@ def _score_continuations(
                 rows = [[*pairs[index][0][-1:], *pairs[index][1]] for _, index in chosen]
                 rows = _filled(rows, batch)
                 with show_compilations(progress):
-                    fork = compiled(take_row)(state, source)
+                    fork = compiled(take_state)(params, state, source)
                     scores = _score_group(params, fork, rows, score_chunk, bar)
                 yield from zip((index for _, index in chosen), scores, strict=True)
 

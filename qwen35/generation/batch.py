@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from ..model.config import FULL
 from ..model.params import Params
 from ..model.rows import grow
-from ..model.state import AttentionState, State
+from ..model.state import AttentionState, State, fetch_state, place_state
 from ..xla.devices import device_put, run_pending_of
 from . import steps
 from .prefix_cache import KV, Match, Snapshot
@@ -35,7 +35,7 @@ class Batch:
     """Slots of `capacity` tokens each on the parameters' device.
 
     Args:
-        params: not split over a mesh.
+        params: of one device, of one rank, or of all ranks of a mesh with one dp row.
         slots: how many.
         capacity: tokens that each holds.
         chunk: tokens of a prefill step, at most the capacity.
@@ -105,13 +105,13 @@ class Batch:
         steps.choose.compile(*self._likeliest())
         steps.choose.compile(*self._sampled(mask))
         steps.force.compile(vector, vector, vector)
-        steps.put.compile(self.rows, row, slot)
-        steps.put.compile(self._settings, self._settings_of(Sampling(), ()), slot)
-        steps.put.compile(self._ends, self._ends_of([()]), slot)
-        steps.take.compile(self.rows, slot)
-        steps.recurrent.compile(row.state)
+        steps.put.compile(params, self.rows, row, slot)
+        steps.put_settings.compile(self._settings, self._settings_of(Sampling(), ()), slot)
+        steps.put_settings.compile(self._ends, self._ends_of([()]), slot)
+        steps.take.compile(params, self.rows, slot)
+        steps.recurrent.compile(params, row.state)
         if row.state.capacity is not None:
-            steps.window.compile(row.state, self._put(torch.tensor([0])), self.chunk)
+            steps.window.compile(params, row.state, self._put(torch.tensor([0])), self.chunk)
 
     # -- one row ------------------------------------------------------------------------------
 
@@ -131,16 +131,17 @@ class Batch:
         if not sampling.plain:
             self._ensure_settings()
         if self._settings is not None:
-            self._settings = steps.put(self._settings, self._settings_of(sampling, prompt), at)
+            settings = self._settings_of(sampling, prompt)
+            self._settings = steps.put_settings(self._settings, settings, at)
         stops = frozenset(sampling.stop)
         if stops != self._stops[slot]:
-            self._ends = steps.put(self._ends, self._ends_of([stops]), at)
+            self._ends = steps.put_settings(self._ends, self._ends_of([stops]), at)
             self._stops[slot] = stops
-        self.rows = steps.put(self.rows, row, at)
+        self.rows = steps.put(self.params, self.rows, row, at)
 
     def take(self, slot: int) -> Rows:
         """Returns a slot's row; the slot keeps it."""
-        return steps.take(self.rows, self._ids([slot]))
+        return steps.take(self.params, self.rows, self._ids([slot]))
 
     # -- all slots ----------------------------------------------------------------------------
 
@@ -176,21 +177,23 @@ class Batch:
     # -- to the prefix cache and back ---------------------------------------------------------
 
     def snapshot(self, row: Rows) -> Snapshot:
-        """Copies what a row leaves besides keys and values to the CPU."""
-        parts = (*steps.recurrent(row.state), row.logits)
-        return Snapshot(*device_put(parts, "cpu"))
+        """Copies what a row leaves besides keys and values to the CPU; of all ranks, one after the
+        other along dimension 0, where they are here."""
+        recurrent = fetch_state(self.params, steps.recurrent(self.params, row.state))
+        return Snapshot(*recurrent, device_put(row.logits, "cpu"))
 
     def keys_and_values(self, row: Rows, start: int, end: int) -> KV:
         """Copies the keys and values of a row's tokens start to end - 1 to the CPU."""
         pieces: list[KV] = []
         for first in range(start, end, self.chunk):
             begin = min(first, self.capacity - self.chunk)
-            window = steps.window(row.state, self._put(torch.tensor([begin])), self.chunk)
+            at = self._put(torch.tensor([begin]))
+            window = steps.window(self.params, row.state, at, self.chunk)
             left, right = first - begin, min(end, first + self.chunk) - begin
             pieces.append(
                 tuple(
                     AttentionState(layer.key[..., left:right], layer.value[:, :, left:right])
-                    for layer in device_put(window, "cpu")
+                    for layer in fetch_state(self.params, window)
                 )
             )
         return tuple(
@@ -207,9 +210,9 @@ class Batch:
         layers = tuple(
             next(attention if kind == FULL else deltanet) for kind in self.params.config.layer_types
         )
-        position = torch.tensor([match.length], dtype=torch.int32)
+        position = torch.full_like(snapshot.rope_offset, match.length)
         state = grow(State(position, snapshot.rope_offset, layers), self.capacity)
-        return Rows(*self._put((state, snapshot.logits)))
+        return Rows(place_state(self.params, state), self._put(snapshot.logits))
 
     # -- helpers ------------------------------------------------------------------------------
 

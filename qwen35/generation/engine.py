@@ -80,7 +80,7 @@ class Engine:
     Not thread-safe: one thread submits and steps.
 
     Args:
-        params: on the device to run on; not split over a mesh.
+        params: on the device to run on, or on the virtual devices of a tp mesh.
         tokenizer: as for `generate`.
         clock: seconds, for deadlines and timings.
         progress: show compilations on standard error.
@@ -107,8 +107,7 @@ class Engine:
     ) -> None:
         given: Any = settings  # EngineSettings checks them
         self.settings = EngineSettings(**given).for_model(params.config)
-        if params.runtime.mesh is not None and params.runtime.mesh.size > 1:
-            raise ValueError(f"the engine runs on one device, not on {params.runtime.mesh}")
+        _check_mesh(params)
         self._ends = end_tokens(params, tokenizer)
         self.batch = Batch(
             params,
@@ -447,3 +446,17 @@ class Engine:
             )
         if thinking is not None and sampling.logprobs is not None:
             raise ValueError("a thinking budget puts in tokens of its own, without logprobs")
+
+
+def _check_mesh(params: Params) -> None:
+    """Checks that an engine can run on the parameters' mesh."""
+    mesh = params.runtime.mesh
+    if mesh is None or mesh.size == 1:
+        return
+    if params.runtime.rank is not None:
+        raise ValueError(f"the engine runs in one process, not in those of {mesh}")
+    if mesh.dp > 1:
+        raise ValueError(
+            f"an engine runs on the ranks of one dp row, not on dp = {mesh.dp}: replicas are "
+            "engines of their own"
+        )

@@ -2,8 +2,8 @@
 
 `prefill` reads a chunk of each row's prompt, `choose` takes each row's next token from its logits
 and `decode` reads that; `decode_and_choose` is both in one graph, where nothing comes in between.
-`put`, `take`, `recurrent` and `window` move rows between batches and to the host. Donated arguments
-are consumed.
+`put`, `put_settings`, `take`, `recurrent` and `window` move rows between batches and to the host.
+Donated arguments are consumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from ..model import decoder
 from ..model.all_ranks import on_all_ranks
 from ..model.params import Params
-from ..model.rows import kv_window, put_row, recurrent_part, take_row
+from ..model.rows import kv_window, put_row, put_state, recurrent_part, take_state
 from ..model.state import State, init_state
 from ..xla.compiled import compiled
 from ..xla.devices import device_put, run_pending_of
@@ -154,6 +154,19 @@ def _decode_and_choose(
     return choice, state, counts
 
 
+@torch.no_grad()
+def _put(params: Params, rows: Rows, row: Rows, slot: Tensor) -> Rows:
+    """Puts the only one of `row` in place of row `slot` (int64 [1])."""
+    state = put_state(params, rows.state, row.state, slot)
+    return Rows(state, put_row(rows.logits, row.logits, slot))
+
+
+@torch.no_grad()
+def _take(params: Params, rows: Rows, slot: Tensor) -> Rows:
+    """Returns row `slot` (int64 [1]) as a batch of one."""
+    return Rows(take_state(params, rows.state, slot), rows.logits.index_select(0, slot))
+
+
 @on_all_ranks(False)
 def _whole(params: Params, state: Tensor) -> Tensor:
     """Returns a tensor of the state that is alike on the tp ranks as one tensor of all rows."""
@@ -165,9 +178,13 @@ decode = compiled(_decode, donate=("rows",))
 choose = compiled(_choose, donate=("counts",))
 decode_and_choose = compiled(_decode_and_choose, donate=("state", "counts"))
 force = compiled(_force)
-put = compiled(put_row, donate=("tree",))
-take = compiled(take_row)
+put = compiled(_put, donate=("rows",))
+put_settings = compiled(put_row, donate=("tree",))
+take = compiled(_take)
 recurrent = compiled(recurrent_part)
 window = compiled(kv_window)
 
-ALL = (prefill, decode, choose, decode_and_choose, force, put, take, recurrent, window)
+ALL = (
+    *(prefill, decode, choose, decode_and_choose, force),
+    *(put, put_settings, take, recurrent, window),
+)

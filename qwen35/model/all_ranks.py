@@ -39,7 +39,9 @@ def stack_small(layers: Sequence[Any]) -> StackedLayers:
 
 
 def on_all_ranks(*returns_stacked: bool, **row_axes: int) -> Callable[[Callable], Callable]:
-    """Lets a function of one rank's `params` (and `state`), or `vision`, take all ranks' as well.
+    """Lets a function of one rank's `params`, or `vision`, take all ranks' as well.
+
+    Its arguments `state` and `row` are states of all ranks then.
 
     Args:
         returns_stacked: per returned value, whether every rank keeps its own.
@@ -58,7 +60,7 @@ def on_all_ranks(*returns_stacked: bool, **row_axes: int) -> Callable[[Callable]
             mapped = spmd.shard_map(
                 of_one_rank,
                 params.runtime.mesh,
-                stacked=("params", "state", "vision"),
+                stacked=("params", "state", "row", "vision"),
                 returns_stacked=returns_stacked,
                 row_axes=row_axes,
             )

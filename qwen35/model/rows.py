@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
+from ..sharding import spmd
 from ..xla.devices import indices
-from .stacked_layers import like
+from .all_ranks import on_all_ranks
+from .params import Params
+from .stacked_layers import map_field, map_rows
 from .state import AttentionState, DeltaNetState, State
 
 
@@ -19,24 +21,41 @@ def put_row(tree: Any, row: Any, slot: Tensor) -> Any:
 
     Donate `tree` and the other rows are not copied.
     """
-    return pytree.tree_map(lambda old, new: old.index_copy(0, slot, new), tree, row)
+    return map_rows(lambda axis, old, new: old.index_copy(axis, slot, new), tree, row)
 
 
 def take_row(tree: Any, slot: Tensor) -> Any:
     """Row `slot` (int64 [1]) of every tensor, as a batch of one; or n of them, [n] for a batch."""
-    return pytree.tree_map(lambda tensor: tensor.index_select(0, slot), tree)
+    return map_rows(lambda axis, tensor: tensor.index_select(axis, slot), tree)
 
 
-def recurrent_part(state: State) -> tuple[Tensor, tuple[DeltaNetState, ...]]:
+@on_all_ranks(True)
+def put_state(params: Params, state: State, row: State, slot: Tensor) -> State:
+    """`put_row` of a state, of all ranks as well; their mesh has one dp row."""
+    return put_row(state, row, slot)
+
+
+@on_all_ranks(True)
+def take_state(params: Params, state: State, slot: Tensor) -> State:
+    """`take_row` of a state, of all ranks as well; their mesh has one dp row."""
+    return take_row(state, slot)
+
+
+@on_all_ranks(True)
+def recurrent_part(params: Params, state: State) -> tuple[Tensor, tuple[DeltaNetState, ...]]:
     """What of a state is not a token's own: the RoPE offset and the DeltaNet layers."""
     layers = tuple(layer for layer in state.layers if isinstance(layer, DeltaNetState))
     return state.rope_offset, layers
 
 
-def kv_window(state: State, start: Tensor, width: int) -> tuple[AttentionState, ...]:
+@on_all_ranks(True)
+def kv_window(
+    params: Params, state: State, start: Tensor, width: int
+) -> tuple[AttentionState, ...]:
     """Keys and values of tokens start to start + width - 1, for each attention layer.
 
     Args:
+        params: whose state it is.
         state: of any batch.
         start: int32 [1], at most capacity - width.
         width: static.
@@ -60,11 +79,11 @@ def grow(state: State, capacity: int) -> State:
         return state
     if capacity < present:
         raise ValueError(f"a state of capacity {present} can't shrink to {capacity}")
-
-    def wider(layer: DeltaNetState | AttentionState) -> DeltaNetState | AttentionState:
-        if isinstance(layer, DeltaNetState):
-            return layer
-        more = capacity - present
-        return AttentionState(F.pad(layer.key, (0, more)), F.pad(layer.value, (0, 0, 0, more)))
-
-    return state._replace(layers=like(state.layers, [wider(layer) for layer in state.layers]))
+    layers, more = state.layers, capacity - present
+    for name, padding in (("key", (0, more)), ("value", (0, 0, 0, more))):
+        layers = map_field(
+            layers,
+            name,
+            lambda tensor, padding=padding: spmd.split_like(F.pad(tensor, padding), tensor),
+        )
+    return state._replace(layers=layers)

@@ -6,7 +6,7 @@ on several devices of a process than on one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,24 @@ class StackedLayers(Sequence):
         ranks = next((stack.shape[0] for stack in stacks.values()), 1)
         return StackedLayers.of(layers, stacks, ranks)
 
+    def map_rows(self, function: Callable[..., Tensor], *others: StackedLayers) -> StackedLayers:
+        """Other layers, of tensors function(axis, ours, *theirs): rows are along `axis`."""
+        fields: dict[str, Tensor | tuple[Tensor, ...]] = {}
+        for name, field in self._fields.items():
+            theirs = [other._fields[name] for other in others]
+            if isinstance(field, Tensor):  # [ranks, n, rows, ...]
+                fields[name] = function(2, field, *theirs)
+            else:
+                fields[name] = tuple(
+                    function(0, *same) for same in zip(field, *theirs, strict=True)
+                )
+        return StackedLayers(self._kinds, fields)
+
+    def map_field(self, name: str, function: Callable[[Tensor], Tensor]) -> StackedLayers:
+        """The same layers with every tensor of a field, which is not stacked, replaced."""
+        changed = {name: tuple(map(function, self._fields[name]))}
+        return StackedLayers(self._kinds, self._fields | changed)
+
     def __len__(self) -> int:
         return len(self._kinds)
 
@@ -73,6 +91,32 @@ class StackedLayers(Sequence):
 def like(old: Sequence[Any], layers: Sequence[Any]) -> Sequence[Any]:
     """Layers kept as those of `old` are: stacked where they are, or a plain tuple."""
     return old.replaced_by(layers) if isinstance(old, StackedLayers) else tuple(layers)
+
+
+def map_rows(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
+    """A tree of one rank's tensors function(axis, tensor, *those of the others in its place).
+
+    Rows of a batch are along `axis`: 0, but where layers keep tensors stacked.
+    """
+
+    def of(node: Any, *rest: Any) -> Any:
+        if isinstance(node, StackedLayers):
+            return node.map_rows(function, *rest)
+        return function(0, node, *rest)
+
+    return pytree.tree_map(of, tree, *others, is_leaf=lambda node: isinstance(node, StackedLayers))
+
+
+def map_field(
+    layers: Sequence[Any], name: str, function: Callable[[Tensor], Tensor]
+) -> Sequence[Any]:
+    """The layers with one field, which is not stacked, replaced in all that have it."""
+    if isinstance(layers, StackedLayers):
+        return layers.map_field(name, function)
+    return tuple(
+        layer._replace(**{name: function(getattr(layer, name))}) if name in layer._fields else layer
+        for layer in layers
+    )
 
 
 def _flatten(layers: StackedLayers) -> tuple[list[Any], Any]:

@@ -61,7 +61,9 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "_set_all_reduce_token": ("set what the next collective has to wait for", COLLECTIVES),
         # Tensors on several devices of a process
         "_global_tensor_from_cpu_shards": ("upload a part to each device", SPMD),
+        "_get_local_shards": ("download a part from each device", SPMD),
         "_get_xla_sharding_spec": ("tell how a tensor is split over devices", SPMD),
+        "_get_xla_op_sharding": ("give the split of a tensor, for another one", SPMD),
         "_get_xla_sharding_specs": ("tell how tensors are split", EXECUTABLE),
         "_xla_mark_sharding": ("split a tensor over devices", SPMD),
         "_spmd_full_to_shard_shape": ("give one device's view of a split tensor", SPMD),

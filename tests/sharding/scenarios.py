@@ -6,10 +6,12 @@ import time
 from unittest import mock
 
 import models
+import serving
 import torch
 from torch.utils import _pytree as pytree
 
 import qwen35
+from qwen35.generation import steps
 from qwen35.model.declarations import Units
 from qwen35.sharding import collectives, process, spmd
 from qwen35.sharding.mesh import Mesh
@@ -213,4 +215,24 @@ def grown_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> dict:
     for place in (4, 5):
         logits, wider = decode(params, wider, tokens[:, place])
         results.append(logits.cpu())
-    return {"logits": results, "same": same}
+    return {"logits": results, "same": same, "compilations": decode.compile_count}
+
+
+def serve_on_virtual_devices(
+    mesh: Mesh, rank: int, path: str, count: int, cache_bytes: int
+) -> serving.Served:
+    """An engine on the virtual devices of one process."""
+    spmd.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    params = qwen35.load(path, device="xla", runtime=runtime)
+    return serving.serve_warm(serving.engine_for(params, cache_bytes=cache_bytes), count)
+
+
+def grow_engine_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> tuple[list, dict]:
+    """An engine whose slots grow, and how often each step was compiled for that."""
+    spmd.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    params = qwen35.load(path, device="xla", runtime=runtime)
+    engine = serving.engine_for(params, max_capacity=serving.LARGEST)
+    grown = serving.grow(engine)
+    return grown, {step.__name__.strip("_"): step.signatures for step in steps.ALL}

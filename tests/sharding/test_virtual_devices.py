@@ -58,6 +58,7 @@ def test_a_state_of_all_ranks_grows(checkpoint, run_ranks):
     mesh = Mesh(tp=2)
     [result] = run_ranks("grown_on_virtual_devices", mesh, path=str(path), processes=1)
     assert result["same"], "the layers are kept as before"
+    assert result["compilations"] == 1, "a grown state is split as a decoded one is"
     for place, logits in zip((4, 5), result["logits"], strict=True):
         expected, state = qwen35.decode(params, state, tokens[:, place])
         assert models.relative_error(logits, expected) < 1e-5

@@ -50,7 +50,7 @@ def test_steps_consume_the_state_that_they_replace(params):
     assert_consumed(counted)
     assert state.position.cpu().tolist() == [4] and again.sum() > 0
     rows = steps.blank(params, 2, 16)
-    alone = steps.take(rows, ids(1))
-    put = steps.put(rows, alone, ids(0))
+    alone = steps.take(params, rows, ids(1))
+    put = steps.put(params, rows, alone, ids(0))
     assert_consumed(rows)
     assert put.logits.shape == (2, vocabulary) and alone.logits.cpu().shape == (1, vocabulary)
