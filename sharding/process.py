@@ -16,6 +16,7 @@ from torch import distributed
 from .mesh import Mesh
 
 TIMEOUT = 60.0
+_UNTIL_TOLD = datetime.timedelta(days=365)
 
 
 def launched() -> bool:
@@ -61,6 +62,7 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
 def stop() -> None:
     """Leaves the process group; later collectives need a new `start`."""
     _groups.cache_clear()
+    calls_group.cache_clear()
     distributed.destroy_process_group()
 
 
@@ -100,9 +102,30 @@ def _groups(mesh: Mesh) -> tuple[Any, Any]:
         elif len(groups[0]) == 1:
             mine.append(None)  # alone: there is nothing to communicate
         else:
-            created = [(members, distributed.new_group(members)) for members in groups]
+            timeout = _timeout()
+            created = [(members, distributed.new_group(members, timeout)) for members in groups]
             mine += [group for members, group in created if rank in members]
     return mine[0], mine[1]
+
+
+@functools.cache
+def calls_group(mesh: Mesh) -> distributed.ProcessGroup:
+    """Returns a group of this rank's tensor-parallel peers over which the first tells the others
+    what to do (see `following`): it alone gives up waiting after the timeout.
+
+    All ranks must call it at the same point.
+    """
+    rank, mine = distributed.get_rank(), None
+    for members in mesh.tp_groups:
+        timeout = _timeout() if rank == members[0] else _UNTIL_TOLD
+        group = distributed.new_group(members, timeout, backend="gloo")
+        mine = group if rank in members else mine
+    return mine
+
+
+def _timeout() -> datetime.timedelta:
+    """Returns the timeout of `start`, which groups do not take over by themselves."""
+    return distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
 
 
 @contextlib.contextmanager
@@ -135,14 +158,14 @@ def check_equal_on_ranks(**facts: Any) -> None:
         if odd:
             shown = values[odd[0]]
             problems.append(
-                f"{name} is {_short(values[0], shown)} on rank 0 but "
-                f"{_short(shown, values[0])} on rank {', '.join(map(str, odd))}"
+                f"{name} is {shortened(values[0], shown)} on rank 0 but "
+                f"{shortened(shown, values[0])} on rank {', '.join(map(str, odd))}"
             )
     if problems:
         raise ValueError("the ranks disagree: " + "; ".join(problems))
 
 
-def _short(text: str, other: str, width: int = 60) -> str:
+def shortened(text: str, other: str, width: int = 60) -> str:
     """Cuts a long text to the part around its first difference from `other`."""
     if len(text) <= width:
         return text
@@ -173,6 +196,21 @@ def call_on_all_ranks(function: Any, *args: Any, **kwargs: Any) -> Any:
         rank, text = next(iter(failed.items()))
         raise RuntimeError(f"rank {rank} failed: {text}")
     return result
+
+
+def from_first(value: Any, mesh: Mesh) -> Any:
+    """Returns what the first of this rank's tensor-parallel peers calls it with."""
+    values = [value]
+    first = mesh.rank(mesh.coordinates(distributed.get_rank())[0], 0)
+    distributed.broadcast_object_list(values, first, group=tp_group(mesh))
+    return values[0]
+
+
+def gather_tensor(x: torch.Tensor, mesh: Mesh) -> list[torch.Tensor]:
+    """Returns the tensors of this rank's tensor-parallel peers, which are alike in shape."""
+    parts = [torch.empty_like(x) for _ in range(mesh.tp)]
+    distributed.all_gather(parts, x.contiguous(), group=tp_group(mesh))
+    return parts
 
 
 def split_batch(x: torch.Tensor, mesh: Mesh, rank: int) -> torch.Tensor:

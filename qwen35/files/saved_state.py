@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,18 +20,26 @@ from ..model.config_fields import FULL
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import AttentionState, DeltaNetState, State
+from ..model.state_shares import gather_state, scatter_state
+from ..sharding import process
 from ..xla.devices import device_put, indices
 from . import aside
 
-_FORMAT = "qwen35 state 1"
+_FORMAT = "qwen35 state 2"
 
 
 def fingerprint(params: Params) -> str:
-    """A name of the model that a state belongs to: its geometry, dtype, and some of its weights."""
-    config = params.config
+    """A name of the model that a state belongs to: its geometry, dtype, and some of its weights.
+
+    It is the same however the model is split, but needs the share of a tp group's first rank.
+    """
+    config, size = params.config, params.config.hidden_size
     content = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     first = indices(min(8, config.vocab_size), params.device)
-    sample = (params.norm, params.layers[0].input_norm, columns(params.head, first))
+    # Of all ranks' tensors, one after the other, the first rank's.
+    head = params.head[:size] if params.runtime.rank is None else params.head
+    norms = (params.norm[:size], params.layers[0].input_norm[:size])
+    sample = (*norms, columns(head, first))
     for tensor in device_put(tuple(tensor.detach().float() for tensor in sample), "cpu"):
         content.update(tensor.contiguous().numpy().tobytes())
     dtype = str(params.dtype).removeprefix("torch.")
@@ -58,19 +67,31 @@ def save_state(
 ) -> None:
     """Writes a state, keys and values up to its longest row's position, whole or not at all.
 
+    The file holds the state as one device has it: it loads on any mesh that the model splits over.
+    With one process per rank, all of a tp group must call it, and the first writes.
+
     Args:
         path: the file.
         params: whose state it is: `load_state` refuses it for another model.
-        state: on any device; not one split over a mesh.
+        state: on any device or mesh of one dp row.
         logits: [B, V] after the last tokens, to go on without reading one more.
         metadata: what to keep with it, as text by name.
-
-    Raises:
-        ValueError: the parameters are split over a mesh.
     """
-    _refuse_mesh(params)
-    path = Path(path)
-    state = device_put(state, "cpu")
+    whole = gather_state(params, state)
+    if _first_of_its_ranks(params):
+        write_state(path, params, whole, logits=logits, metadata=metadata)
+
+
+def write_state(
+    path: str | Path,
+    params: Params,
+    state: State,
+    *,
+    logits: Tensor | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a whole state on the CPU as `save_state` does, in one process: that of the first rank,
+    if there are several."""
     used = max(1, int(state.position.max()))
     tensors = {"position": state.position, "rope_offset": state.rope_offset}
     for index, layer in enumerate(state.layers):
@@ -80,25 +101,47 @@ def save_state(
             tensors[f"layers.{index}.{name}"] = tensor.contiguous()
     if logits is not None:
         tensors["logits"] = device_put(logits, "cpu")
-    header = {"format": _FORMAT, "model": fingerprint(params)}
+    header = {"format": _FORMAT, "model": fingerprint(params), "sha256": _checksum(tensors)}
     header["metadata"] = json.dumps(dict(metadata or {}))
-    with aside.replaced(path) as file:
+    with aside.replaced(Path(path)) as file:
         save_file(tensors, file, metadata=header)
 
 
 def load_state(path: str | Path, params: Params, capacity: int | None = None) -> SavedState:
     """Reads a state that `save_state` wrote, on params' device, and what was kept with it.
 
+    With one process per rank, all of a tp group must call it.
+
     Args:
         path: the file.
-        params: the model that goes on.
+        params: the model that goes on, split like the one that wrote it or otherwise.
         capacity: tokens per row; None is what the state uses.
 
     Raises:
         CheckpointError: the file is damaged, no state, or another model's.
-        ValueError: the capacity is below what the state uses, or params are split over a mesh.
+        ValueError: the capacity is below what the state uses.
     """
-    _refuse_mesh(params)
+    mesh, rank = params.runtime.mesh, params.runtime.rank
+    if mesh is not None and mesh.tp > 1 and rank is not None:
+        ours = process.from_first(fingerprint(params) if _first_of_its_ranks(params) else "", mesh)
+    else:
+        ours = fingerprint(params)
+    saved = _read(path, params, ours)
+    state = saved.state if capacity is None else grow(saved.state, capacity)
+    logits = device_put(saved.logits, params.device.type)
+    return SavedState(scatter_state(params, state), logits, saved.metadata)
+
+
+def read_state(path: str | Path, params: Params) -> SavedState:
+    """Reads a whole state, as `write_state` took it, onto the CPU; in one process, as that does.
+
+    Raises:
+        CheckpointError: as `load_state`.
+    """
+    return _read(path, params, fingerprint(params))
+
+
+def _read(path: str | Path, params: Params, ours: str) -> SavedState:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -107,7 +150,6 @@ def load_state(path: str | Path, params: Params, capacity: int | None = None) ->
         raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from None
     if header.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: not a saved state ({_FORMAT!r} is missing)")
-    ours = fingerprint(params)
     if header["model"] != ours:
         raise CheckpointError(
             f"{path}: the state of another model ({header['model']}), not of this one ({ours})"
@@ -120,13 +162,21 @@ def load_state(path: str | Path, params: Params, capacity: int | None = None) ->
         state = State(tensors["position"], tensors["rope_offset"], tuple(layers))
     except KeyError as error:
         raise CheckpointError(f"{path}: {error} is missing") from None
-    if capacity is not None:
-        state = grow(state, capacity)
-    state, logits = device_put((state, tensors.get("logits")), params.device.type)
+    if header.get("sha256") != _checksum(tensors):
+        raise CheckpointError(f"{path}: damaged: its tensors are not those that were written")
     metadata = parse_object(header.get("metadata", ""), str(path), "a state's metadata")
-    return SavedState(state, logits, metadata)
+    return SavedState(state, tensors.get("logits"), metadata)
 
 
-def _refuse_mesh(params: Params) -> None:
-    if params.runtime.mesh is not None and params.runtime.mesh.size > 1:
-        raise ValueError(f"states split over {params.runtime.mesh} can't be saved or loaded")
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of all names and bytes."""
+    content = hashlib.sha256()
+    for name in sorted(tensors):
+        content.update(f"{name} {list(tensors[name].shape)} ".encode())
+        content.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()
+
+
+def _first_of_its_ranks(params: Params) -> bool:
+    mesh, rank = params.runtime.mesh, params.runtime.rank
+    return mesh is None or rank is None or mesh.coordinates(rank)[1] == 0

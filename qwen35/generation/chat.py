@@ -15,7 +15,7 @@ from typing import Any
 from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object, read_object
 from ..checks.values import integer
-from ..files.saved_state import load_state, save_state
+from ..files.saved_state import read_state, write_state
 from ..prompts.processor import Processor, Prompt
 from ..prompts.tokenizer import Tokenizer
 from .engine import Engine
@@ -175,14 +175,14 @@ class Chat:
         the one after the answer, or, where the template will show that otherwise, as without its
         thought, the last one before."""
         keys = self._keys[: _shared(self._keys, self._next_keys())]
-        length, row = self.engine.recall(keys)
+        length, state, logits = self.engine.gather(keys)
         content = {"messages": self.messages, "keys": keys[:length]}
         try:
             text = json.dumps({"format": _FORMAT, **content})
         except TypeError:
             raise ValueError("only images given as paths or URLs can be saved") from None
         params = self.engine.batch.params
-        save_state(path, params, row.state, logits=row.logits, metadata={"chat": text})
+        write_state(path, params, state, logits=logits, metadata={"chat": text})
 
     def load(self, path: str | Path) -> None:
         """Goes on with a conversation that `save` wrote; the present one is dropped.
@@ -191,7 +191,7 @@ class Chat:
             CheckpointError: it is damaged, no conversation, or another model's.
             ValueError: it is too long for the engine.
         """
-        saved = load_state(path, self.engine.batch.params)
+        saved = read_state(path, self.engine.batch.params)
         content = parse_object(saved.metadata.get("chat", "{}"), str(path), "a conversation")
         if content.get("format") != _FORMAT:
             raise CheckpointError(f"{path}: a saved state, but not of a conversation")

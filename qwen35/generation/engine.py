@@ -18,7 +18,6 @@ place. So between two steps a request's state is that of exactly its tokens, les
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,10 +29,11 @@ from ..checks.values import integer
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import State
+from ..model.state_shares import gather_state, scatter_state
 from ..prompts.inputs import Messages, RowPictures, encode_pictures, encode_prompts, piece
 from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
-from ..xla.progress import show_compilations
+from ..xla.devices import device_put
 from . import buckets
 from .batch import Batch
 from .engine_settings import EngineSettings
@@ -43,6 +43,7 @@ from .request import Request, ThinkingBudget, cache_keys
 from .results import Piece, read_choice
 from .sampling import Sampling
 from .steps import Rows
+from .together import Together, everywhere
 
 
 class QueueFull(RuntimeError):
@@ -63,24 +64,15 @@ class _Filling(NamedTuple):
     pictures: RowPictures | None
 
 
-def _observed(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a method show what it compiles, if the engine's `progress` says so."""
-
-    @functools.wraps(method)
-    def run(engine: Engine, *args: Any, **kwargs: Any) -> Any:
-        with show_compilations(engine._progress):
-            return method(engine, *args, **kwargs)
-
-    return run
-
-
 class Engine:
     """Runs many requests at once; a request's tokens are those that it would get alone.
 
     Not thread-safe: one thread submits and steps.
 
     Args:
-        params: on the device to run on, or on the virtual devices of a tp mesh.
+        params: on the device to run on; of all ranks of a mesh, on their devices; or of this
+            process's rank, where each has a process. Then requests go to the engine of a tp
+            group's first process, and the others call `follow`.
         tokenizer: as for `generate`.
         clock: seconds, for deadlines and timings.
         progress: show compilations on standard error.
@@ -93,7 +85,7 @@ class Engine:
         waiting, running: requests in the queue; by slot, None where it is idle.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or differs between processes.
     """
 
     def __init__(
@@ -107,7 +99,7 @@ class Engine:
     ) -> None:
         given: Any = settings  # EngineSettings checks them
         self.settings = EngineSettings(**given).for_model(params.config)
-        _check_mesh(params)
+        self._together = _join(params, self.settings)
         self._ends = end_tokens(params, tokenizer)
         self.batch = Batch(
             params,
@@ -161,30 +153,40 @@ class Engine:
         if len(self.waiting) >= self.settings.queue:
             raise QueueFull(f"{len(self.waiting)} requests wait already, as many as may")
         now = self._clock()
-        request = Request(
-            id=self._next_id,
+        return self._queue(
             tokens=tokens,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             thinking=thinking,
             deadline=None if timeout is None else now + timeout,
             boundaries=tuple(boundaries),
+            submitted=now,
+            pictures=pictures,
+        )
+
+    @everywhere
+    def _queue(self, **asked: Any) -> Request:
+        request = Request(
+            **asked,
+            id=self._next_id,
             ends=self._ends,
             stream=TextStream(self._tokenizer),
-            submitted=now,
-            keys=cache_keys(tokens, pictures),
-            pictures=pictures,
+            keys=cache_keys(asked["tokens"], asked["pictures"]),
         )
         self._next_id += 1
         self.waiting.append(request)
         return request
 
-    @_observed
     def cancel(self, request: Request) -> None:
         """Ends a request, which keeps what it has; one that has ended stays as it is."""
         if not request.done:
-            with self._guard(request):
-                self._end(request, "cancelled")
+            self._cancel(request.id)
+
+    @everywhere
+    def _cancel(self, number: int) -> None:
+        request = next(request for request in self._present() if request.id == number)
+        with self._guard(request):
+            self._end(request, "cancelled")
 
     @property
     def max_capacity(self) -> int:
@@ -197,19 +199,25 @@ class Engine:
         """Whether nothing waits or runs."""
         return not self.waiting and self._filling is None and not any(self.running)
 
-    @_observed
     def step(self) -> list[Piece]:
         """Reads some of a prompt, adds a token to every running request, and returns them.
 
         What goes wrong in one request ends that one as "error". If a step of all slots fails, it
-        ends all that run; the engine goes on with those that wait.
+        ends all that run; the engine goes on with those that wait. In one of several processes,
+        what fails on the device ends the engine there, and so in all of them.
         """
-        self._expire()
+        return self._step(self._clock())
+
+    @everywhere
+    def _step(self, now: float) -> list[Piece]:
+        self._expire(now)
         pieces: list[Piece] = []
         try:
             self._read_prompts()
             self._advance(pieces)
         except BaseException as error:
+            if self._together is not None:
+                raise
             self._reset(error)
             if not isinstance(error, Exception):
                 raise
@@ -230,19 +238,19 @@ class Engine:
         if request.error is not None:
             raise request.error
 
-    @_observed
+    @everywhere
     def warm_up(self) -> None:
         """Compiles all that any request of the present capacity needs: no later step compiles."""
         self.batch.warm_up()
 
-    @_observed
+    @everywhere
     def keep(self, keys: Sequence[int], row: Rows) -> None:
         """Puts a row that has read a prompt of these keys into the prefix cache."""
         if self.cache is not None:
             kv = self.batch.keys_and_values(row, self.cache.known(keys), len(keys))
             self.cache.insert(keys, kv, self.batch.snapshot(row))
 
-    @_observed
+    @everywhere
     def recall(self, keys: Sequence[int]) -> tuple[int, Rows]:
         """Returns how many of these keys the prefix cache knows, and the row after those."""
         if self.cache is not None:
@@ -251,9 +259,16 @@ class Engine:
                 return match.length, self.batch.restore(match)
         return 0, self.batch.blank()
 
-    @_observed
+    @everywhere
+    def gather(self, keys: Sequence[int]) -> tuple[int, State, Tensor]:
+        """Returns how many of these keys the prefix cache knows, and of the row after those the
+        whole state and the logits, on the CPU: what `adopt` takes, on any mesh."""
+        length, row = self.recall(keys)
+        whole = gather_state(self.batch.params, row.state)
+        return length, whole, device_put(row.logits, "cpu")
+
     def adopt(self, keys: Sequence[int], state: State, logits: Tensor) -> None:
-        """Puts a state of one row that has read these keys, as of `load_state`, into the cache.
+        """Puts a whole state of one row that has read these keys into the cache.
 
         Raises:
             ValueError: it is longer than the engine's capacity.
@@ -263,8 +278,33 @@ class Engine:
                 f"a state of {len(keys)} tokens is over the engine's capacity of "
                 f"{self.max_capacity}"
             )
+        self._adopt(tuple(keys), state, logits)
+
+    @everywhere
+    def _adopt(self, keys: tuple[int, ...], state: State, logits: Tensor) -> None:
         self._make_room(len(keys))
-        self.keep(keys, Rows(grow(state, self.batch.capacity), logits))
+        params = self.batch.params
+        state = scatter_state(params, grow(state, self.batch.capacity))
+        self.keep(keys, Rows(state, device_put(logits, params.device.type)))
+
+    @property
+    def leads(self) -> bool:
+        """Whether requests go to this engine, rather than to that of another process."""
+        return self._together is None or self._together.leads
+
+    def follow(self) -> None:
+        """Does what the engine of the first process does, until that one is closed.
+
+        Raises:
+            RuntimeError: that process has ended otherwise, or the two disagree.
+        """
+        if self._together is not None:
+            self._together.follow(self)
+
+    def close(self) -> None:
+        """Ends the engine: those that follow it return. On one device it does nothing."""
+        if self._together is not None:
+            self._together.close()
 
     @property
     def compile_count(self) -> int:
@@ -285,11 +325,11 @@ class Engine:
                 if not self.waiting or None not in self.running:
                     return
                 request = self.waiting.popleft()
-                with self._guard(request):
+                with self._guard(request, alike=False):
                     self._filling = self._start(request)
                 continue
             filling = self._filling
-            with self._guard(filling.request):
+            with self._guard(filling.request, alike=False):
                 if filling.done < len(filling.request.tokens):
                     budget -= self.batch.chunk
                     filling = self._filling = self._read(filling)
@@ -385,10 +425,13 @@ class Engine:
                 row = row._replace(state=grow(row.state, self.batch.capacity))
                 self._filling = self._filling._replace(row=row)
 
-    def _expire(self) -> None:
-        now = self._clock()
+    def _present(self) -> list[Request]:
+        """Lists the requests that have not ended."""
         filling = [self._filling.request] if self._filling is not None else []
-        for request in [*self.waiting, *filling, *filter(None, self.running)]:
+        return [*self.waiting, *filling, *filter(None, self.running)]
+
+    def _expire(self, now: float) -> None:
+        for request in self._present():
             if request.deadline is not None and now >= request.deadline:
                 with self._guard(request):
                     self._end(request, "timeout")
@@ -410,11 +453,20 @@ class Engine:
             self.running[self.running.index(request)] = None
 
     @contextlib.contextmanager
-    def _guard(self, request: Request) -> Iterator[None]:
-        """Lets an exception inside end this request and nothing else."""
+    def _guard(self, request: Request, alike: bool = True) -> Iterator[None]:
+        """Lets an exception inside end this request and nothing else.
+
+        Args:
+            alike: whether it comes in all processes of the engine, if in any. Otherwise it ends the
+                engine: the other processes may wait in the middle of what they do together.
+        """
         try:
             yield
         except Exception as error:
+            if self._together is not None:
+                if not alike:
+                    raise
+                self._together.note(f"request {request.id}: {error!r} ")
             request.finish_reason, request.error = "error", error
             self._forget(request)
 
@@ -449,15 +501,16 @@ class Engine:
             raise ValueError("a thinking budget puts in tokens of its own, without logprobs")
 
 
-def _check_mesh(params: Params) -> None:
-    """Checks that an engine can run on the parameters' mesh."""
+def _join(params: Params, settings: EngineSettings) -> Together | None:
+    """Joins the engines of the other processes, if the parameters are those of one rank of some."""
     mesh = params.runtime.mesh
     if mesh is None or mesh.size == 1:
-        return
-    if params.runtime.rank is not None:
-        raise ValueError(f"the engine runs in one process, not in those of {mesh}")
-    if mesh.dp > 1:
+        return None
+    if params.runtime.rank is None and mesh.dp > 1:
         raise ValueError(
             f"an engine runs on the ranks of one dp row, not on dp = {mesh.dp}: replicas are "
             "engines of their own"
         )
+    if params.runtime.rank is None or mesh.tp == 1:
+        return None
+    return Together(params, settings=settings)

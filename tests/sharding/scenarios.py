@@ -1,5 +1,6 @@
 """What the ranks of a test do; each function runs in every rank's process (see `worker`)."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -236,3 +237,115 @@ def grow_engine_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> tuple[li
     engine = serving.engine_for(params, max_capacity=serving.LARGEST)
     grown = serving.grow(engine)
     return grown, {step.__name__.strip("_"): step.signatures for step in steps.ALL}
+
+
+def _engine_of_rank(mesh: Mesh, rank: int, path: str, **settings) -> qwen35.Engine:
+    process.start(mesh, timeout=30)
+    params = qwen35.load(path, runtime=qwen35.Runtime(mesh=mesh, rank=rank))
+    return serving.engine_for(params, **settings)
+
+
+def serve_in_processes(
+    mesh: Mesh, rank: int, path: str, count: int, cache_bytes: int
+) -> tuple[serving.Served | None, dict]:
+    """An engine in one process per rank: what came of the requests, and each rank's cache."""
+    engine = _engine_of_rank(mesh, rank, path, cache_bytes=cache_bytes)
+    served = None
+    if engine.leads:
+        served = serving.serve(engine, count)
+        engine.close()
+    else:
+        engine.follow()
+    return served, dataclasses.asdict(engine.stats)
+
+
+def grow_in_processes(mesh: Mesh, rank: int, path: str) -> list | None:
+    """Slots that grow, in one process per rank."""
+    engine = _engine_of_rank(mesh, rank, path, max_capacity=serving.LARGEST)
+    if not engine.leads:
+        return engine.follow()
+    grown = serving.grow(engine)
+    engine.close()
+    return grown
+
+
+def engine_fails(mesh: Mesh, rank: int, path: str, place: str, how: str) -> None:
+    """On rank 1 a method of the engine's batch fails, or the process is killed in it."""
+    engine = _engine_of_rank(mesh, rank, path)
+    method = getattr(engine.batch, place)
+
+    def failing(*args):
+        if engine.running[0] is None and place != "prefill":
+            return method(*args)
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "forgets":
+            engine.cache.clear()
+            return method(*args)
+        raise MemoryError("no room on this rank")
+
+    if rank == 1:
+        setattr(engine.batch, place, failing)
+    if not engine.leads:
+        return engine.follow()
+    for prompt in ([1, 2, 3], [4] * 20):
+        engine.submit(prompt, max_new_tokens=6, sampling=qwen35.Sampling(banned=[3]))
+    for _ in engine.run():
+        pass
+    engine.close()
+
+
+def bad_text_in_processes(mesh: Mesh, rank: int, path: str) -> list | None:
+    """A token that no rank can decode ends its request in all of them; others go on."""
+    engine = _engine_of_rank(mesh, rank, path)
+
+    class Broken(models.Letters):
+        def decode(self, tokens, skip_special_tokens=False):
+            if 151 in tokens:
+                raise RuntimeError("this token can't be decoded")
+            return super().decode(tokens)
+
+    engine._tokenizer = Broken()
+    if not engine.leads:
+        return engine.follow()
+    only = qwen35.Sampling(banned=[token for token in range(160) if token != 151])
+    bad = engine.submit([5, 6], max_new_tokens=3, sampling=only)
+    late = engine.submit([7, 8], max_new_tokens=3, timeout=0.0)
+    good = engine.submit([9, 1], max_new_tokens=3)
+    for _ in engine.run():
+        pass
+    engine.close()
+    return [(r.finish_reason, tuple(r.new_tokens)) for r in (bad, late, good)]
+
+
+def engines_disagree(mesh: Mesh, rank: int, path: str) -> None:
+    """Rank 1's engine has another number of slots."""
+    _engine_of_rank(mesh, rank, path, slots=3 + rank)
+
+
+def _go_on_from_a_file(mesh: Mesh, rank: int | None, path: str, file: str, out: str) -> list:
+    """Goes on with a state from a file, in processes or (rank None) on virtual devices, and writes
+    what came of it to another."""
+    runtime = qwen35.Runtime(mesh=mesh, rank=rank)
+    params = qwen35.load(path, device="cpu" if rank is not None else "xla", runtime=runtime)
+    saved = qwen35.load_state(file, params, capacity=40)
+    put = qwen35.device_put
+    token, state, tokens = put(saved.logits, "cpu").argmax(-1), saved.state, []
+    for _ in range(6):
+        tokens.append(token.tolist())
+        logits, state = qwen35.decode(params, state, put(token, params.device.type))
+        token = put(logits, "cpu").argmax(-1)
+    qwen35.save_state(out, params, state, logits=logits)
+    return tokens
+
+
+def states_in_processes(mesh: Mesh, rank: int, path: str, file: str, out: str) -> list:
+    """The tokens of each rank's process."""
+    process.start(mesh)
+    return _go_on_from_a_file(mesh, rank, path, file, out)
+
+
+def states_on_virtual_devices(mesh: Mesh, rank: int, path: str, file: str, out: str) -> list:
+    """The tokens of one process."""
+    spmd.start(mesh)
+    return _go_on_from_a_file(mesh, None, path, file, out)

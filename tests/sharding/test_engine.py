@@ -1,5 +1,7 @@
 """The engine on several ranks, held to the engine on one device."""
 
+import time
+
 import pytest
 import serving
 
@@ -55,6 +57,77 @@ def test_slots_of_all_ranks_grow(name, checkpoint, run_ranks):
         "prefill": 2,
         "decode": 2,
     }, compiled
+
+
+@pytest.mark.parametrize(
+    ("name", "dp", "tp", "count"),
+    [
+        ("two_layers", 1, 2, 16),
+        ("even", 2, 2, 16),
+        pytest.param("even", 1, 4, 40, marks=slow),
+        pytest.param("heads_of_27b", 1, 8, 40, marks=slow),
+    ],
+)
+def test_an_engine_in_processes(name, dp, tp, count, checkpoint, run_ranks):
+    """Every dp row is a replica; all ranks of one keep and drop the same prefixes."""
+    path, mesh = checkpoint(name), Mesh(dp=dp, tp=tp)
+    # A rank holds its share, and the logits of the whole vocabulary.
+    size = CACHE_BYTES[name] // tp + 10_000
+    ranks = run_ranks("serve_in_processes", mesh, path=str(path), count=count, cache_bytes=size)
+    engine = serving.engine_for(qwen35.load(path), cache_bytes=CACHE_BYTES[name])
+    expected = serving.serve(engine, count)
+    for rank, (said, stats) in enumerate(ranks):
+        first = ranks[rank - rank % tp]
+        assert stats == first[1] and stats["bytes"] <= size
+        if said is None:
+            continue
+        assert rank % tp == 0 and said.ends == expected.ends
+        assert said.stats["evictions"] and said.stats["hits"]
+        for ours, theirs in zip(said.logprobs, expected.logprobs, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_slots_grow_in_processes(checkpoint, run_ranks):
+    path = checkpoint("two_layers")
+    grown, _ = run_ranks("grow_in_processes", Mesh(tp=2), path=str(path))
+    engine = serving.engine_for(qwen35.load(path), max_capacity=serving.LARGEST)
+    assert grown == serving.grow(engine)
+
+
+@pytest.mark.parametrize("place", ["prefill", "decode", "snapshot"])
+@pytest.mark.parametrize("how", ["raises", "killed"])
+def test_a_rank_that_fails_ends_the_engine_everywhere(place, how, checkpoint, fail_ranks):
+    """At once, each rank with a sentence, and none waits for the timeout of 30 s."""
+    start = time.monotonic()
+    path = str(checkpoint("two_layers"))
+    text = fail_ranks("engine_fails", Mesh(tp=2), path=path, place=place, how=how, keep_going=True)
+    assert time.monotonic() - start < 28
+    assert "[rank 0] RuntimeError: rank 0 ends in step: " in text
+    if how == "raises":
+        assert "no room on this rank" in text and "[rank 1] RuntimeError: rank 1 ends in" in text
+
+
+def test_ranks_whose_caches_differ_end_with_what_differs(checkpoint, fail_ranks):
+    path = str(checkpoint("two_layers"))
+    arguments = {"path": path, "place": "decode", "how": "forgets", "keep_going": True}
+    text = fail_ranks("engine_fails", Mesh(tp=2), **arguments)
+    for rank in (0, 1):
+        assert f"[rank {rank}] RuntimeError: rank {rank} ends in" in text
+    assert text.count("the ranks disagree: ") >= 2 and "snapshots=0" in text
+
+
+def test_a_request_that_ends_alike_ends_nothing_else(checkpoint, run_ranks):
+    """A text that can't be decoded, a deadline: all ranks see them, and go on."""
+    ends, _ = run_ranks("bad_text_in_processes", Mesh(tp=2), path=str(checkpoint("two_layers")))
+    assert [reason for reason, _ in ends] == ["error", "timeout", "length"]
+    assert len(ends[2][1]) == 3
+
+
+def test_engines_that_differ_are_refused_everywhere(checkpoint, fail_ranks):
+    path = str(checkpoint("two_layers"))
+    text = fail_ranks("engines_disagree", Mesh(tp=2), path=path, keep_going=True)
+    for rank in (0, 1):
+        assert f"[rank {rank}] ValueError: the ranks disagree: settings" in text
 
 
 def test_what_an_engine_does_not_run_on(checkpoint):

@@ -151,6 +151,18 @@ def test_damaged_files_are_refused(read, tmp_path):
         qwen35.load_state(file, params)
 
 
+def test_changed_values_are_refused(read, tmp_path):
+    """One bit of one tensor, which safetensors itself would not notice."""
+    params, _, state = read
+    file = tmp_path / "state"
+    qwen35.save_state(file, params, state)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(qwen35.CheckpointError, match="not those that were written"):
+        qwen35.load_state(file, params)
+
+
 def test_a_failed_save_leaves_the_old_file(read, tmp_path, monkeypatch):
     params, _, state = read
     file = tmp_path / "state"

@@ -549,9 +549,9 @@ def test_bad_engines(params, options, words):
     assert all(word in str(error.value) for word in words)
 
 
-def test_an_engine_for_several_processes_is_refused(params):
+def test_an_engine_of_a_rank_needs_the_others(params):
     split = params.with_runtime(mesh=Mesh(tp=2), rank=0)
-    with pytest.raises(ValueError, match=r"in one process, not in those of Mesh\(dp=1, tp=2"):
+    with pytest.raises(RuntimeError, match="torchrun --nproc-per-node 2"):
         engine_for(split)
 
 

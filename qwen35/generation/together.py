@@ -1,0 +1,135 @@
+"""An engine in several processes: what is asked of the first one's, all of them do.
+
+Every process has an engine of its own, with a rank's share of the parameters, the slots and the
+prefix cache. Which request is next, what is kept and what goes is the same in all, because all make
+the same calls in the same order and compute the same tokens: one exchange for each call says what
+it is, and compares what came of the last one (`sharding.following`). Requests go to the first
+process's engine; the others `follow`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from ..model.params import Params
+from ..sharding import process
+from ..sharding.following import Calls
+from ..xla.progress import show_compilations
+from .prefix_cache import CacheStats
+
+
+class Engine(Protocol):
+    """What is needed of `engine.Engine`."""
+
+    _together: Together | None
+    _progress: bool
+
+    @property
+    def stats(self) -> CacheStats:
+        """What the prefix cache did and holds."""
+
+
+class Together:
+    """An engine's place among those of the other processes of its tp group.
+
+    Attributes:
+        leads: whether requests go to this process's engine.
+    """
+
+    def __init__(self, params: Params, **facts: Any) -> None:
+        """Joins the others.
+
+        Raises:
+            ValueError: configuration, mesh, dtype or one of `facts` differs between processes.
+            RuntimeError: the processes were not started.
+        """
+        mesh, rank = params.runtime.mesh, params.runtime.own_rank
+        assert mesh is not None
+        facts |= {"config": params.config, "mesh": mesh, "dtype": params.dtype}
+        process.tp_group(mesh)  # which says how to start, where that has not been done
+        process.check_equal_on_ranks(**facts)
+        self._rank = rank
+        self._calls = Calls(mesh, rank)
+        self._inside = self._over = False
+        self.leads = self._calls.leads
+
+    def note(self, outcome: str) -> None:
+        """Adds to what all processes have to come to in the present call."""
+        self._calls.note(outcome)
+
+    def call(self, engine: Engine, method: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """Calls a method of the engine here and in the processes that follow.
+
+        Raises:
+            RuntimeError: this process follows; the engine is over; or the call failed here, after
+                which it is: what the other processes came to is not known.
+        """
+        if self._inside:  # a call that another one makes, there as well
+            return method(engine, *args, **kwargs)
+        if not self.leads:
+            raise RuntimeError(
+                f"rank {self._rank} follows: requests go to the first rank's engine, here call "
+                "follow()"
+            )
+        if self._over:
+            raise RuntimeError("this engine is over: it was closed, or a rank failed")
+        with self._ended_by_failure(method.__name__.strip("_")):
+            self._calls.tell((method.__name__, args, kwargs))
+            return self._run(engine, method, args, kwargs)
+
+    def follow(self, engine: Engine) -> None:
+        """Makes the calls of the process that leads until it closes its engine."""
+        while not self._over:
+            with self._ended_by_failure("what it was told"):
+                call = self._calls.hear()
+                if call is None:
+                    self._over = True
+                    return
+                name, args, kwargs = call
+                method = getattr(type(engine), name).__wrapped__
+                self._run(engine, method, args, kwargs)
+
+    def close(self) -> None:
+        """Lets the processes that follow return from `follow`; nothing if that has been done."""
+        if not self._over:
+            with self._ended_by_failure("close"):
+                self._calls.tell(None)
+            self._over = True
+
+    def _run(self, engine: Engine, method: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        self._inside = True
+        try:
+            result = method(engine, *args, **kwargs)
+        finally:
+            self._inside = False
+        pieces = result if isinstance(result, list) else ""
+        self.note(f"{method.__name__}: {pieces} {engine.stats} ")
+        return result
+
+    @contextlib.contextmanager
+    def _ended_by_failure(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._over = True
+            raise RuntimeError(f"rank {self._rank} ends in {name}: {error}") from error
+        except BaseException:
+            self._over = True
+            raise
+
+
+def everywhere(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a method of an engine run in all of its processes, and show what it compiles if the
+    engine's `progress` says so."""
+
+    @functools.wraps(method)
+    def run(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+        with show_compilations(engine._progress):
+            if engine._together is None:
+                return method(engine, *args, **kwargs)
+            return engine._together.call(engine, method, args, kwargs)
+
+    return run

@@ -1,0 +1,111 @@
+"""States of all ranks joined to one, and cut again for any other number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..sharding import process, spmd
+from ..sharding.mesh import Mesh
+from ..xla.devices import device_put
+from .config import Config
+from .declarations import Units, axis_sizes, held_units
+from .params import Params
+from .state import State, StateTensor, declare_state, place_state
+
+
+def gather_state(params: Params, state: State) -> State:
+    """The whole state on the CPU, whatever ranks it is split over.
+
+    With one process per rank, all of a tp group must call it, and each gets it.
+    """
+    mesh, rank = params.runtime.mesh, params.runtime.rank
+    if mesh is None or mesh.size == 1:
+        return _on_cpu(state)
+    if rank is None:
+        if mesh.dp > 1:
+            raise ValueError(f"a state split over dp = {mesh.dp} is one of each dp row")
+        return join_state(params.config, mesh, list(map(_plain, spmd.unstack(state, mesh))))
+    mine = _on_cpu(state)
+    if mesh.tp == 1:
+        return mine
+    shares = [process.gather_tensor(tensor, mesh) for tensor in pytree.tree_leaves(mine)]
+    structure = pytree.tree_structure(mine)
+    ranks = [pytree.tree_unflatten(list(leaves), structure) for leaves in zip(*shares, strict=True)]
+    return join_state(params.config, mesh, ranks)
+
+
+def scatter_state(params: Params, state: State) -> State:
+    """Of a whole state on the CPU what parameters of one or all ranks take, on their device."""
+    mesh, rank = params.runtime.mesh, params.runtime.rank
+    if mesh is None or mesh.tp == 1:
+        return place_state(params, state)
+    if rank is not None:
+        return place_state(params, cut_state(params.config, mesh, rank, state))
+    ranks = [cut_state(params.config, mesh, each, state) for each in range(mesh.size)]
+    return place_state(params, pytree.tree_map(lambda *shares: torch.cat(shares), *ranks))
+
+
+def join_state(config: Config, mesh: Mesh, ranks: Sequence[State]) -> State:
+    """The whole state of what the ranks of a tp group hold, on the CPU."""
+    sizes = axis_sizes(config)
+
+    def join(declared: StateTensor, *shares: Tensor) -> Tensor:
+        split = _split_dim(declared)
+        if split is None:
+            return shares[0]
+        dim, units = split
+        shape = list(shares[0].shape)
+        shape[dim] = sum(one.count * one.size for one in units)
+        whole = shares[0].new_empty(shape)
+        for rank, share in enumerate(shares):
+            whole.index_copy_(dim, _places(units, sizes, mesh, rank), share)
+        return whole
+
+    return pytree.tree_map(join, declare_state(config), *ranks)
+
+
+def cut_state(config: Config, mesh: Mesh, rank: int, state: State) -> State:
+    """What a rank holds of a whole state on the CPU."""
+    sizes = axis_sizes(config)
+
+    def cut(declared: StateTensor, whole: Tensor) -> Tensor:
+        split = _split_dim(declared)
+        if split is None:
+            return whole
+        dim, units = split
+        return whole.index_select(dim, _places(units, sizes, mesh, rank))
+
+    return pytree.tree_map(cut, declare_state(config), state)
+
+
+def _on_cpu(state: State) -> State:
+    return _plain(device_put(state, "cpu"))
+
+
+def _plain(state: State) -> State:
+    """A state whose layers are a tuple, as declared."""
+    return state._replace(layers=tuple(state.layers))
+
+
+def _split_dim(declared: StateTensor) -> tuple[int, tuple[Units, ...]] | None:
+    """The one dimension of a tensor that ranks split, and the units in it."""
+    for dim, units in enumerate(declared.dims, 1):
+        if units is not None and any(one.axis for one in units):
+            return dim, units
+    return None
+
+
+def _places(units: Sequence[Units], sizes: dict[str, int], mesh: Mesh, rank: int) -> Tensor:
+    """The places in the whole dimension of what a rank holds of it, in its order."""
+    places: list[int] = []
+    start = 0
+    for one in units:
+        for unit in held_units(one, sizes, mesh, rank):
+            assert unit is not None  # no axis of a state is padded
+            places += range(start + unit * one.size, start + (unit + 1) * one.size)
+        start += one.count * one.size
+    return torch.tensor(places)
