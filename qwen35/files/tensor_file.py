@@ -9,6 +9,7 @@ and checking their headers, is the library's.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,10 @@ _TORCH_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I64": torch.int64,
     "I32": torch.int32,
+    "I8": torch.int8,
 }
 
 
@@ -54,7 +58,7 @@ class TensorFile:
     def __init__(self, file: Path, sparse: bool = False) -> None:
         self.path = file
         try:
-            with safetensors.safe_open(file, framework="pt"):  # its offsets fit the file
+            with safetensors.safe_open(file, framework="numpy"):  # its offsets fit the file
                 self._file = open(file, "rb", buffering=0)
             length = int.from_bytes(self._file.read(8), "little")
             header = parse_object(self._file.read(length), str(file), "a safetensors header")
@@ -122,6 +126,8 @@ class TensorFile:
 class TensorSlice:
     """A tensor in a file; indexing it by a range of rows, and of columns, reads them."""
 
+    by_inputs = False  # see QuantizedFile
+
     def __init__(self, owner: TensorFile, entry: _Entry) -> None:
         self._owner, self._entry = owner, entry
 
@@ -132,6 +138,22 @@ class TensorSlice:
     def get_dtype(self) -> str:
         """Returns the dtype's name in the file."""
         return self._entry.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """How much of the file the tensor takes."""
+        return self._entry.end - self._entry.start
+
+    @property
+    def bytes_per_value(self) -> float:
+        """How much of the file a value takes."""
+        return self.nbytes / math.prod(self._entry.shape)
+
+    def read(self) -> Tensor:
+        """Reads all of it."""
+        result = torch.empty(self._entry.shape, dtype=_TORCH_DTYPES[self._entry.dtype])
+        self._owner.fill(_bytes(result), self._entry.start)
+        return result
 
     def __getitem__(self, index: slice | tuple[slice, slice]) -> Tensor:
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))

@@ -1,0 +1,7 @@
+"""Weights of others that are stored in few bits: which schemes are read, and their values."""
+
+from .formats import MEMBERS, open_weight
+from .scheme import Scheme, scheme_of
+from .weight import QuantizedFile
+
+__all__ = ["MEMBERS", "QuantizedFile", "Scheme", "open_weight", "scheme_of"]
