@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+_PART = 2**15 - 1  # values: torch shares 2**15 among its threads, for which callers have other work
 _LONGEST = 80  # characters of a value that an error repeats
 
 
@@ -102,3 +103,13 @@ def token_ids(name: str, tokens: Iterable[Any], vocabulary: int) -> list[int]:
             )
         ids.append(found)
     return ids
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Tells whether a floating tensor has no NaN and no infinite value.
+
+    What has one has a sum that is not finite: adding up takes one reading, and no memory. Where
+    the sum of finite values overflows, every value is looked at.
+    """
+    parts = tensor.reshape(-1).split(_PART)
+    return all(math.isfinite(part.sum()) or bool(part.isfinite().all()) for part in parts)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from .. import forms
 from ..forms import Weight
@@ -28,7 +32,10 @@ from ..model.declarations import (
 from ..model.params import Params, Runtime, as_dtype
 from ..xla.devices import device_put
 
-_BLOCK = 2**22  # values
+_BLOCK = 2**18  # values
+_TILE = (64, 511)  # rows and columns of a tile: less than the 32,768 values that torch shares
+_GROUP = 128  # columns; those that share a scale are read together
+_WORKERS = 4
 
 
 def materialize(
@@ -37,7 +44,8 @@ def materialize(
     dtype: torch.dtype,
     sizes: dict[str, int],
     runtime: Runtime,
-) -> torch.Tensor:
+    device: str = "cpu",
+) -> torch.Tensor | Weight:
     """Builds a rank's tensor from the checkpoint's tensors.
 
     Args:
@@ -47,32 +55,55 @@ def materialize(
         dtype: dtype of the result unless the declaration fixes one.
         sizes: units per logical axis (`axis_sizes`).
         runtime: mesh and rank.
+        device: "cpu" or "xla".
 
     Returns:
-        A new CPU tensor; padded units are zero. Beside it only a block of a few MB is allocated.
+        A tensor of the rank's shape on the device, or a weight that is stored as the runtime's
+        forms want it there; padded units are zero. It is written once, where it stays (on other
+        devices than the processor, in a tensor of the host that is then sent there). Beside it
+        only a block of a few MB is allocated.
     """
     shape = parameter.local_shape(sizes, runtime.mesh, runtime.own_rank)
-    result = torch.zeros(shape, dtype=parameter.dtype or dtype)
-    widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
-    for piece, target in zip(parameter.pieces, result.split(widths, -1), strict=True):
-        held = [held_units(dim, sizes, runtime.mesh, runtime.own_rank) for dim in piece.dims]
-        _copy_blocks(parameter, piece, held, read(piece.source), target)
-    return result
+
+    def write(target: torch.Tensor) -> None:
+        widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
+        for piece, part in zip(parameter.pieces, target.split(widths, -1), strict=True):
+            held = [held_units(dim, sizes, runtime.mesh, runtime.own_rank) for dim in piece.dims]
+            if any(None in units for units in held):
+                part.zero_()
+            _copy_blocks(parameter, piece, held, read(piece.source), part)
+
+    form = forms.get(runtime.forms if parameter.linear else "plain")
+    return form.store(shape, parameter.dtype or dtype, device, write)
 
 
-def place(
-    parameter: Parameter, tensor: torch.Tensor, device: str, runtime: Runtime
-) -> torch.Tensor | Weight:
-    """The parameter's tensor on "cpu" or "xla", stored as the runtime's forms want it there."""
-    if parameter.linear:
-        return forms.get(runtime.forms).place(tensor, device)
-    return device_put(tensor, device)
+def build_all(build: Callable[[Parameter], torch.Tensor | Weight], declared: Params) -> Params:
+    """The tree with `build(declaration)` in every declaration's place, several made at once.
+
+    A core that converts does not read meanwhile, nor send to a device: threads share the work, the
+    largest tensors first, so that none is left alone with one at the end.
+    """
+    parameters, structure = pytree.tree_flatten(declared)
+    order = sorted(range(len(parameters)), key=lambda i: -math.prod(parameters[i].shape))
+    with ThreadPoolExecutor(min(_WORKERS, len(os.sched_getaffinity(0)))) as pool:
+        built = dict(zip(order, pool.map(build, [parameters[i] for i in order]), strict=True))
+    return pytree.tree_unflatten([built[i] for i in range(len(parameters))], structure)
+
+
+def values_to_read(
+    parameter: Parameter, sizes: dict[str, int], runtime: Runtime
+) -> Iterator[tuple[Source, int]]:
+    """Each piece's source, and how many of its values `materialize` reads for a rank."""
+    for piece in parameter.pieces:
+        held = ((dim, held_units(dim, sizes, runtime.mesh, runtime.own_rank)) for dim in piece.dims)
+        lengths = (sum(length for *_, length in _runs(dim, units)) for dim, units in held)
+        yield piece.source, math.prod(lengths)
 
 
 def _copy_blocks(
     parameter: Parameter,
     piece: Piece,
-    held: list[tuple[int | None, ...]],
+    held: list[Sequence[int | None]],
     source: Any,
     target: torch.Tensor,
 ) -> None:
@@ -83,14 +114,40 @@ def _copy_blocks(
         return
     if parameter.transposed:
         target, runs = target.T, runs[::-1]
+    by_columns = getattr(source, "by_inputs", False)
     for row, file_row, rows in runs[0]:
         for column, file_column, columns in runs[1]:
-            step = max(1, _BLOCK // columns)  # keeps what is read at once small
-            for start in range(0, rows, step):
-                length = min(step, rows - start)
-                block = target[row + start : row + start + length, column : column + columns]
-                file_start = file_row + start
-                block.copy_(_file_block(piece, source, file_start, length, file_column, columns))
+            for down, height, across, width in _blocks(rows, columns, by_columns):
+                first, left = row + down, column + across
+                _copy_in_tiles(
+                    target[first : first + height, left : left + width],
+                    _file_block(
+                        piece, source, file_row + down, height, file_column + across, width
+                    ),
+                )
+
+
+def _copy_in_tiles(target: torch.Tensor, block: torch.Tensor) -> None:
+    """Copies a matrix, most often to another order, in tiles that stay in the first-level cache.
+
+    They are small enough for torch to take them in one thread: its threads would wait for each
+    other, and for those of `build_all`.
+    """
+    for ours, theirs in zip(target.split(_TILE[0]), block.split(_TILE[0]), strict=True):
+        for tile, values in zip(ours.split(_TILE[1], 1), theirs.split(_TILE[1], 1), strict=True):
+            tile.copy_(values)
+
+
+def _blocks(rows: int, columns: int, by_columns: bool) -> Iterator[tuple[int, int, int, int]]:
+    """Parts of a matrix that are read at once: (row, how many, column, how many)."""
+    if by_columns:
+        step = max(_GROUP, _BLOCK // rows // _GROUP * _GROUP)
+        for start in range(0, columns, step):
+            yield 0, rows, start, min(step, columns - start)
+    else:
+        step = max(1, _BLOCK // columns)
+        for start in range(0, rows, step):
+            yield start, min(step, rows - start), 0, columns
 
 
 def _file_block(
@@ -102,8 +159,10 @@ def _file_block(
     return source[start : start + length].reshape(length, -1)
 
 
-def _runs(dim: Units, units: tuple[int | None, ...]) -> list[tuple[int, int, int]]:
+def _runs(dim: Units, units: Sequence[int | None]) -> list[tuple[int, int, int]]:
     """Adjacent units merged: (our start, the checkpoint's start, length), padding left out."""
+    if units == range(dim.count) and dim.stride in (0, dim.size):
+        return [(0, dim.start, dim.count * dim.size)]  # a vocabulary has many units
     runs: list[tuple[int, int, int]] = []
     for place, unit in enumerate(units):
         if unit is None:
@@ -128,7 +187,7 @@ def dematerialize(
         last = piece.dims[-1]
         file = files.setdefault(piece.source, torch.empty(piece.source.shape, dtype=tensor.dtype))
         matrix = file.view(file.shape[0], -1).T if parameter.transposed else file
-        for start, file_start, length in _runs(last, tuple(range(last.count))):
+        for start, file_start, length in _runs(last, range(last.count)):
             matrix[..., file_start : file_start + length] = ours[..., start : start + length]
     yield from files.items()
 
@@ -167,8 +226,7 @@ def init_params(
             of_tower = config.vision if source.name.startswith(VISION_PREFIX) else None
             return _initial(source, seed, (of_tower or config).initializer_range)
 
-        tensor = materialize(parameter, read, dtype, sizes, runtime)
-        return place(parameter, tensor, device, runtime)
+        return materialize(parameter, read, dtype, sizes, runtime, device)
 
     return with_tp_index(map_declarations(build, declared), device)
 

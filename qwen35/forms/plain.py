@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..xla.devices import device_put, indices, matmul_float32
+from ..xla.devices import device_put, hand_over, host_memory, indices, matmul_float32
 from .weights import Weight, dense
 
 
@@ -14,6 +16,25 @@ class Plain:
     """The operations that the model's functions call. It has no state."""
 
     name = "plain"
+
+    def store(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: str,
+        write: Callable[[Tensor], None],
+    ) -> Weight:
+        """Store the weight [K, N] of a linear map on "cpu" or "xla" as products want it.
+
+        Args:
+            shape: K and N; of tensors that no product reads, any shape.
+            dtype: of the weight.
+            device: where it goes.
+            write: is called once, with a tensor of the host of that shape, and writes all of it.
+        """
+        room = host_memory(shape, dtype)
+        write(room)
+        return hand_over(room, device)
 
     def place(self, weight: Tensor, device: str) -> Weight:
         """Put the weight [K, N] of a linear map on "cpu" or "xla", stored as products want it."""

@@ -6,7 +6,7 @@ Initialisation, loading, saving, sharding and counting are all maps over that tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,10 +109,10 @@ def _held_length(dim: Units, sizes: dict[str, int], mesh: Mesh | None, rank: int
 
 def held_units(
     dim: Units, sizes: dict[str, int], mesh: Mesh | None, rank: int
-) -> tuple[int | None, ...]:
+) -> Sequence[int | None]:
     """The units of a dimension that a rank holds; None stands for a padded, zero unit."""
     if mesh is None or mesh.tp == 1 or dim.axis is None:
-        return tuple(range(dim.count))
+        return range(dim.count)
     return local_units(dim.axis, sizes, mesh, rank)
 
 

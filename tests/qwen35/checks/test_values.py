@@ -7,7 +7,15 @@ import pytest
 import torch
 
 import qwen35
-from qwen35.checks.values import as_integer, integer, is_number, positive_number, shown, token_ids
+from qwen35.checks.values import (
+    all_finite,
+    as_integer,
+    integer,
+    is_number,
+    positive_number,
+    shown,
+    token_ids,
+)
 from qwen35.evaluation.scoring import score
 from qwen35.sharding.mesh import Mesh
 
@@ -129,3 +137,19 @@ def test_every_token_that_the_model_lacks_is_refused_by_value(load, letters, tok
         with pytest.raises(ValueError, match=r"(prompt|row) \d has .*token id") as error:
             call()
         assert shown(token) in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_value_that_is_not_finite_is_found_wherever_it_is(dtype):
+    """Every place of a tensor of several parts, and largest finite values whose sum overflows."""
+    tensor = torch.zeros(5, 2**14, dtype=dtype)
+    assert all_finite(tensor)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        for place in ((0, 0), (2, 7), (4, -1)):
+            tensor[place] = value
+            assert not all_finite(tensor)
+            tensor[place] = 0
+    tensor[0, :2] = torch.tensor([float("inf"), -float("inf")])
+    assert not all_finite(tensor)
+    tensor[:] = torch.finfo(dtype).max
+    assert all_finite(tensor) and all_finite(-tensor) and all_finite(tensor[:, :0])

@@ -220,6 +220,22 @@ def test_unknown_device(reference, device):
         qwen35.load(reference(UNTIED).directory, device=device)
 
 
+@pytest.mark.parametrize("name", [UNTIED, TIED])
+def test_progress_counts_the_bytes_of_the_file(reference, name, monkeypatch):
+    bars = []
+
+    class Bar(checkpoint_module.tqdm):
+        def close(self):
+            bars.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(checkpoint_module, "tqdm", Bar)
+    directory = reference(name).directory
+    qwen35.load(directory, progress=True)
+    size = sum(t.nbytes for t in load_file(directory / "model.safetensors").values())
+    assert bars[0] == (size, size)
+
+
 # Accepted forms
 
 

@@ -1,0 +1,227 @@
+"""The safetensors files of a Hugging Face checkpoint: which there are, and what stands where."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..checks.errors import CheckpointError
+from ..checks.json_file import read_object
+from ..checks.values import shown
+from ..model.declarations import VISION_PREFIX, Source, declarations
+from ..model.params import Params
+from .quantized import MEMBERS, QuantizedFile, open_weight, scheme_of
+from .tensor_file import TensorFile, TensorSlice
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TEXT_PREFIX, MULTIMODAL_PREFIX = "model.", "model.language_model."
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+# Known to carry nothing that the model reads: the multi-token-prediction head, and a buffer that
+# older exporters wrote.
+_SKIPPED = ("mtp.*", "*rotary_emb.inv_freq")
+_TOWER = ("model.visual.*", "visual.*")
+_MOST = 20  # faults that a message lists
+
+
+class CheckpointFiles:
+    """The tensors of a checkpoint directory, by their text-only names.
+
+    Args:
+        directory: has model.safetensors, or shards and their index.
+        tower: whether a vision tower is loaded; its tensors are no part of the model otherwise.
+        sparse: small parts of the tensors will be read.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or quantised in a way that is not read.
+    """
+
+    def __init__(self, directory: Path, *, tower: bool, sparse: bool) -> None:
+        self.directory = directory
+        try:
+            self.scheme = scheme_of(read_object(directory / "config.json", "a configuration"))
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{directory}: {error}") from None
+        self.patterns = _SKIPPED if tower else _SKIPPED + _TOWER
+        self.sparse = sparse
+        self.problems: list[str] = []
+        self.tensors: dict[str, tuple[Path, str]] = {}
+        self.skipped: list[str] = []
+        self.handles: dict[Path, TensorFile] = {}
+        for file in self._shards():
+            self._open(file)
+
+    def _shards(self) -> list[Path]:
+        """model.safetensors, or else the files that an index names, as transformers looks."""
+        single = self.directory / SINGLE
+        index = self.directory / INDEX
+        if single.is_file():
+            return [single]
+        if not index.is_file():
+            raise CheckpointError(f"{self.directory}: neither {SINGLE} nor {INDEX}")
+        weight_map = read_object(index, "an index of safetensors files").get("weight_map")
+        values = weight_map.values() if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) for name in values):
+            raise CheckpointError(f"{index}: weight_map must hold a file's name for each tensor")
+        names = set(values)
+        files = [self.directory / name for name in sorted(names)]
+        # A downloaded index must not make us read files elsewhere on the machine.
+        outside = sorted(name for name in names if Path(name).name != name)
+        if outside:
+            raise CheckpointError(
+                f"{index}: names {', '.join(map(shown, outside))}, which is not beside it"
+            )
+        beside = set(os.listdir(self.directory))  # a name may be too long to ask for
+        missing = [shown(file.name) for file in files if file.name not in beside]
+        if missing:
+            raise CheckpointError(f"{index}: names {', '.join(missing)}, which is not there")
+        return files
+
+    def _open(self, file: Path) -> None:
+        handle = self.handles[file] = TensorFile(file, self.sparse)
+        for name in handle.keys():
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns):
+                self.skipped.append(name)
+                continue
+            ours = name
+            if name.startswith(MULTIMODAL_PREFIX):
+                ours = TEXT_PREFIX + name.removeprefix(MULTIMODAL_PREFIX)
+            elif name.startswith("visual."):
+                ours = TEXT_PREFIX + name
+            if ours in self.tensors:
+                other = self.tensors[ours][0].name
+                self.problems.append(f"{file.name}: {name} stands in {other} too")
+            else:
+                self.tensors[ours] = (file, name)
+
+    def read(self, source: Source) -> TensorSlice | QuantizedFile:
+        """The tensor of a source, still unread: slicing it reads. Quantised ones give values.
+
+        Raises:
+            ValueError: it is quantised in a way that is not read, or does not fit the source.
+        """
+        members = self._members(source.name)
+        if not members:
+            return self._slice(source.name)
+        if self.scheme is None:
+            raise ValueError(f"{members[0]} stands there, but config.json tells no quantisation")
+        stem = source.name.removesuffix("weight")
+        there = [source.name] if source.name in self.tensors else []
+        parts = {name.removeprefix(stem): self._slice(name) for name in (*there, *members)}
+        try:
+            return open_weight((source.shape[0], source.shape[1]), parts, self.scheme)
+        except ValueError as error:
+            raise ValueError(f"{stem}{error}") from None
+
+    def _slice(self, name: str) -> TensorSlice:
+        file, file_name = self.tensors[name]
+        return self.handles[file].get_slice(file_name)
+
+    def _members(self, name: str) -> list[str]:
+        """The names of what a quantised weight is made of, its own name aside."""
+        if not name.endswith(".weight"):
+            return []
+        stem = name.removesuffix("weight")
+        return [stem + member for member in MEMBERS if stem + member in self.tensors]
+
+    def place(self, source: Source) -> str:
+        """The tensor of a source as messages call it: its file and its name there."""
+        name = next(n for n in (source.name, *self._members(source.name)) if n in self.tensors)
+        file, file_name = self.tensors[name]
+        return f"{file.name}: {file_name}"
+
+    def check(self, declared: Params) -> None:
+        """Raises one CheckpointError with every fault that names, shapes and dtypes show."""
+        expected = {
+            piece.source.name: piece.source
+            for parameter in declarations(declared)
+            for piece in parameter.pieces
+        }
+        tower = {name for name in expected if name.startswith(VISION_PREFIX)}
+        if tower and tower.isdisjoint(self.tensors):
+            self.problems.append(
+                f"none of the {len(tower)} tensors of the vision tower ({VISION_PREFIX}*) that the "
+                "config describes is there (vision=False loads the text model alone)"
+            )
+            expected = {name: expected[name] for name in expected.keys() - tower}
+        known = set(expected)
+        for name, source in expected.items():
+            members = self._members(name)
+            known.update(members)
+            if members:
+                try:
+                    self.read(source)
+                except ValueError as error:
+                    self.problems.append(str(error))
+                continue
+            if name not in self.tensors:
+                self.problems.append(f"{name} is missing")
+                continue
+            file, file_name = self.tensors[name]
+            entry = self._slice(name)
+            shape, dtype = tuple(entry.get_shape()), entry.get_dtype()
+            if shape != source.shape:
+                self.problems.append(
+                    f"{file.name}: {file_name} has shape {list(shape)}, "
+                    f"the config needs {list(source.shape)}"
+                )
+            if dtype not in _DTYPES:
+                self.problems.append(
+                    f"{file.name}: {file_name} has dtype {dtype}, not one of {', '.join(_DTYPES)}"
+                )
+        for name in sorted(self.tensors.keys() - known):
+            file, file_name = self.tensors[name]
+            if name == "lm_head.weight" and declared.config.tie_word_embeddings:
+                self._check_tied(file, file_name)
+            else:
+                self.problems.append(f"{file.name}: {file_name} is not part of this model")
+        if self.problems:
+            shown_ones = self.problems[:_MOST]
+            if len(self.problems) > _MOST:
+                shown_ones.append(f"and {len(self.problems) - _MOST} more faults")
+            raise CheckpointError(f"{self.directory}: " + "; ".join(shown_ones))
+
+    def _check_tied(self, file: Path, file_name: str) -> None:
+        """A head beside a tied embedding must be the same tensor."""
+        if "model.embed_tokens.weight" not in self.tensors:
+            return
+        embedding_file, embedding_name = self.tensors["model.embed_tokens.weight"]
+        head = self.handles[file].get_slice(file_name)
+        embedding = self.handles[embedding_file].get_slice(embedding_name)
+        shape, dtype = head.get_shape(), head.get_dtype()
+        alike = (shape, dtype) == (embedding.get_shape(), embedding.get_dtype())
+        readable = len(shape) == 2 and dtype in _DTYPES
+        same = (
+            alike
+            and readable
+            and all(
+                torch.equal(head[start : start + 4096], embedding[start : start + 4096])
+                for start in range(0, shape[0], 4096)
+            )
+        )
+        if not same:
+            self.problems.append(
+                f"{file.name}: {file_name} differs from {embedding_name}, but the config says "
+                "tie_word_embeddings"
+            )
+
+
+class Watched:
+    """A tensor that is read in parts, as `TensorSlice`; `look` sees each part that is read."""
+
+    def __init__(
+        self, tensor: TensorSlice | QuantizedFile, look: Callable[[torch.Tensor], None]
+    ) -> None:
+        self._tensor, self._look = tensor, look
+        self.by_inputs = tensor.by_inputs
+
+    def __getitem__(self, index: slice | tuple[slice, slice]) -> torch.Tensor:
+        part = self._tensor[index]
+        self._look(part)
+        return part
