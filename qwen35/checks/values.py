@@ -105,11 +105,13 @@ def token_ids(name: str, tokens: Iterable[Any], vocabulary: int) -> list[int]:
     return ids
 
 
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Tells whether a floating tensor has no NaN and no infinite value.
+def all_finite(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Tells whether a floating tensor has no NaN and no infinite value, nor gets one as `dtype`.
 
     What has one has a sum that is not finite: adding up takes one reading, and no memory. Where
     the sum of finite values overflows, every value is looked at.
     """
     parts = tensor.reshape(-1).split(_PART)
+    if dtype is not None and dtype.itemsize < tensor.itemsize:
+        parts = (part.to(dtype) for part in parts)
     return all(math.isfinite(part.sum()) or bool(part.isfinite().all()) for part in parts)

@@ -118,19 +118,20 @@ def load(
     )
     infinite: set[Source] = set()
 
-    def read(source: Source) -> Watched:
+    def read(source: Source, kept: torch.dtype) -> Watched:
         tensor = files.read(source)
 
         def look(block: torch.Tensor) -> None:
             with bar.get_lock():  # other tensors are read at the same time
                 bar.update(block.numel() * tensor.bytes_per_value)
-            if check_finite and not all_finite(block):
+            if check_finite and not all_finite(block, kept):
                 infinite.add(source)
 
         return Watched(tensor, look)
 
     def build(parameter: Parameter) -> torch.Tensor | Weight:
-        return materialize(parameter, read, dtype, sizes, runtime, device)
+        read_as = functools.partial(read, kept=parameter.dtype or dtype)
+        return materialize(parameter, read_as, dtype, sizes, runtime, device)
 
     with bar:
         params = build_all(build, declared)
