@@ -103,7 +103,8 @@ class Batch:
             steps.prefill.compile(params, row, inputs[0], slot, *inputs[1:])
         steps.decode.compile(params, self.rows, vector, mask, self._ends)
         steps.choose.compile(*self._likeliest())
-        steps.choose.compile(*self._sampled(mask))
+        for short in (False, True):
+            steps.choose.compile(*self._sampled(mask, short))
         steps.force.compile(vector, vector, vector)
         steps.put.compile(params, self.rows, row, slot)
         steps.put_settings.compile(self._settings, self._settings_of(Sampling(), ()), slot)
@@ -146,13 +147,18 @@ class Batch:
     # -- all slots ----------------------------------------------------------------------------
 
     def choose(
-        self, counted: Sequence[bool], plain: bool, forced: Sequence[tuple[int, int] | None]
+        self,
+        counted: Sequence[bool],
+        plain: bool,
+        short: bool,
+        forced: Sequence[tuple[int, int] | None],
     ) -> Choice:
         """Chooses each slot's next token, which stays on the device: `decode` takes it from there.
 
         Args:
             counted: whether the token before is one of the continuation.
             plain: whether the most likely tokens are wanted of all.
+            short: whether all slots' settings are `Sampling.short`.
             forced: see `Request.forced`.
 
         Returns:
@@ -161,7 +167,7 @@ class Batch:
         if plain:
             choice, _ = steps.choose(*self._likeliest())
         else:
-            choice, counts = steps.choose(*self._sampled(self._mask(*counted)))
+            choice, counts = steps.choose(*self._sampled(self._mask(*counted), short))
             self._settings = self._settings._replace(counts=counts)
         self._token = choice.token
         if any(forced):
@@ -220,11 +226,12 @@ class Batch:
         """Returns what `steps.choose` takes for the most likely tokens: no more than an argmax."""
         return self.params, None, self.rows.logits, MOST_LIKELY, None, None, None, None
 
-    def _sampled(self, counted: Tensor) -> tuple:
+    def _sampled(self, counted: Tensor, short: bool) -> tuple:
         """Returns what `steps.choose` takes for the slots' settings."""
         state, logits = self.rows
         settings, last = (self._settings.controls, self._settings.counts), self._token
-        return self.params, state.position, logits, *settings, last, counted, self._top_logprobs
+        how = last, counted, self._top_logprobs, short
+        return self.params, state.position, logits, *settings, *how
 
     def _ensure_settings(self) -> None:
         if self._settings is None:

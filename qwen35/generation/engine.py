@@ -384,6 +384,7 @@ class Engine:
         choice = self.batch.choose(
             [bool(request and request.new_tokens) for request in self.running],
             all(request.sampling.plain for request in running),
+            all(request.sampling.short for request in running),
             [request.forced if request else None for request in self.running],
         )
         if self.batch.ahead:

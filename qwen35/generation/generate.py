@@ -184,6 +184,7 @@ class _Call:
         self._progress = progress
         self._limits = [sampling.logprobs for sampling in samplings]
         self._logprobs = max((limit for limit in self._limits if limit is not None), default=None)
+        self._short = all(sampling.short for sampling in samplings)
         vocabulary = params.config.vocab_size
         self._controls = self._put(controls_for(samplings, vocabulary))
         self._mask = steps.masks(params.device.type)
@@ -218,6 +219,7 @@ class _Call:
             None,
             None,
             self._logprobs,
+            self._short,
         )
         self._state, self._token = rows.state, choice.token
         if decode_follows:
@@ -248,7 +250,7 @@ class _Call:
     def _decode_arguments(self, active: list[bool]) -> tuple:
         # A single row is active while there are steps.
         mask = self._mask(*active) if len(active) > 1 else None
-        sampled = (self._controls, self._counts, self._logprobs)
+        sampled = (self._controls, self._counts, self._logprobs, self._short)
         return self._params, self._state, self._token, mask, *sampled
 
     def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:

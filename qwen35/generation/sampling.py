@@ -1,6 +1,7 @@
 """Choosing the next token from logits: pure functions over per-row tensors, part of a step's graph.
 
-No operation sorts. A draw is the argmax of logits with Gumbel noise added, and top-k and top-p are
+No operation sorts. A draw is the argmax of logits with Gumbel noise added. Where no row keeps more
+than its `CANDIDATES` most likely tokens, only those are looked at; elsewhere top-k and top-p are
 thresholds, found bit by bit: each of the fixed number of rounds compares all logits with a
 candidate and sums. Settings are data: other values, or other ones in each row, need no other graph.
 """
@@ -17,8 +18,11 @@ from torch import Tensor
 
 from ..checks.values import as_integer, integer, is_number
 from ..xla.devices import indices
-from .threefry import gumbel
+from .largest import largest
+from .threefry import gumbel, gumbel_at
 
+# The most likely tokens among which a row draws if its top-k leaves no more.
+CANDIDATES = 64
 # Added to a token's count when it stands in the prompt.
 _IN_PROMPT = 1 << 20
 # A single setting for several rows gives each its own seed; the golden ratio spreads them.
@@ -31,7 +35,8 @@ class Sampling:
     """How a row's tokens are chosen.
 
     In this order: logit bias and banned tokens, the penalties, temperature, top-k, top-p over
-    what top-k leaves, min-p, the draw. Tokens of equal logits stay or go together.
+    what top-k leaves, min-p, the draw. Tokens of equal logits stay or go together, unless that
+    makes more than 64 of a top-k of at most 64.
 
     Attributes:
         temperature: 0 takes the most likely token; above, logits are divided by it.
@@ -109,6 +114,11 @@ class Sampling:
         """Whether the most likely token is all that is asked for."""
         biased = self.logit_bias or self.banned
         return not (self.temperature or self.penalized or biased or self.logprobs is not None)
+
+    @property
+    def short(self) -> bool:
+        """Whether it keeps no more than the `CANDIDATES` most likely tokens."""
+        return not self.temperature or 0 < self.top_k <= CANDIDATES
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -250,6 +260,7 @@ def choose(
     position: Tensor | None = None,
     counts: Tensor | None = None,
     logprobs: int | None = None,
+    short: bool = False,
 ) -> Choice:
     """Chooses the next token of each row.
 
@@ -259,26 +270,26 @@ def choose(
         position: [B] int32, the position that the token will have; a draw needs it.
         counts: [B, V] int32; penalties need them.
         logprobs: how many most likely tokens to report, None for no log probabilities. Static.
+        short: whether every row's settings are `Sampling.short`, which chooses the same tokens in
+            less time. Static.
     """
-    token = _token(logits, controls, position, counts)
+    token = _token(logits, controls, position, counts, short)
     if logprobs is None:
         return Choice(token)
     normal = logits.log_softmax(-1)
-    top_tokens, top_values = [], []
-    rest, ids = normal, indices(logits.shape[1], logits.device)
-    for _ in range(logprobs):
-        best = rest.argmax(-1, keepdim=True)
-        top_tokens.append(best)
-        top_values.append(rest.gather(1, best))
-        rest = torch.where(ids == best, -math.inf, rest)
     chosen = normal.gather(1, token[:, None]).squeeze(1)
     if not logprobs:
         return Choice(token, chosen)
-    return Choice(token, chosen, torch.cat(top_tokens, 1), torch.cat(top_values, 1))
+    top_values, top_tokens = largest(normal, logprobs)
+    return Choice(token, chosen, top_tokens, top_values)
 
 
 def _token(
-    logits: Tensor, controls: Controls, position: Tensor | None, counts: Tensor | None
+    logits: Tensor,
+    controls: Controls,
+    position: Tensor | None,
+    counts: Tensor | None,
+    short: bool,
 ) -> Tensor:
     draw, filters, penalties, bias = controls
     if bias is not None:
@@ -291,13 +302,21 @@ def _token(
     assert position is not None
     random = draw.temperature > 0
     temperature = torch.where(random, draw.temperature, 1.0)[:, None]
+    size, ids = logits.shape[1], None
+    if short:
+        logits, ids = largest(logits, min(CANDIDATES, size))
     # How far each logit lies below the largest: what softmax depends on, and never negative.
     distance = (logits.amax(-1, keepdim=True) - logits) / temperature
-    noise = gumbel(draw.seed, position, logits.shape[1])
+    if ids is None:
+        noise = gumbel(draw.seed, position, size)
+    else:
+        noise = gumbel_at(draw.seed, position, ids, size)
     score = torch.where(random[:, None], noise, 0.0) - distance
     if filters is not None:
-        score = torch.where(kept(distance, filters), score, -math.inf)
-    return score.argmax(-1)
+        keep = kept(distance, filters) if ids is None else kept_candidates(distance, filters)
+        score = torch.where(keep, score, -math.inf)
+    _, best = largest(score, 1)
+    return best.squeeze(1) if ids is None else ids.gather(1, best).squeeze(1)
 
 
 def _penalize(logits: Tensor, penalties: Penalties, counts: Tensor) -> Tensor:
@@ -322,6 +341,25 @@ def kept(distance: Tensor, filters: Filters) -> Tensor:
     mass = torch.where(filters.top_p < 1, filters.top_p * weight.sum(-1), math.inf)
     limit = torch.minimum(limit, _largest_below(weight, distance, mass))
     return (distance <= limit[:, None]) & (weight >= filters.min_p[:, None])
+
+
+def kept_candidates(distance: Tensor, filters: Filters) -> Tensor:
+    """Tells which of a row's most likely tokens top-k, top-p and min-p leave, bool [B, n].
+
+    Args:
+        distance: [B, n] >= 0, rising, as for `kept`, of the n most likely tokens.
+        filters: top_k from 1 to n; where it is 0, all n stay.
+    """
+    place = indices(distance.shape[1], distance.device)
+    last = place == filters.top_k[:, None] - 1
+    limit = torch.where(last, distance, 0.0).sum(-1, keepdim=True)
+    limit = torch.where(filters.top_k[:, None] > 0, limit, math.inf)
+    weight = torch.where(distance <= limit, torch.exp(-distance), 0.0)
+    mass = torch.where(filters.top_p < 1, filters.top_p * weight.sum(-1), math.inf)
+    nearer = distance[:, None, :] < distance[:, :, None]
+    before = torch.where(nearer, weight[:, None, :], 0.0).sum(-1)
+    enough = before < mass[:, None]
+    return (distance <= limit) & enough & (weight >= filters.min_p[:, None])
 
 
 def _largest_below(weight: Tensor, distance: Tensor, target: Tensor) -> Tensor:

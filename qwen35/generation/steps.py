@@ -122,6 +122,7 @@ def _choose(
     last: Tensor | None,
     counted: Tensor | None,
     logprobs: int | None,
+    short: bool = False,
 ) -> tuple[Choice, Tensor | None]:
     """Chooses each row's next token, see `sampling.choose`.
 
@@ -134,7 +135,7 @@ def _choose(
         counts = sampling.count(counts, last, counted)
     if controls.draw is not None:
         position = _whole(params, position)
-    return sampling.choose(logits, controls, position, counts, logprobs), counts
+    return sampling.choose(logits, controls, position, counts, logprobs, short), counts
 
 
 @torch.no_grad()
@@ -146,11 +147,13 @@ def _decode_and_choose(
     controls: Controls,
     counts: Tensor | None,
     logprobs: int | None,
+    short: bool = False,
 ) -> tuple[Choice, State, Tensor | None]:
     """Decodes token [B] in the active rows and chooses what comes after it."""
     logits, state = decoder.decode(params, state, token, active)
     position = state.position
-    choice, counts = _choose(params, position, logits, controls, counts, token, active, logprobs)
+    how = (controls, counts, token, active, logprobs, short)
+    choice, counts = _choose(params, position, logits, *how)
     return choice, state, counts
 
 

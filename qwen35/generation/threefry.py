@@ -50,8 +50,22 @@ def gumbel(key: Tensor, position: Tensor, size: int) -> Tensor:
     half = -(-size // 2)
     counter = (indices(half, key.device)[None], position[:, None])
     words = threefry((key[:, :1], key[:, 1:]), counter)
-    uniform = _uniform(torch.cat(words, dim=1)[:, :size])
-    return -(-torch.log1p(-uniform)).log()
+    return _gumbel(torch.cat(words, dim=1)[:, :size])
+
+
+def gumbel_at(key: Tensor, position: Tensor, ids: Tensor, size: int) -> Tensor:
+    """Draws numbers ids [B, n], of 0 to size - 1, of each row of `gumbel(key, position, size)`."""
+    half = -(-size // 2)
+    ids = ids.to(torch.int32)
+    second = ids >= half
+    counter = (torch.where(second, ids - half, ids), position[:, None])
+    first, other = threefry((key[:, :1], key[:, 1:]), counter)
+    return _gumbel(torch.where(second, other, first))
+
+
+def _gumbel(bits: Tensor) -> Tensor:
+    """Turns int32 bits into standard Gumbel noise."""
+    return -(-torch.log1p(-_uniform(bits))).log()
 
 
 def _uniform(bits: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import generation as hf
 
 import qwen35
 from qwen35.generation import steps
 from qwen35.generation.sampling import (
+    CANDIDATES,
     Filters,
     Sampling,
     choose,
@@ -22,6 +23,7 @@ from qwen35.generation.sampling import (
     count,
     counts_for,
     kept,
+    kept_candidates,
 )
 from qwen35.generation.threefry import gumbel, threefry
 
@@ -139,6 +141,55 @@ def test_filters_equal_those_of_transformers(options, processors):
     result = kept((logits.amax(-1, keepdim=True) - logits) / 0.7, controls.filters)
     assert torch.equal(result, scores > -math.inf)
     assert 1 < result.sum(-1).float().mean() < 999
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, CANDIDATES),
+    st.floats(0.01, 1),
+    st.sampled_from([0, 0.05, 0.5, 1]),
+    st.sampled_from([0, 1, 2**-4]),
+    st.sampled_from([0.3, 3, 40]),
+)
+def test_candidates_are_chosen_from_as_the_whole_vocabulary(
+    seed, top_k, top_p, min_p, grid, spread
+):
+    """The same tokens are kept, and the same one is drawn, beside a greedy row too."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(3, 300)).astype(np.float32) * spread
+    if grid:
+        logits = np.round(logits / grid) * np.float32(grid)
+    logits = torch.from_numpy(logits)
+    distance = logits.amax(-1, keepdim=True) - logits
+    filters = Filters(*torch.tensor([[top_k, top_p, min_p]] * 3, dtype=torch.float32).T)
+    of_top_k = kept(distance, Filters(filters.top_k, torch.ones(3), torch.zeros(3)))
+    assume(of_top_k.sum(-1).max() <= CANDIDATES)  # ties can make them more
+    wanted = kept(distance, filters)
+    ranked = distance.sort(-1).values[:, :CANDIDATES]
+    found = kept_candidates(ranked, filters)
+    # Other orders of summation: a cumulative probability may fall on the other side of top_p.
+    counts = [wanted.sum(-1)]
+    for shift in (1e-6, -1e-6):
+        nudged = filters._replace(top_p=(filters.top_p + shift).clamp(1e-9, 1))
+        counts.append(kept(distance, nudged).sum(-1))
+    for row, number in enumerate(found.sum(-1).tolist()):
+        assert number in [int(count[row]) for count in counts]
+    if all(torch.equal(counts[0], count) for count in counts):
+        row = Sampling(0.9, seed=seed % 1000, top_k=top_k, top_p=top_p, min_p=min_p)
+        controls = controls_for([row, Sampling(), row.for_row(2)], 300)
+        position = torch.tensor([3, 4, 5], dtype=torch.int32)
+        short, whole = (
+            choose(logits, controls, position, short=kind).token for kind in (True, False)
+        )
+        assert torch.equal(short, whole)
+
+
+def test_only_settings_that_keep_few_tokens_are_short():
+    few = (Sampling(), Sampling(0.7, top_k=CANDIDATES), Sampling(0.7, top_k=1, top_p=0.5))
+    assert all(sampling.short for sampling in few)
+    many = (Sampling(0.7, top_k=CANDIDATES + 1), Sampling(0.7), Sampling(0.7, top_p=0.9))
+    assert not any(sampling.short for sampling in many)
 
 
 def test_filters_on_a_full_vocabulary():
@@ -287,9 +338,10 @@ def test_compiled_once_for_all_settings():
         on_device = step(*qwen35.device_put(arguments, "xla"), logprobs=2)
         assert on_device.token.tolist() == choose(*arguments).token.tolist()
     assert step.compile_count == 1
-    text = step.lower(*qwen35.device_put(arguments, "xla"), logprobs=2)
-    assert not re.search(r"\b(sort|while|rng|custom-call)\(|f64\[", text)
-    assert not re.search(r"s64\[\d+,\d+\]\S* (add|multiply|shift|xor)", text)
+    for short in (False, True):
+        text = step.lower(*qwen35.device_put(arguments, "xla"), logprobs=2, short=short)
+        assert not re.search(r"\b(sort|rng|custom-call)\(|f64\[", text)
+        assert not re.search(r"s64\[\d+,\d+\]\S* (add|multiply|shift|xor)", text)
 
 
 def test_the_greedy_step_is_nothing_but_decode_and_argmax(load):
