@@ -18,7 +18,10 @@ Write the graph that one rank runs, traced without weights.
   qwen35 export --preset 27b --tp 8 --phase vision --tokens 1024 OUT
 
 OUT gets PHASE.hlo.pb (what `neuronx-cc compile --framework XLA` takes; it has not been fed to it
-by this project), PHASE.hlo.txt, and PHASE.json: what the graph holds and costs, and the rules of
+by this project), PHASE.hlo.txt, the same as a portable artifact of StableHLO in PHASE.stablehlo,
+the constants that it takes as arguments in PHASE.captured.safetensors, and PHASE.json: every
+parameter and output with its path in the parameters or the state, shape and dtype, and the
+parameter whose memory an output takes; what the graph holds and costs; and the rules of
 `qwen35.graphs.lint` that it breaks. If it breaks any, they are printed, and the exit code is 1.
 
 Phases: prefill, prefill_images (the prompt's embeddings and positions are given), decode, and
@@ -44,6 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
+    from safetensors.torch import save
+
     from ..files import aside
     from ..graphs.export import count_costs, trace
     from ..sharding.mesh import Mesh
@@ -57,12 +62,16 @@ def run(options: argparse.Namespace) -> int:
         capacity=options.capacity,
         batch=options.batch,
         dtype=options.dtype,
+        stablehlo=True,
     )
     findings = graph.lint()
-    content = count_costs(graph) | {"lint": findings}
+    content = graph.signature | count_costs(graph) | {"lint": findings}
+    captured = {f"captured[{index}]": tensor for index, tensor in enumerate(graph.captured)}
     files = {
         "hlo.pb": graph.proto,
         "hlo.txt": graph.text.encode(),
+        "stablehlo": graph.stablehlo,
+        "captured.safetensors": save(captured),
         "json": (json.dumps(content, indent=1) + "\n").encode(),
     }
     directory = Path(options.out)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,23 +27,70 @@ from .lint import Case, lint
 PHASES = ("prefill", "prefill_images", "decode", "vision")
 
 
+class Slot(NamedTuple):
+    """What a graph takes or returns: where it stands in the step's trees, and its type."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, path: str, tensor: torch.Tensor) -> Slot:
+        """Describes a tensor."""
+        return cls(path, tuple(tensor.shape), tensor.dtype)
+
+    def described(self) -> dict[str, Any]:
+        """Returns it as plain values for JSON."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"path": self.path, "shape": list(self.shape), "dtype": dtype}
+
+
 @dataclass(frozen=True)
 class Lowered:
     """The graph of a step.
 
     Attributes:
         text, proto: the HLO module; the proto has the donated buffers' aliases.
-        arguments: per argument of the graph the path of the tensor, e.g.
-            "params.layers[0].in_proj", or "captured" for what torch-xla adds.
-        paths: of all tensors that the step was given.
+        stablehlo: the module as a portable artifact of StableHLO, which has no aliases, if it was
+            asked for.
+        inputs: what the graph takes, in its order, e.g. "params.layers[0].in_proj".
+        outputs: what it returns, in its order, e.g. "logits", "state.layers[0].recurrent".
+        captured: the values of the inputs "captured[0]" and so on, which torch-xla adds, on the
+            CPU.
+        paths: of all tensors that the step was given, whether or not the graph takes them.
         donated: (argument, output) pairs: the output takes the donated argument's memory.
     """
 
     text: str
     proto: bytes
-    arguments: tuple[str, ...]
+    stablehlo: bytes | None
+    inputs: tuple[Slot, ...]
+    outputs: tuple[Slot, ...]
+    captured: tuple[torch.Tensor, ...]
     paths: tuple[str, ...]
     donated: tuple[tuple[int, int], ...]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Returns the path of each argument of the graph."""
+        return tuple(slot.path for slot in self.inputs)
+
+    @property
+    def signature(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the graph's parameters and outputs, in its order, as plain values for JSON.
+
+        An output's `aliases` is the index of the parameter whose memory it takes, or None.
+        """
+        taken = {output: argument for argument, output in self.donated}
+        return {
+            "parameters": [
+                {"index": index, **slot.described()} for index, slot in enumerate(self.inputs)
+            ],
+            "outputs": [
+                {"index": index, **slot.described(), "aliases": taken.get(index)}
+                for index, slot in enumerate(self.outputs)
+            ],
+        }
 
     @functools.cached_property
     def module(self) -> Module:
@@ -84,6 +132,7 @@ def trace(
     capacity: int = 4096,
     batch: int = 1,
     dtype: torch.dtype | str = torch.bfloat16,
+    stablehlo: bool = False,
 ) -> Graph:
     """Traces a step of the model for one rank, as `qwen35.jit` would, on tensors without data.
 
@@ -99,6 +148,7 @@ def trace(
         capacity: tokens that the KV cache holds.
         batch: rows, or frames, of this rank.
         dtype: float32 or bfloat16.
+        stablehlo: write the graph as StableHLO as well.
 
     Raises:
         ValueError: an argument is out of range, the model has no vision tower for that phase, or
@@ -118,7 +168,9 @@ def trace(
         vision = abstract_params(config, dtype=dtype, runtime=runtime).vision
         frames = _abstract_frames(vision, batch, tokens)
         lowered = lower(
-            lambda vision, state, frames: (tower(vision, frames), state), vision, (), frames
+            lambda vision, state, frames: (tower(vision, frames), state),
+            *(vision, (), frames),
+            stablehlo=stablehlo,
         )
         padded = frames.patches.shape[1] // config.vision.merge_factor
         return Graph(**vars(lowered), **traced, tokens=padded)
@@ -131,7 +183,8 @@ def trace(
         more["embeds"] = torch.empty(size, dtype=params.dtype, device="meta")
         more["positions"] = ids.expand(3, batch, tokens)
     step = decode if phase == "decode" else prefill
-    lowered = lower(step, params, init_state(params, batch, capacity), ids, **more)
+    state = init_state(params, batch, capacity)
+    lowered = lower(step, params, state, ids, stablehlo=stablehlo, **more)
     return Graph(**vars(lowered), **traced, tokens=tokens)
 
 
@@ -146,7 +199,13 @@ def _abstract_frames(vision: VisionParams, count: int, tokens: int) -> Frames:
 
 
 def lower(
-    step: Callable[..., tuple[Any, Any]], params: Any, state: Any, tokens: Any, **more: Any
+    step: Callable[..., tuple[Any, Any]],
+    params: Any,
+    state: Any,
+    tokens: Any,
+    *,
+    stablehlo: bool = False,
+    **more: Any,
 ) -> Lowered:
     """Traces `step(params, state, tokens, **more) -> (logits, state)` on trees of meta tensors.
 
@@ -162,19 +221,32 @@ def lower(
     tensors = [tensor for _, tensor in outputs]
     leaves = [pair for name, tree in (first | more).items() for pair in _named_tensors(tree, name)]
     handles = private._get_tensors_handle([leaf for _, leaf in leaves])
-    path_of = {handle: path for handle, (path, _) in zip(handles, leaves, strict=True)}
-    _, inputs = private._get_tensors_xla_device_data_node(tensors)
-    order = private._get_tensors_handle(list(inputs))
-    paths = tuple(path_of.get(handle, "captured") for handle in order)
+    slot_of = {handle: Slot.of(*leaf) for handle, leaf in zip(handles, leaves, strict=True)}
+    _, data = private._get_tensors_xla_device_data_node(tensors)
+    inputs, captured = [], []
+    for handle, tensor in zip(private._get_tensors_handle(list(data)), data, strict=True):
+        if handle not in slot_of:
+            slot_of[handle] = Slot.of(f"captured[{len(captured)}]", tensor)
+            captured.append(tensor.cpu())
+        inputs.append(slot_of[handle])
     output = {path: index for index, (path, _) in enumerate(outputs)}
-    donated = tuple((number, output[path]) for number, path in enumerate(paths) if path in output)
-    return Lowered(
-        private._get_xla_tensors_hlo(tensors),
-        private._get_xla_tensors_hlo_proto(tensors) + alias_field(donated),
-        paths,
-        tuple(path for path, _ in leaves),
-        donated,
+    donated = tuple(
+        (number, output[slot.path]) for number, slot in enumerate(inputs) if slot.path in output
     )
+    return Lowered(
+        text=private._get_xla_tensors_hlo(tensors),
+        proto=private._get_xla_tensors_hlo_proto(tensors) + alias_field(donated),
+        stablehlo=_stablehlo(tensors) if stablehlo else None,
+        inputs=tuple(inputs),
+        outputs=tuple(Slot.of(*pair) for pair in outputs),
+        captured=tuple(captured),
+        paths=tuple(path for path, _ in leaves),
+        donated=donated,
+    )
+
+
+def _stablehlo(tensors: list[torch.Tensor]) -> bytes:
+    return private._get_stablehlo(tensors, str(tensors[0].device), [], True)  # as bytecode
 
 
 def _named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
@@ -219,12 +291,15 @@ def count_costs(graph: Graph) -> dict[str, Any]:
     outputs that no argument gives its memory to, plus the temporaries of an unfused run.
     """
     module = graph.module
-    kinds = {"params": "weights", "state": "state", "tokens": "tokens", "captured": "captured"}
+    kinds = {"params": "weights"}
     arguments: dict[str, dict[str, int]] = {
-        kind: {"count": 0, "bytes": 0, "bytes_read": 0} for kind in kinds.values()
+        kind: {"count": 0, "bytes": 0, "bytes_read": 0}
+        for kind in ("weights", "state", "tokens", "captured")
     }
     for path, parameter in zip(graph.arguments, module.parameters, strict=True):
-        entry = arguments[kinds[path.partition(".")[0]]]
+        tree = re.split(r"[.\[]", path, maxsplit=1)[0]
+        empty = {"count": 0, "bytes": 0, "bytes_read": 0}
+        entry = arguments.setdefault(kinds.get(tree, tree), empty)
         entry["count"] += 1
         entry["bytes"] += parameter.bytes
         entry["bytes_read"] += module.bytes_read(parameter)

@@ -33,6 +33,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "_get_xla_tensors_text": ("print a graph as torch-xla's own operations", TRACING),
         "_get_xla_tensors_hlo": ("print a graph as HLO", EXPORT, EXECUTABLE, TRACING),
         "_get_xla_tensors_hlo_proto": ("serialise a graph as HloModuleProto", EXPORT),
+        "_get_stablehlo": ("serialise a graph as StableHLO", EXPORT),
         "_get_xla_all_numbers_special_scalars": ("tell if numbers become constants", DEVICES),
         "_set_xla_all_numbers_special_scalars": ("make numbers constants, or inputs", DEVICES),
         "_clear_pending_irs": ("forget every pending computation of a device", TRACING),

@@ -10,8 +10,10 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import qwen35
+from qwen35.commands import cli
 from qwen35.files.materialize import abstract_params
 from qwen35.graphs import lint as rules
 from qwen35.graphs.export import alias_field, count_costs, lower, trace
@@ -426,6 +428,39 @@ def test_the_export_command(tmp_path):
     )
     assert done.returncode == 2 and "Possible: tp = 1, 2, 4, 8, 16" in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+HLO_TYPES = {"float32": "f32", "bfloat16": "bf16", "int32": "s32", "int64": "s64"}
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill_images", "vision"])
+def test_the_report_names_each_parameter_and_output(tmp_path, phase, monkeypatch):
+    """In the graph's order, with the types that its text has; state takes the memory of state."""
+    vision = qwen35.VisionConfig(depth=2, hidden_size=64, intermediate_size=96, num_heads=4)
+    vision = dataclasses.replace(vision, out_hidden_size=SMALL.hidden_size)
+    monkeypatch.setitem(qwen35.presets, "0.8b", dataclasses.replace(SMALL, vision=vision))
+    command = ["export", "--preset", "0.8b", "--phase", phase, "--tokens", "8", "--tp", "2"]
+    assert cli.main([*command, str(tmp_path)]) == 0
+    read = {path.name.removeprefix(phase + "."): path for path in tmp_path.iterdir()}
+    assert set(read) == {"hlo.pb", "hlo.txt", "stablehlo", "captured.safetensors", "json"}
+    content, module = json.loads(read["json"].read_text()), Module(read["hlo.txt"].read_text())
+    outputs = [module.entry[name] for name in module.root.operands]
+    for described, written in (("parameters", module.parameters), ("outputs", outputs)):
+        entries = content[described]
+        assert [entry["index"] for entry in entries] == list(range(len(written)))
+        for entry, instruction in zip(entries, written, strict=True):
+            [array] = instruction.arrays
+            assert (HLO_TYPES[entry["dtype"]], entry["shape"]) == (array.dtype, list(array.shape))
+    paths = [entry["path"] for entry in content["parameters"]]
+    assert len(set(paths)) == len(paths)
+    assert phase == "vision" or "params.layers[0].in_proj" in paths
+    with safe_open(read["captured.safetensors"], "pt") as file:
+        assert set(file.keys()) == {path for path in paths if path.startswith("captured")}
+    for entry in content["outputs"]:
+        state = entry["path"].startswith("state")
+        assert (paths[entry["aliases"]] == entry["path"]) if state else entry["aliases"] is None
+    assert sum(entry["path"] == "logits" for entry in content["outputs"]) == 1
+    assert b"StableHLO_v1." in read["stablehlo"].read_bytes()[:32]
 
 
 def test_bad_arguments_are_refused():
