@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object
-from ..forms import columns
+from ..forms import columns, dense
 from ..model.config_fields import FULL
 from ..model.params import Params
 from ..model.rows import grow
@@ -37,7 +37,7 @@ def fingerprint(params: Params) -> str:
     content = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     first = indices(min(8, config.vocab_size), params.device)
     # Of all ranks' tensors, one after the other, the first rank's.
-    head = params.head[:size] if params.runtime.rank is None else params.head
+    head = dense(params.head)[:size] if params.runtime.rank is None else params.head
     norms = (params.norm[:size], params.layers[0].input_norm[:size])
     sample = (*norms, columns(head, first))
     for tensor in device_put(tuple(tensor.detach().float() for tensor in sample), "cpu"):
@@ -173,7 +173,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     content = hashlib.sha256()
     for name in sorted(tensors):
         content.update(f"{name} {list(tensors[name].shape)} ".encode())
-        content.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
+        content.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
     return content.hexdigest()
 
 

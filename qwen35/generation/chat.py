@@ -197,6 +197,8 @@ class Chat:
             raise CheckpointError(f"{path}: a saved state, but not of a conversation")
         keys = tuple(content["keys"])
         if keys:
+            if saved.logits is None:
+                raise CheckpointError(f"{path}: a conversation without the logits after it")
             self.engine.adopt(keys, saved.state, saved.logits)
         self.messages, self._keys = content["messages"], keys
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -81,9 +82,10 @@ def grow(state: State, capacity: int) -> State:
         raise ValueError(f"a state of capacity {present} can't shrink to {capacity}")
     layers, more = state.layers, capacity - present
     for name, padding in (("key", (0, more)), ("value", (0, 0, 0, more))):
-        layers = map_field(
-            layers,
-            name,
-            lambda tensor, padding=padding: spmd.split_like(F.pad(tensor, padding), tensor),
-        )
+        layers = map_field(layers, name, functools.partial(_padded, padding=padding))
     return state._replace(layers=layers)
+
+
+def _padded(tensor: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Pads a tensor, of all ranks too, with zeros behind."""
+    return spmd.split_like(F.pad(tensor, padding), tensor)

@@ -196,8 +196,10 @@ def place_state(params: Params, state: State) -> State:
     ranks = []
     for rank in range(mesh.size):
         layers = [type(layer)(*(chunks[rank] for chunks in layer)) for layer in parts]
-        heads = (whole.chunk(mesh.size)[rank] for whole in (state.position, state.rope_offset))
-        ranks.append(State(*heads, stack_small(layers)))
+        position, offset = (
+            whole.chunk(mesh.size)[rank] for whole in (state.position, state.rope_offset)
+        )
+        ranks.append(State(position, offset, stack_small(layers)))
     return spmd.stack(ranks, mesh)
 
 
