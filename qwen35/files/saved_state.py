@@ -98,6 +98,8 @@ def write_state(
         if isinstance(layer, AttentionState):
             layer = AttentionState(layer.key[..., :used], layer.value[:, :, :used])
         for name, tensor in zip(layer._fields, layer, strict=True):
+            if tensor.dtype == torch.int16:  # bits: in the file they are what they stand for
+                tensor = tensor.contiguous().view(torch.bfloat16)
             tensors[f"layers.{index}.{name}"] = tensor.contiguous()
     if logits is not None:
         tensors["logits"] = device_put(logits, "cpu")
@@ -154,6 +156,9 @@ def _read(path: str | Path, params: Params, ours: str) -> SavedState:
         raise CheckpointError(
             f"{path}: the state of another model ({header['model']}), not of this one ({ours})"
         )
+    if params.forms.state_dtype(torch.bfloat16) == torch.int16:
+        low = {name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16}
+        tensors |= {name: tensors[name].view(torch.int16) for name in low}
     try:
         layers: list[AttentionState | DeltaNetState] = []
         for index, kind in enumerate(params.config.layer_types):

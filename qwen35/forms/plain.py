@@ -36,7 +36,7 @@ class Plain:
         write(room)
         return hand_over(room, device)
 
-    def place(self, weight: Tensor, device: str) -> Weight:
+    def place(self, weight: Weight, device: str) -> Weight:
         """Put the weight [K, N] of a linear map on "cpu" or "xla", stored as products want it."""
         return device_put(weight, device)
 
@@ -47,6 +47,22 @@ class Plain:
         """
         matrix = dense(weight)
         return x @ matrix if dtype in (None, x.dtype) else matmul_float32(x, matrix)
+
+    def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the tensors in which a state keeps values of a dtype: the same."""
+        return dtype
+
+    def stored(self, x: Tensor, like: Tensor) -> Tensor:
+        """x, floating point, as a state's tensor `like` holds values: in its dtype."""
+        return x.to(like.dtype)
+
+    def activations(self, x: Tensor) -> Tensor:
+        """x of the parameters' dtype, in the dtype that layers compute in: the same."""
+        return x
+
+    def widen(self, x: Tensor) -> Tensor:
+        """x in float32; what `stored` returned is read with it."""
+        return x.float()
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over the last axis of x [..., N]: [..., 1]."""
@@ -64,13 +80,13 @@ class Plain:
         """Softmax attention over a KV cache.
 
         Args:
-            query: [B, T, Hq, D], scaled.
+            query: [B, T, Hq, D], scaled, in the dtype of `activations`.
             key: [B, Hkv, D, capacity].
             value: [B, Hkv, capacity, D].
             last_slot: [B, T] int32, the last slot of the cache that each query sees.
 
         Returns:
-            [B, T, Hq, D] in the value's dtype; scores and weights are float32.
+            [B, T, Hq, D] in the query's dtype; scores and weights are float32.
         """
         kv_heads, capacity = value.shape[1:3]
         # Queries of one KV head side by side: a product for each KV head.

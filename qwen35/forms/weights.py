@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..xla.bits import from_bits, to_bits
+
 
 @dataclass(frozen=True, eq=False)
 class SpacedWeight:
     """A matrix [K, N] whose rows stand apart in memory: a pytree node with one tensor.
 
     Attributes:
-        storage: [K, N + spare]; what stands in the spare columns has no effect.
+        storage: [K, N + spare]; what stands in the spare columns has no effect. int16 is the bits
+            of bfloat16 values (`xla.bits`).
         width: N.
     """
 
@@ -27,8 +30,10 @@ class SpacedWeight:
 
     @classmethod
     def of(cls, weight: Tensor, spare: int) -> SpacedWeight:
-        """Copy a weight [K, N] to rows that are `spare` values of zero apart."""
-        return cls(torch.nn.functional.pad(weight, (0, spare)), weight.shape[1])
+        """Copy a weight [K, N] to rows that are `spare` values of zero apart, bfloat16 as bits."""
+        width = weight.shape[1]
+        weight = to_bits(weight) if weight.dtype == torch.bfloat16 else weight
+        return cls(torch.nn.functional.pad(weight, (0, spare)), width)
 
     @property
     def shape(self) -> torch.Size:
@@ -38,7 +43,8 @@ class SpacedWeight:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the values."""
-        return self.storage.dtype
+        stored = self.storage.dtype
+        return torch.bfloat16 if stored == torch.int16 else stored
 
     @property
     def device(self) -> torch.device:
@@ -127,9 +133,9 @@ Weight = Tensor | SpacedWeight | QuantizedWeight | JoinedWeight
 
 
 def dense(weight: Weight) -> Tensor:
-    """Return the matrix [K, N] as a tensor of its dtype; of a spaced weight it is a view."""
+    """Return the matrix [K, N] as a tensor of its dtype; of a spaced float32 one it is a view."""
     if isinstance(weight, SpacedWeight):
-        return weight.storage[:, : weight.width]
+        return _values(weight.storage[:, : weight.width])
     if isinstance(weight, QuantizedWeight):
         return _dequantized(weight)
     if isinstance(weight, JoinedWeight):
@@ -149,7 +155,7 @@ def compact(weight: Weight) -> Weight:
 def columns(weight: Weight, index: Tensor) -> Tensor:
     """Return the columns `index` [n] (int32 or int64, below N) of a matrix [K, N]: [K, n]."""
     if isinstance(weight, SpacedWeight):
-        return weight.storage.index_select(1, index)
+        return _values(weight.storage.index_select(1, index))
     if isinstance(weight, QuantizedWeight):
         values, scales, zeros = (
             None if part is None else part.index_select(1, index)
@@ -173,6 +179,11 @@ def packed(values: Tensor) -> Tensor:
     """Return integers [K, N] of 0 to 15, K even, as uint8 [K / 2, N]: `unpacked` undone."""
     low, high = values.to(torch.uint8).unflatten(0, (-1, 2)).unbind(1)
     return low | high << 4
+
+
+def _values(stored: Tensor) -> Tensor:
+    """What a spaced weight's storage, or a part of it, stands for."""
+    return from_bits(stored).to(torch.bfloat16) if stored.dtype == torch.int16 else stored
 
 
 def _dequantized(weight: QuantizedWeight) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..forms import Plain
 from ..xla.devices import indices
 from .norms import rms_norm
 from .params import AttentionLayer, Params
@@ -50,7 +51,7 @@ def attention(
     norms = torch.cat([layer.q_norm.expand(heads, -1), layer.k_norm.expand(kv_heads, -1)])
     normed = rms_norm(forms, torch.cat([query, key], dim=2), norms, config.rms_norm_eps)
     query, key = apply_rope(normed, *rope).split([heads, kv_heads], dim=2)
-    state = _append(state, key, value, position, lengths)
+    state = _append(forms, state, key, value, position, lengths)
 
     last_slot = position[:, None] + indices(x.shape[1], x.device)  # that each token sees
     if last_only:
@@ -61,7 +62,12 @@ def attention(
 
 
 def _append(
-    state: AttentionState, key: Tensor, value: Tensor, position: Tensor, lengths: Tensor | None
+    forms: Plain,
+    state: AttentionState,
+    key: Tensor,
+    value: Tensor,
+    position: Tensor,
+    lengths: Tensor | None,
 ) -> AttentionState:
     """Writes row b's valid keys and values at position[b]...; padding writes nothing.
 
@@ -82,6 +88,7 @@ def _append(
     source = (row * tokens + token.clamp(0, tokens - 1)).flatten()
 
     def aligned(new: Tensor) -> Tensor:  # [B, T, H, D] -> [B, W, H, D]
+        new = forms.stored(new, state.key)
         return new.flatten(0, 1).index_select(0, source).unflatten(0, slots.shape)
 
     def written(cache: Tensor, new: Tensor) -> Tensor:

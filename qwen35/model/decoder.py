@@ -61,7 +61,8 @@ def forward(
     """
     check_inputs(params, state, tokens, lengths, embeds, positions)
     x, state = _blocks(params, state, tokens, lengths, embeds, positions)
-    return rms_norm(params.forms, x, params.norm, params.config.rms_norm_eps), state
+    hidden = rms_norm(params.forms, x, params.norm, params.config.rms_norm_eps)
+    return hidden.to(params.dtype), state
 
 
 @on_all_ranks(False, True, positions=1)
@@ -141,7 +142,7 @@ def _blocks(
     placeholder = None if embeds is None else _placeholders(params, tokens, valid)
     if valid is not None:
         tokens = torch.where(valid, tokens, 0)
-    x = _embed(params, tokens)
+    x = forms.activations(_embed(params, tokens))
     if placeholder is not None and embeds is not None:
         x = torch.where(placeholder[..., None], embeds.to(x.dtype), x)
     position, offset = state.position, state.rope_offset

@@ -82,11 +82,12 @@ def causal_conv(
 ) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution and SiLU; x [B, T, C], weight [K, C], history [B, K-1, C].
 
-    Returns float32 [B, T, C] and the K-1 inputs that precede the next token of each row.
+    Returns float32 [B, T, C] and the K-1 inputs that precede the next token of each row, held as
+    `history` holds them.
     """
     taps, tokens = weight.shape[0], x.shape[1]
-    window = torch.cat([history, x], dim=1)
-    inputs, weight = window.float(), weight.float()
+    window = torch.cat([history, forms.stored(x, history)], dim=1)
+    inputs, weight = forms.widen(window), forms.widen(weight)
     out = forms.silu(sum(inputs[:, tap : tap + tokens] * weight[tap] for tap in range(taps)))
     if lengths is None:
         return out, window[:, tokens:]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch.utils import _pytree as pytree
 
 from .. import forms
-from ..forms import Weight, dense, is_special
+from ..forms import Weight, compact, is_special
 from ..xla import devices, trees
 from .declarations import declare, declare_vision
 from .params import Params, VisionParams
@@ -49,7 +49,7 @@ def place(params: _Model, device: str) -> _Model:
         moved = devices.device_put(params, device)
     elif device == "cpu":
         moved = devices.device_put(params, device)
-        moved = pytree.tree_map(lambda leaf: dense(leaf).contiguous(), moved, is_leaf=is_special)
+        moved = pytree.tree_map(compact, moved, is_leaf=is_special)
     else:
         declared: Any = declare_vision if isinstance(params, VisionParams) else declare
         entries = trees.named_leaves(declared(params.config, params.runtime), "")
@@ -59,7 +59,7 @@ def place(params: _Model, device: str) -> _Model:
         def put(path: Any, leaf: Weight) -> Weight:
             field = _field(pytree.keystr(path))
             if field in linear:
-                return form.place(dense(leaf).detach(), device)
+                return form.place(compact(leaf), device)
             return devices.device_put(leaf, device)
 
         moved = pytree.tree_map_with_path(put, params, is_leaf=is_special)

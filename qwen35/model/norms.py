@@ -16,14 +16,14 @@ def rms_norm(forms: Plain, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     y = x.float()
     y = y * torch.rsqrt(forms.mean(y * y) + eps)
-    return (y * (1.0 + weight.float())).to(x.dtype)
+    return (y * (1.0 + forms.widen(weight))).to(x.dtype)
 
 
 def gated_rms_norm(forms: Plain, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     """DeltaNet's output norm: x / rms(x) * weight * silu(gate), float32; the weight is plain."""
     y = x.float()
     y = y * torch.rsqrt(forms.mean(y * y) + eps)
-    return y * weight.float() * F.silu(gate.float())
+    return y * forms.widen(weight) * F.silu(gate.float())
 
 
 def l2_norm(forms: Plain, x: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from .params import Params
 class DeltaNetState(NamedTuple):
     """conv [B, K-1, C]: the last projections before the convolution; recurrent [B, Hv, Dk, Dv].
 
-    `conv` has the parameters' dtype, `recurrent` is float32 always.
+    `conv` has the parameters' dtype, `recurrent` is float32 always. For bfloat16 the forms of
+    XLA:CPU keep its bits, as int16 (`forms.stored`).
     """
 
     conv: torch.Tensor
@@ -35,6 +36,7 @@ class DeltaNetState(NamedTuple):
 class AttentionState(NamedTuple):
     """key [B, Hkv, D, capacity] after RoPE, value [B, Hkv, capacity, D]; parameters' dtype.
 
+    For bfloat16 the forms of XLA:CPU keep the bits, as int16 (`forms.stored`).
     Keys are stored transposed: the layout that the score product reads in order.
     """
 
@@ -139,7 +141,8 @@ def abstract_state(params: Params, batch: int, capacity: int) -> State:
     Every rank's are alike; `batch` counts the rows of one.
     """
     mesh, rank = params.runtime.mesh, params.runtime.rank or 0
-    return _abstract(params.config, mesh, rank, params.dtype, batch, capacity)
+    dtype = params.forms.state_dtype(params.dtype)
+    return _abstract(params.config, mesh, rank, dtype, batch, capacity)
 
 
 @functools.lru_cache(maxsize=64)  # an eager step checks its state against it

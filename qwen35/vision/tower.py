@@ -111,7 +111,8 @@ def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
     valid = indices(length, vision.device) < frames.count
     # Zero, not only masked in attention: a weight of zero times a NaN is a NaN.
     patches = torch.where(valid[..., None], frames.patches, 0.0)
-    x = patches.flatten(0, 1) @ vision.patch_proj + vision.patch_bias
+    x = vision.forms.activations(patches.flatten(0, 1))
+    x = vision.forms.matmul(x, vision.patch_proj) + vision.patch_bias
     x = (x.unflatten(0, (batch, length)) + _positions(vision, frames)).flatten(0, 1)
     for block in vision.blocks:
         normed = _layer_norm(x, block.attention_norm, block.attention_norm_bias)

@@ -15,7 +15,8 @@ from typing import Any
 
 from .environment import xla
 
-DEVICES, EXECUTABLE, TRACING = "xla.devices", "xla.executable", "xla.tracing"
+BITS, DEVICES = "xla.bits", "xla.devices"
+EXECUTABLE, TRACING = "xla.executable", "xla.tracing"
 COLLECTIVES, SPMD = "sharding.collectives", "sharding.spmd"
 EXPORT, LOOP, NEURON = "graphs.export", "kernels.loop", "kernels.neuron"
 
@@ -75,7 +76,12 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "_xla_device_kind": ("name the kind of a device", NEURON),
     },
     "torch_xla.core.xla_builder": {
+        "Op": ("build an operation out of XLA's", BITS),
+        "Type": ("name XLA's types", BITS),
         "create_placeholder_tensor": ("make a tensor without data, to trace on", EXPORT),
+    },
+    "torch_xla.core.xla_op_registry": {
+        "register": ("make an operation of XLA's one of torch's", BITS),
     },
     "torch_xla.experimental.scan": {
         "_scan_impl_pytree": ("loop over a dimension in one XLA while, forward only", LOOP),

@@ -191,7 +191,8 @@ def test_each_rule_fires_on_text_that_breaks_it(rule):
 
 def test_forms_of_another_machine_are_found():
     """What XLA:CPU likes is more reductions and instructions than the model has."""
-    params = abstract_params(SMALL, runtime=qwen35.Runtime(forms="xla_cpu"))
+    runtime = qwen35.Runtime(forms="xla_cpu")
+    params = abstract_params(SMALL, dtype="float32", runtime=runtime)
     tokens = torch.empty(1, dtype=torch.int32, device="meta")
     state = qwen35.init_state(params, 1, 128)
     found = lint(lower(qwen35.decode, params, state, tokens).case(SMALL, Mesh()))

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ...kernels.loop import tracked
+from ...xla.bits import to_bits
 from ...xla.devices import device_put, hand_over, host_memory
 from ..plain import Plain
-from ..weights import SpacedWeight, Weight
+from ..weights import SpacedWeight, Weight, dense
 from . import attention, reductions
-from .thin import is_thin, thin_matmul
+from .thin import WIDENED, is_thin, thin_matmul, widened
 
 _LINE = 64  # bytes of a cache line
 _PARTS = 16  # of a weight's rows, see `_in_parts`
@@ -33,7 +34,7 @@ class XlaCpu(Plain):
         device: str,
         write: Callable[[Tensor], None],
     ) -> Weight:
-        """`Plain.store`; on XLA a cache line of zeros follows each row.
+        """`Plain.store`; on XLA a cache line of zeros follows each row, and bfloat16 is its bits.
 
         Rows a multiple of 4 KiB apart compete for the same few sets of a processor's caches, and
         every Qwen3.5 has such widths: a product of 512 rows is 1.05 to 1.14 times as fast for the
@@ -45,27 +46,48 @@ class XlaCpu(Plain):
         room = host_memory((rows, width + _LINE // dtype.itemsize), dtype)
         room[:, width:] = 0
         write(room[:, :width])
+        room = room.view(torch.int16) if dtype == torch.bfloat16 else room
         return SpacedWeight(hand_over(room, device), width)
 
-    def place(self, weight: Tensor, device: str) -> Weight:
+    def place(self, weight: Weight, device: str) -> Weight:
         """`Plain.place`; on XLA a cache line of zeros follows each row (see `store`)."""
         if device != "xla":
             return device_put(weight, device)
-        return self.store(weight.shape, weight.dtype, device, lambda room: room.copy_(weight))
+        matrix = dense(weight)
+        return self.store(matrix.shape, matrix.dtype, device, lambda room: room.copy_(matrix))
 
     def matmul(self, x: Tensor, weight: Weight, dtype: torch.dtype | None = None) -> Tensor:
-        """`Plain.matmul`; in float32 one row takes a weight in parts, and a few rows in a loop."""
-        stored = weight.storage if isinstance(weight, SpacedWeight) else weight
+        """`Plain.matmul` in float32; one row takes a weight in parts, and a few rows in a loop."""
+        stored = weight.storage if isinstance(weight, SpacedWeight) else dense(weight)
         inputs, width = weight.shape
-        if x.dtype == stored.dtype == torch.float32 and not tracked(x, stored):
+        result, x = dtype or x.dtype, x.float()
+        if stored.dtype in WIDENED and not tracked(x, stored):
             rows = x.numel() // inputs
-            if rows == 1 and width <= _PARTS * inputs and inputs % _PARTS == 0:
-                return _in_parts(x, stored)[..., :width]
-            if is_thin(rows, inputs, width):
+            in_parts = width <= _PARTS * inputs and inputs % _PARTS == 0
+            if rows == 1 and stored.dtype == torch.float32 and in_parts:
+                return _in_parts(x, stored)[..., :width].to(result)
+            if is_thin(rows, inputs, width, stored.dtype):
                 product = thin_matmul(x.reshape(1, rows, inputs), stored.unsqueeze(0), width)
-                return product.view(*x.shape[:-1], width)
+                return product.view(*x.shape[:-1], width).to(result)
         # The spare columns are multiplied and then cut off: a slice of the weight is a copy.
-        return super().matmul(x, stored, dtype)[..., :width]
+        return (x @ self.widen(stored))[..., :width].to(result)
+
+    def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """int16 for bfloat16: XLA:CPU would widen a whole cache to write or read a slot of it."""
+        return torch.int16 if dtype == torch.bfloat16 else dtype
+
+    def stored(self, x: Tensor, like: Tensor) -> Tensor:
+        """`Plain.stored`, for bfloat16 its bits."""
+        return to_bits(x) if like.dtype == torch.int16 else x.to(like.dtype)
+
+    def activations(self, x: Tensor) -> Tensor:
+        """x in float32: XLA:CPU computes in nothing less, and converts before and after each
+        operation that is given bfloat16."""
+        return x.float()
+
+    def widen(self, x: Tensor) -> Tensor:
+        """`Plain.widen`, of bits too."""
+        return widened(x)
 
     def mean(self, x: Tensor) -> Tensor:
         """`Plain.mean` in steps that XLA:CPU takes as they are."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...kernels.loop import loop_map, tracked
 from ...xla.devices import indices
 from .reductions import max_last, sum_last
-from .thin import is_thin, thin_matmul
+from .thin import WIDENED, is_thin, thin_matmul, widened
 
 _SCORES = 5 * 2**20  # over a cache, of all heads that exist at a time: 20 MiB
 _LARGE = 2**21  # bytes of a layer's values, from which a loop over them outweighs its start
@@ -22,9 +22,12 @@ _FRAME_QUERIES, _FRAME_SCORES = 128, 2**18
 
 def over_cache(query: Tensor, key: Tensor, value: Tensor, last_slot: Tensor) -> Tensor:
     """Softmax attention over a KV cache: `Plain.attend`, whose arguments and result these are."""
+    dtype, query = query.dtype, query.float()
     tokens, heads, size = query.shape[1:]
     kv_heads, capacity = value.shape[1:3]
     thin = _takes_thin_products(query, key, value)
+    if not thin:
+        key, value = widened(key), widened(value)
     scores, count = query.shape[0] * tokens * heads * capacity, 1
     while not thin and scores // count > _SCORES and tokens % (2 * count) == 0:
         count *= 2
@@ -41,19 +44,18 @@ def over_cache(query: Tensor, key: Tensor, value: Tensor, last_slot: Tensor) -> 
         query, last = block  # [B, Hkv, group, T, D], [B, T]
         visible = indices(capacity, key.device) <= last[:, None, None, :, None]
         # Queries of one KV head side by side: a product for each KV head.
-        scores = product(query.flatten(2, 3), key).float().unflatten(2, query.shape[2:4])
+        scores = product(query.flatten(2, 3), key).unflatten(2, query.shape[2:4])
         scores = torch.where(visible, scores, float("-inf"))
         weights = (scores - max_last(scores)).exp()
-        out = product(weights.to(value.dtype).flatten(2, 3), value)
+        out = product(weights.flatten(2, 3), value)
         # Normalised last: D divisions a query, not one for each slot.
-        out = out.float().unflatten(2, query.shape[2:4]) / sum_last(weights)
-        return out.to(value.dtype)
+        return out.unflatten(2, query.shape[2:4]) / sum_last(weights)
 
     blocks = query.unflatten(2, (kv_heads, -1)).unflatten(1, (count, -1))
     blocks = blocks.permute(1, 0, 3, 4, 2, 5)  # [blocks, B, Hkv, group, T / blocks, D]
     last = last_slot.unflatten(1, (count, -1)).transpose(0, 1)
     out = loop_map(of_block, (key, value), (blocks, last))
-    return out.permute(1, 0, 4, 2, 3, 5).reshape(-1, tokens, heads, size)
+    return out.permute(1, 0, 4, 2, 3, 5).reshape(-1, tokens, heads, size).to(dtype)
 
 
 def _takes_thin_products(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -62,7 +64,7 @@ def _takes_thin_products(query: Tensor, key: Tensor, value: Tensor) -> bool:
     kv_heads, capacity = value.shape[1:3]
     rows = tokens * heads // kv_heads
     fits = is_thin(rows, size, capacity) and is_thin(rows, capacity, size)
-    large = value.dtype == torch.float32 and value.nbytes >= _LARGE
+    large = value.dtype in WIDENED and value.nbytes >= _LARGE
     return fits and large and not tracked(query, key, value)
 
 

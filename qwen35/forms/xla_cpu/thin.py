@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.loop import scan
+from ...xla.bits import from_bits
 
 # Measured on an AVX2 machine with two cores.
 _ROWS = 12  # for more, XLA's own product is as fast
@@ -21,13 +22,26 @@ _TILE = 256  # columns: a tile of a line stays in the first-level cache for all 
 _ROUND = 2**19  # bytes of the matrices in a round of the loop, so that the work outweighs its start
 
 
-def is_thin(rows: int, inputs: int, width: int) -> bool:
-    """Whether `thin_matmul` takes a product of [rows, inputs] with [inputs, width], and gains."""
-    return 1 < rows <= _ROWS and inputs % _STEP == 0 and math.gcd(width, _TILE) >= 8
+# What the loop widens as it reads it.
+WIDENED = (torch.float32, torch.int16)
+
+
+def widened(lines: Tensor) -> Tensor:
+    """Numbers, or bfloat16's bits (int16), in float32."""
+    return from_bits(lines) if lines.dtype == torch.int16 else lines.float()
+
+
+def is_thin(rows: int, inputs: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether `thin_matmul` takes a product of [rows, inputs] with [inputs, width], and gains.
+
+    A single row gains where a matrix of this dtype is widened: XLA would write it down first.
+    """
+    first = 2 if dtype == torch.float32 else 1
+    return first <= rows <= _ROWS and inputs % _STEP == 0 and math.gcd(width, _TILE) >= 8
 
 
 def thin_matmul(x: Tensor, matrix: Tensor, width: int) -> Tensor:
-    """x [G, R, K] @ matrix[:, :, :width], float32: [G, R, width].
+    """x [G, R, K] @ matrix[:, :, :width], float32: [G, R, width]; the matrix can be bits.
 
     A loop over the matrix's lines. A round reads some of them, which lie side by side, and adds
     their products to the sums of all R rows while they are in the cache. Lines go to `parts` sums
@@ -44,7 +58,8 @@ def thin_matmul(x: Tensor, matrix: Tensor, width: int) -> Tensor:
         for step in range(_STEP):
             # Sliced one by one: XLA vectorises no loop that looks up the place of a shared slice.
             lines = matrix.index_select(1, start + step)[:, 0, :, :width]  # [G, parts, width]
-            sums = sums + factors[:, step, :, None, :, None] * lines.unflatten(2, (-1, 1, tile))
+            lines = widened(lines).unflatten(2, (-1, 1, tile))
+            sums = sums + factors[:, step, :, None, :, None] * lines
         return (sums, matrix), factors.new_zeros(())
 
     # Zeros that depend on x (NaN in a row that has a NaN): constant ones XLA would fill for all of

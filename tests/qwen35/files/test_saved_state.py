@@ -97,6 +97,27 @@ def test_bfloat16(reference, tmp_path):
         assert a.dtype == b.dtype and torch.equal(a, b)
 
 
+def test_bfloat16_of_one_device_goes_on_on_the_other(reference, tmp_path):
+    """On XLA:CPU the state is bits; in the file it is bfloat16, whoever wrote it."""
+    here = qwen35.load(reference(NAME).directory, dtype="bfloat16")
+    there = qwen35.device_put(here, "xla")
+    for params, other in ((here, there), (there, here)):
+        tokens = qwen35.device_put(prompt(params), params.device.type)
+        _, state = qwen35.prefill(params, qwen35.init_state(params, 2, 32), tokens)
+        qwen35.save_state(tmp_path / "state", params, state)
+        kept = load_file(tmp_path / "state")
+        assert {t.dtype for name, t in kept.items() if name.endswith(("conv", "key", "value"))} == {
+            torch.bfloat16
+        }
+        results = []
+        for target in (params, other):
+            again = qwen35.load_state(tmp_path / "state", target, capacity=32).state
+            token = qwen35.device_put(torch.tensor([3, 5]), target.device.type)
+            results.append(qwen35.decode(target, again, token)[0].cpu())
+        # Activations are bfloat16 on the one and float32 on the other.
+        torch.testing.assert_close(*results, rtol=0, atol=0.05 * results[0].abs().max().item())
+
+
 def test_a_larger_capacity_changes_nothing(read, tmp_path):
     """Loaded with less or more room than it had, and grown in memory."""
     params, logits, state = read

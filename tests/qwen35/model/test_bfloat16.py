@@ -103,3 +103,29 @@ def test_a_long_sequence_stays_finite_and_close(reference, low_models):
         error = qwen35.logits(params, hidden) - exact(tokens, use_cache=False).logits
     assert math.isfinite(rms(error))
     assert rms(error[:, -200:]) <= 1.5 * rms(error[:, 200:400])
+
+
+@pytest.mark.parametrize("name", ["value_heads_x3_gqa6_odd_hidden", "published_head_sizes"])
+def test_xla_is_as_close_to_fp32_as_transformers(reference, low_models, name):
+    """Compiled, where weights and caches are bfloat16's bits and activations are float32: a chunk
+    of a prompt, then tokens one by one, in one row and in several."""
+    case = reference(name)
+    low, exact, params = low_models(name)
+    params = qwen35.device_put(params, "xla")
+    assert params.dtype == torch.bfloat16 and params.runtime.forms == "xla_cpu"
+    prefill, decode = qwen35.jit(qwen35.prefill), qwen35.jit(qwen35.decode, donate=("state",))
+    for rows in (1, 3):
+        tokens = case.tokens(rows, 48, seed=12)
+        with torch.no_grad():
+            theirs = low(tokens, use_cache=False).logits[:, 23:].float()
+            truth = exact(tokens, use_cache=False).logits[:, 23:]
+        put = qwen35.device_put(tokens, "xla")
+        logits, state = prefill(params, qwen35.init_state(params, rows, 64), put[:, :24] * 1)
+        ours = [logits]
+        for t in range(24, 48):
+            logits, state = decode(params, state, put[:, t] * 1)
+            ours.append(logits)
+        kept = {name: t.dtype for layer in state.layers for name, t in layer._asdict().items()}
+        assert kept.pop("recurrent") == torch.float32 and set(kept.values()) == {torch.int16}
+        error = rms(torch.stack([each.cpu() for each in ours], 1) - truth)
+        assert error <= 1.05 * rms(theirs - truth)

@@ -1,0 +1,31 @@
+"""bfloat16's bits: torch's own conversion is the right one, on both devices."""
+
+import pytest
+import torch
+
+from qwen35 import device_put
+from qwen35.xla.bits import from_bits, to_bits
+
+EVERY = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(256, 256)
+
+
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+def test_every_number_comes_back(device):
+    numbers = EVERY.view(torch.bfloat16)
+    wide = device_put(from_bits(device_put(EVERY, device)), "cpu")
+    # Bit for bit: -0 is not 0, and NaN is NaN.
+    assert torch.equal(wide.view(torch.int32), numbers.float().view(torch.int32))
+    finite = numbers[~numbers.isnan()]
+    for given in (finite, finite.float()):
+        bits = device_put(to_bits(device_put(given, device)), "cpu")
+        assert torch.equal(bits, finite.view(torch.int16))
+
+
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+def test_rounds_to_the_nearest_and_ties_to_even(device):
+    one = 2.0**-7  # the last place of a number from 1 to 2
+    numbers = torch.tensor([1 + one / 2, 1 + 3 * one / 2, 1 + one / 2 + 2**-20, 3e38, float("nan")])
+    bits = device_put(to_bits(device_put(numbers, device)), "cpu")
+    rounded = bits.view(torch.bfloat16).float()
+    assert rounded[:3].tolist() == [1.0, 1 + 2 * one, 1 + one]
+    assert torch.equal(rounded[3], numbers[3].bfloat16().float()) and rounded[4].isnan()
