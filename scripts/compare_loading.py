@@ -1,0 +1,91 @@
+"""Times loading a checkpoint onto XLA against transformers' from_pretrained, in alternation.
+
+    scripts/compare_loading.py [--model DIR | --preset 0.8b] [--rounds 7]
+
+Both load in one process whose page cache has the files. transformers maps a file and copies nothing
+while dtypes agree, so that its first use of the weights reads them: a second row of its has that in
+it, one value of each page. Each row has medians, and the median of the pairs' ratios to this
+project's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3_5ForCausalLM, logging
+
+import qwen35
+
+_PAGE = 4096  # bytes
+
+
+def seconds(load: Callable[[], Any]) -> float:
+    """Returns how long a call takes; what it made is freed outside of that."""
+    start = time.perf_counter()
+    made = load()
+    taken = time.perf_counter() - start
+    del made
+    gc.collect()
+    return taken
+
+
+def transformers(directory: Path, dtype: torch.dtype, used: bool) -> Any:
+    """Loads with transformers; `used` reads a value of each page of the weights."""
+    model = Qwen3_5ForCausalLM.from_pretrained(directory, dtype=dtype)
+    if used:
+        for tensor in model.parameters():
+            tensor.detach().view(-1)[:: _PAGE // tensor.itemsize].sum()
+    return model
+
+
+def main() -> None:
+    """Parses the command line, times, prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a directory; its text model is loaded")
+    parser.add_argument("--preset", default="0.8b", help="of random weights, in bfloat16")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = options.model or Path(temporary)
+        if options.model is None:
+            config = qwen35.presets[options.preset].text_only()
+            qwen35.save(qwen35.init_params(config, dtype="bfloat16"), directory)
+        ours = functools.partial(qwen35.load, directory, device="xla", vision=False)
+        print("| dtype | who | s | over this project's |\n|---|---|---|---|")
+        for dtype in (torch.bfloat16, torch.float32):
+            sides: dict[str, Callable[[], Any]] = {
+                "qwen35": functools.partial(ours, dtype=dtype),
+                "qwen35, not looking for NaN": functools.partial(
+                    ours, dtype=dtype, check_finite=False
+                ),
+                "transformers": functools.partial(transformers, directory, dtype, False),
+                "transformers, weights read": functools.partial(
+                    transformers, directory, dtype, True
+                ),
+            }
+            times: dict[str, list[float]] = {name: [] for name in sides}
+            for number in range(options.rounds + 1):
+                for name, load in sides.items():
+                    taken = seconds(load)
+                    if number:  # the first round fills the page cache and imports modules
+                        times[name].append(taken)
+            for name, taken in times.items():
+                pairs = zip(taken, times["qwen35"], strict=True)
+                ratio = statistics.median(one / own for one, own in pairs)
+                kind = str(dtype).removeprefix("torch.")
+                print(f"| {kind} | {name} | {statistics.median(taken):.2f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
