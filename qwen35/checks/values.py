@@ -106,12 +106,18 @@ def token_ids(name: str, tokens: Iterable[Any], vocabulary: int) -> list[int]:
 
 
 def all_finite(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Tells whether a floating tensor has no NaN and no infinite value, nor gets one as `dtype`.
+    """Tells whether a tensor has no NaN and no infinite value, nor gets one as `dtype`.
 
     What has one has a sum that is not finite: adding up takes one reading, and no memory. Where
     the sum of finite values overflows, every value is looked at.
     """
     parts = tensor.reshape(-1).split(_PART)
-    if dtype is not None and dtype.itemsize < tensor.itemsize:
+    if tensor.dtype == torch.float8_e4m3fn:  # which torch adds up on no processor
+        dtype = torch.float32
+    elif not tensor.is_floating_point():
+        return True
+    elif dtype is not None and dtype.itemsize >= tensor.itemsize:
+        dtype = None
+    if dtype is not None:
         parts = (part.to(dtype) for part in parts)
     return all(math.isfinite(part.sum()) or bool(part.isfinite().all()) for part in parts)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import to_text
-from ..checks.values import all_finite
+from ..checks.values import all_finite, shown
 from ..forms import Weight, dense, is_special
 from ..model.all_ranks import load_all_ranks
 from ..model.config import Config
@@ -38,7 +38,7 @@ from .checkpoint_files import (
     CheckpointFiles,
     Watched,
 )
-from .materialize import build_all, dematerialize, materialize, values_to_read, with_tp_index
+from .materialize import build_all, dematerialize, keep, materialize, values_to_read, with_tp_index
 from .presharded import is_presharded, load_rank
 
 _SHARD_PATTERN = "model-[0-9]*-of-[0-9]*.safetensors"
@@ -53,6 +53,7 @@ def load(
     runtime: Runtime = Runtime(),
     check_finite: bool = True,
     vision: bool = True,
+    weights: str | None = None,
     progress: bool = False,
 ) -> Params:
     """Loads a checkpoint directory, tensor by tensor from memory-mapped files.
@@ -71,6 +72,9 @@ def load(
         check_finite: refuse NaN and infinite weights.
         vision: load the vision tower too if the configuration has one. False gives the text model
             in it, `config.text_only()`, which `save` writes in the text-only form.
+        weights: None keeps weights that are quantised as the files have them, "dense" makes them
+            tensors of `dtype`. Both give the same values, but for rounding to `dtype`. Of all
+            ranks in one process (`rank=None`) they are dense.
         progress: draw a progress bar on standard error.
 
     Returns:
@@ -79,9 +83,11 @@ def load(
     Raises:
         CheckpointError: files or tensors are missing, damaged, of another shape or dtype, double
             or unknown; all of a checkpoint's faults are in the one message.
-        ValueError: an unknown dtype or device.
+        ValueError: an unknown dtype, device or form of weights.
     """
     dtype = as_dtype(dtype)
+    if weights not in (None, "dense"):
+        raise ValueError(f"weights must be None or 'dense', not {shown(weights)}")
     if runtime.rank is None:
         load_one = functools.partial(
             load,
@@ -89,6 +95,7 @@ def load(
             dtype=dtype,
             check_finite=check_finite,
             vision=vision,
+            weights="dense",
             progress=progress,
         )
         return load_all_ranks(lambda rank: load_one(runtime=rank), runtime, device)
@@ -121,9 +128,9 @@ def load(
     def read(source: Source, kept: torch.dtype) -> Watched:
         tensor = files.read(source)
 
-        def look(block: torch.Tensor) -> None:
+        def look(block: torch.Tensor, values: int) -> None:
             with bar.get_lock():  # other tensors are read at the same time
-                bar.update(block.numel() * tensor.bytes_per_value)
+                bar.update(values * tensor.bytes_per_value)
             if check_finite and not all_finite(block, kept):
                 infinite.add(source)
 
@@ -131,7 +138,8 @@ def load(
 
     def build(parameter: Parameter) -> torch.Tensor | Weight:
         read_as = functools.partial(read, kept=parameter.dtype or dtype)
-        return materialize(parameter, read_as, dtype, sizes, runtime, device)
+        build_one = materialize if weights == "dense" else keep
+        return build_one(parameter, read_as, dtype, sizes, runtime, device)
 
     with bar:
         params = build_all(build, declared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -213,15 +214,52 @@ class CheckpointFiles:
 
 
 class Watched:
-    """A tensor that is read in parts, as `TensorSlice`; `look` sees each part that is read."""
+    """A tensor that is read in parts, as `TensorSlice` or `QuantizedFile`.
+
+    `look` sees each part that is read, and how many of the tensor's values it has; scales count as
+    none.
+    """
 
     def __init__(
-        self, tensor: TensorSlice | QuantizedFile, look: Callable[[torch.Tensor], None]
+        self, tensor: TensorSlice | QuantizedFile, look: Callable[[torch.Tensor, int], None]
     ) -> None:
         self._tensor, self._look = tensor, look
+        self.quantized = isinstance(tensor, QuantizedFile)
         self.by_inputs = tensor.by_inputs
 
     def __getitem__(self, index: slice | tuple[slice, slice]) -> torch.Tensor:
         part = self._tensor[index]
-        self._look(part)
+        self._look(part, part.numel())
         return part
+
+    @property
+    def _file(self) -> QuantizedFile:
+        assert isinstance(self._tensor, QuantizedFile)
+        return self._tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """As `QuantizedFile.shape`."""
+        return self._file.shape
+
+    @property
+    def group(self) -> int:
+        """As `QuantizedFile.group`."""
+        return self._file.group
+
+    def codes(self, rows: range, columns: range) -> torch.Tensor:
+        """As `QuantizedFile.codes`."""
+        part = self._file.codes(rows, columns)
+        self._look(part, part.numel())
+        return part
+
+    @functools.cached_property
+    def scales(self) -> torch.Tensor:
+        """As `QuantizedFile.scales`."""
+        self._look(self._file.scales, 0)
+        return self._file.scales
+
+    @property
+    def zeros(self) -> torch.Tensor | None:
+        """As `QuantizedFile.zeros`."""
+        return self._file.zeros

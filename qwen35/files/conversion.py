@@ -79,6 +79,6 @@ def convert(
             report(f"{file.name}: there already")
             continue
         runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
-        params = load(source, dtype=dtype, runtime=runtime, vision=vision)
+        params = load(source, dtype=dtype, runtime=runtime, vision=vision, weights="dense")
         digest = write_rank(file, params, facts[rank])
         report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {digest[:12]}")

@@ -31,6 +31,7 @@ from ..model.declarations import (
 )
 from ..model.params import Params, Runtime, as_dtype
 from ..xla.devices import device_put
+from .quantized.kept import joined, leaf
 
 _BLOCK = 2**18  # values
 _TILE = (64, 511)  # rows and columns of a tile: less than the 32,768 values that torch shares
@@ -75,6 +76,36 @@ def materialize(
 
     form = forms.get(runtime.forms if parameter.linear else "plain")
     return form.store(shape, parameter.dtype or dtype, device, write)
+
+
+def keep(
+    parameter: Parameter,
+    read: Callable[[Source], Any],
+    dtype: torch.dtype,
+    sizes: dict[str, int],
+    runtime: Runtime,
+    device: str = "cpu",
+) -> torch.Tensor | Weight:
+    """Builds a rank's weight as `materialize` does, its quantised parts as the checkpoint has them.
+
+    Arguments and errors are those of `materialize`.
+    """
+    sources = [read(piece.source) for piece in parameter.pieces]
+    if not parameter.linear or not any(source.quantized for source in sources):
+        return materialize(parameter, read, dtype, sizes, runtime, device)
+    inputs, _ = parameter.local_shape(sizes, runtime.mesh, runtime.own_rank)
+    widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
+    parts: list[torch.Tensor | forms.QuantizedWeight] = []
+    for piece, source, width in zip(parameter.pieces, sources, widths, strict=True):
+        held = [held_units(dim, sizes, runtime.mesh, runtime.own_rank) for dim in piece.dims]
+        if source.quantized:
+            runs = [_runs(dim, units) for dim, units in zip(piece.dims, held, strict=True)]
+            parts.append(leaf(source, *runs, (inputs, width), dtype))
+        else:
+            part = torch.zeros(inputs, width, dtype=dtype)
+            _copy_blocks(parameter, piece, held, source, part)
+            parts.append(part)
+    return forms.get(runtime.forms).place(joined(parts), device)
 
 
 def build_all(build: Callable[[Parameter], torch.Tensor | Weight], declared: Params) -> Params:

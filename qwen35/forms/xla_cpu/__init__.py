@@ -50,7 +50,7 @@ class XlaCpu(Plain):
         return SpacedWeight(hand_over(room, device), width)
 
     def place(self, weight: Weight, device: str) -> Weight:
-        """`Plain.place`; on XLA a cache line of zeros follows each row (see `store`)."""
+        """`Plain.place`; on XLA all are dense, and a cache line follows each row (see `store`)."""
         if device != "xla":
             return device_put(weight, device)
         matrix = dense(weight)

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils import _pytree as pytree
 from transformers import AutoModelForCausalLM, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 import qwen35
+from qwen35.forms import JoinedWeight, QuantizedWeight, is_special
+from qwen35.forms import dense as to_dense
 from qwen35.sharding.mesh import Mesh
 
 sys.path.insert(0, str(Path(__file__).parent))  # lets this file import the module beside it
@@ -151,12 +154,13 @@ def edit_config(directory, **changes):
 
 
 def assert_same_params(actual, expected):
-    for a, b in zip(qwen35_leaves(actual), qwen35_leaves(expected), strict=True):
-        assert torch.equal(a, b)
+    for a, b in zip(leaves(actual), leaves(expected), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert torch.equal(to_dense(a), to_dense(b))
 
 
-def qwen35_leaves(params):
-    return torch.utils._pytree.tree_leaves(params)
+def leaves(params):
+    return pytree.tree_leaves(params, is_leaf=is_special)
 
 
 @pytest.fixture
@@ -178,13 +182,41 @@ def dense(model, tmp_path_factory):
 def test_values_are_those_of_the_form(write, dense, form, sizes):
     """Exactly: the product of a code and a scale is rounded once."""
     directory, values = write(form, sizes)
-    assert_same_params(qwen35.load(directory), qwen35.load(dense(values, sizes)))
-    low, exact = (qwen35.load(d, dtype="bfloat16") for d in (directory, dense(values, sizes)))
-    assert_same_params(low, exact)
+    plain = dense(values, sizes)
+    for dtype in ("float32", "bfloat16"):
+        exact = qwen35.load(plain, dtype=dtype)
+        for weights in ("dense", None):
+            ours = qwen35.load(directory, dtype=dtype, weights=weights)
+            assert_same_params(ours, exact)
+            assert any(map(is_special, leaves(ours))) == (weights is None)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_kept_takes_the_bytes_of_the_file(write, form):
+    """A byte for a value or half of one, and no scale for every value; what is not quantised, and
+    stands beside what is, stays a tensor."""
+    directory, _ = write(form)
+    bits = (
+        4
+        if "int4" in form or ("8 bits" not in form and FORMS[form][1] in (forms.gptq, forms.awq))
+        else 8
+    )
+    for layer in qwen35.load(directory).layers:
+        parts = layer.gate_up.parts if isinstance(layer.gate_up, JoinedWeight) else (layer.gate_up,)
+        for part in parts:
+            if isinstance(part, QuantizedWeight):
+                assert part.values.nbytes == part.shape[0] * part.shape[1] * bits // 8
+                assert part.scales.numel() * 32 <= part.shape[0] * part.shape[1]
+        if FORMS[form][3] is EVERY:
+            assert isinstance(layer.down, QuantizedWeight)
+            assert isinstance(layer.gate_up, QuantizedWeight)
+            joined = isinstance(layer.in_proj, JoinedWeight)
+            assert joined == hasattr(layer, "a_log")
 
 
 @pytest.mark.parametrize("form", ["fp8", "int4 packed, 32", "gptq", "awq"])
-def test_logits_are_those_of_transformers_on_the_values(write, model, form):
+@pytest.mark.parametrize("weights", [None, "dense"])
+def test_logits_are_those_of_transformers_on_the_values(write, model, form, weights):
     directory, values = write(form, PARTIAL)
     reference = model(PARTIAL)
     before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
@@ -193,7 +225,7 @@ def test_logits_are_those_of_transformers_on_the_values(write, model, form):
         tokens = torch.randint(131, (2, 70), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             expected = reference(tokens, use_cache=False).logits
-        params = qwen35.load(directory)
+        params = qwen35.load(directory, weights=weights)
         hidden, _ = qwen35.forward(params, qwen35.init_state(params, 2, 70), tokens)
         ours = qwen35.logits(params, hidden)
     finally:
@@ -296,16 +328,41 @@ def test_a_rank_has_its_share_of_the_values(write, dense, form):
     plain = dense(values, WHOLE | {"intermediate_size": 408})
     for rank in range(2):
         runtime = qwen35.Runtime(mesh=Mesh(tp=2), rank=rank)
-        ours, expected = (qwen35.load(d, runtime=runtime) for d in (directory, plain))
-        assert_same_params(ours, expected)
+        expected = qwen35.load(plain, runtime=runtime)
+        for weights in ("dense", None):
+            ours = qwen35.load(directory, runtime=runtime, weights=weights)
+            assert_same_params(ours, expected)
+
+
+@pytest.mark.parametrize("form", ["fp8", "gptq"])
+def test_what_is_kept_moves_is_saved_and_computes_on_xla(write, tmp_path_factory, form):
+    directory, _ = write(form)
+    kept, plain = qwen35.load(directory), qwen35.load(directory, weights="dense")
+    saved = tmp_path_factory.mktemp("saved")
+    qwen35.save(kept, saved)
+    assert_same_params(qwen35.load(saved), plain)
+    there = qwen35.load(directory, device="xla")
+    tokens = torch.randint(131, (1, 9), generator=torch.Generator().manual_seed(0))
+    expected, _ = qwen35.prefill(plain, qwen35.init_state(plain, 1, 9), tokens)
+    for params in (there, qwen35.device_put(kept, "xla")):
+        state = qwen35.init_state(params, 1, 9)
+        ours, _ = qwen35.jit(qwen35.prefill)(params, state, qwen35.device_put(tokens, "xla"))
+        torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["int3", "Dense", 8])
+def test_an_unknown_form_of_weights_is_refused(write, weights):
+    directory, _ = write("fp8")
+    with pytest.raises(ValueError, match="weights must be None or 'dense'"):
+        qwen35.load(directory, weights=weights)
 
 
 # Refusals
 
 
-def refusal(directory):
+def refusal(directory, **options):
     with pytest.raises(qwen35.CheckpointError) as error:
-        qwen35.load(directory)
+        qwen35.load(directory, **options)
     return str(error.value)
 
 
@@ -396,5 +453,6 @@ def test_a_nan_in_a_code_or_a_scale_is_found(write, part):
     edit(directory, damage)
     if part == "weight_scale_inv":
         edit(directory, lambda t: t[STEM + part].fill_(float("inf")))
-    assert "NaN or infinite" in refusal(directory)
+    for weights in (None, "dense"):
+        assert "NaN or infinite" in refusal(directory, weights=weights)
     qwen35.load(directory, check_finite=False)

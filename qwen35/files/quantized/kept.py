@@ -1,0 +1,115 @@
+"""Weights that stay as their files have them: a leaf of the parameter tree from stored integers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...forms import JoinedWeight, QuantizedWeight, packed
+
+# Consecutive indices: where ours start, where the file's do, how many.
+Run = tuple[int, int, int]
+
+
+class Stored(Protocol):
+    """What is read of a `QuantizedFile`."""
+
+    shape: tuple[int, int]
+    group: int
+
+    def codes(self, rows: range, columns: range) -> Tensor:
+        """As `QuantizedFile.codes`."""
+
+    @property
+    def scales(self) -> Tensor:
+        """As `QuantizedFile.scales`."""
+
+    @property
+    def zeros(self) -> Tensor | None:
+        """As `QuantizedFile.zeros`."""
+
+
+def leaf(
+    file: Stored,
+    inputs: Sequence[Run],
+    outputs: Sequence[Run],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+) -> QuantizedWeight:
+    """A rank's part of a quantised weight, on the CPU, with the file's own codes.
+
+    A group that the rank's share begins or ends in becomes smaller ones of equal scales. What no
+    run names is zero.
+
+    Args:
+        file: the weight [out, in].
+        inputs, outputs: what the rank holds of it.
+        shape: of the result, [K, N].
+        dtype: of the matrix that the result stands for.
+    """
+    group = _group(file, inputs, shape[0])
+    sizes = (math.ceil(shape[0] / group), shape[1])
+    values: Tensor | None = None
+    scales = torch.zeros(sizes)
+    zeros = None if file.zeros is None else torch.zeros(sizes)
+    for ours, theirs, length in inputs:
+        groups = torch.arange(theirs, theirs + length, group) // file.group
+        mine = slice(ours // group, ours // group + len(groups))
+        for column, row, count in outputs:
+            codes = file.codes(range(row, row + count), range(theirs, theirs + length)).T
+            if values is None:
+                values = torch.zeros(shape, dtype=torch.uint8).view(codes.dtype)
+            values[ours : ours + length, column : column + count] = codes
+            scales[mine, column : column + count] = file.scales[row : row + count, groups].T
+            if zeros is not None and file.zeros is not None:
+                zeros[mine, column : column + count] = file.zeros[row : row + count, groups].T
+    assert values is not None, "a rank holds something of every weight"
+    if values.dtype == torch.uint8:
+        values = packed(values)
+    usual = 8 if values.dtype == torch.uint8 else 0
+    if zeros is not None and bool((zeros[scales != 0] == usual).all()):
+        zeros = None
+    return QuantizedWeight(values, scales, zeros, group, dtype)
+
+
+def joined(parts: Sequence[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight | JoinedWeight:
+    """The matrices side by side as one weight; neighbours that are stored alike become one."""
+    merged = [_merged(list(alike)) for _, alike in itertools.groupby(parts, _kind)]
+    return merged[0] if len(merged) == 1 else JoinedWeight(tuple(merged))
+
+
+def _group(file: Stored, inputs: Sequence[Run], length: int) -> int:
+    """The largest group of which all parts that the rank holds are made up."""
+    if file.group >= file.shape[1]:
+        return length
+    cuts = [file.group]
+    for ours, theirs, count in inputs:
+        cuts += [ours, theirs]
+        if theirs + count < file.shape[1] or ours + count < length:
+            cuts.append(count)
+    return math.gcd(*cuts)
+
+
+def _kind(part: Tensor | QuantizedWeight) -> tuple:
+    if isinstance(part, Tensor):
+        return (part.dtype,)
+    return part.values.dtype, part.group, part.zeros is None
+
+
+def _merged(parts: list[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(parts, dim=1)
+
+    def together(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim=1)
+
+    zeros = None if first.zeros is None else together("zeros")
+    return QuantizedWeight(together("values"), together("scales"), zeros, first.group, first.dtype)
