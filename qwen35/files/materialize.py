@@ -99,8 +99,8 @@ def keep(
     for piece, source, width in zip(parameter.pieces, sources, widths, strict=True):
         held = [held_units(dim, sizes, runtime.mesh, runtime.own_rank) for dim in piece.dims]
         if source.quantized:
-            runs = [_runs(dim, units) for dim, units in zip(piece.dims, held, strict=True)]
-            parts.append(leaf(source, *runs, (inputs, width), dtype))
+            down, across = (_runs(*pair) for pair in zip(piece.dims, held, strict=True))
+            parts.append(leaf(source, down, across, (inputs, width), dtype))
         else:
             part = torch.zeros(inputs, width, dtype=dtype)
             _copy_blocks(parameter, piece, held, source, part)
