@@ -18,6 +18,7 @@ from .model.rows import grow
 from .model.state import AttentionState, DeltaNetState, State, init_state
 from .prompts.processor import Processor, Prompt, user_message
 from .prompts.tokenizer import Tokenizer
+from .sharding.mesh import Mesh
 from .version import __version__
 from .vision.tower import encode_images
 from .xla.jit import jit
@@ -30,6 +31,7 @@ __all__ = [
     "Config",
     "DeltaNetState",
     "Engine",
+    "Mesh",
     "Params",
     "Piece",
     "Processor",

@@ -33,9 +33,22 @@ class Ranks(NamedTuple):
 
 @contextlib.contextmanager
 def start_ranks(
-    tp: int, device: str | None = None, timeout: float = process.TIMEOUT
+    tp: int, device: str | None = None, timeout: float = process.TIMEOUT, dp: int = 1
 ) -> Iterator[Ranks]:
-    """Starts tensor-parallel ranks for the duration of a `with` block.
+    """Starts the ranks of a mesh for the duration of a `with` block; arguments and errors are those
+    of `join_ranks`."""
+    ranks = join_ranks(tp, device, timeout, dp)
+    try:
+        yield ranks
+    finally:
+        if process.launched():
+            process.stop()
+
+
+def join_ranks(
+    tp: int, device: str | None = None, timeout: float = process.TIMEOUT, dp: int = 1
+) -> Ranks:
+    """Starts the ranks of a mesh, for the rest of the program.
 
     Under torchrun every process is a rank: gloo on CPU tensors, or torch-xla's own collectives
     with `device="xla"` (on Trainium; not run there). Otherwise tp > 1 takes as many virtual devices
@@ -45,25 +58,27 @@ def start_ranks(
         tp: tensor-parallel ways.
         device: "cpu", "xla", or None: "cpu" under torchrun, else "xla".
         timeout: seconds that a process waits for the others.
+        dp: data-parallel ways: replicas, each of tp processes.
 
     Raises:
-        ValueError: the number of processes is not tp, or the device does not fit the way.
+        ValueError: the number of processes is not dp * tp, or the device does not fit the way.
     """
-    mesh = Mesh(tp=tp)
+    mesh = Mesh(dp=dp, tp=tp)
     if process.launched():
         device = device or "cpu"
         rank = process.start(mesh, backend="gloo" if device == "cpu" else "xla", timeout=timeout)
-        try:
-            yield Ranks(mesh if tp > 1 else None, rank, device, mesh.size)
-        finally:
-            process.stop()
-    elif tp == 1:
-        yield Ranks(None, 0, device or "xla", 1)
-    elif device == "cpu":
+        return Ranks(mesh if mesh.size > 1 else None, rank, device, mesh.size)
+    if dp > 1:
+        raise ValueError(
+            f"dp = {dp} is replicas, which need processes of their own: "
+            f"torchrun --nproc-per-node {mesh.size} -m qwen35 ..."
+        )
+    if tp == 1:
+        return Ranks(None, 0, device or "xla", 1)
+    if device == "cpu":
         raise ValueError(
             f"tp = {tp} on CPU tensors needs one process per rank: "
             f"torchrun --nproc-per-node {tp} -m qwen35 ..."
         )
-    else:
-        spmd.start(mesh)
-        yield Ranks(mesh, None, "xla", 1)
+    spmd.start(mesh)
+    return Ranks(mesh, None, "xla", 1)

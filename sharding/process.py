@@ -56,6 +56,8 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
     with _quiet():
         distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
         _groups(mesh)
+        if mesh.dp > 1:
+            _replicas_group(mesh)
     return distributed.get_rank()
 
 
@@ -63,6 +65,7 @@ def stop() -> None:
     """Leaves the process group; later collectives need a new `start`."""
     _groups.cache_clear()
     calls_group.cache_clear()
+    _replicas_group.cache_clear()
     distributed.destroy_process_group()
 
 
@@ -118,7 +121,18 @@ def calls_group(mesh: Mesh) -> distributed.ProcessGroup:
     rank, mine = distributed.get_rank(), None
     for members in mesh.tp_groups:
         timeout = _timeout() if rank == members[0] else _UNTIL_TOLD
-        group = distributed.new_group(members, timeout, backend="gloo")
+        with _quiet():
+            group = distributed.new_group(members, timeout, backend="gloo")
+        mine = group if rank in members else mine
+    return mine
+
+
+@functools.cache
+def _replicas_group(mesh: Mesh) -> distributed.ProcessGroup:
+    """Returns `dp_group` for replicas that wait for each other's work, however long that takes."""
+    mine, rank = None, distributed.get_rank()
+    for members in mesh.dp_groups:
+        group = distributed.new_group(members, _UNTIL_TOLD, backend="gloo")
         mine = group if rank in members else mine
     return mine
 
@@ -204,6 +218,16 @@ def from_first(value: Any, mesh: Mesh) -> Any:
     first = mesh.rank(mesh.coordinates(distributed.get_rank())[0], 0)
     distributed.broadcast_object_list(values, first, group=tp_group(mesh))
     return values[0]
+
+
+def gather_objects(value: Any, mesh: Mesh) -> list[Any]:
+    """Returns what the dp rows call it with, in their order; the ranks of a row have the same.
+
+    It waits for as long as all of them live: one row's work may take much longer than another's.
+    """
+    everyone: list[Any] = [None] * mesh.dp
+    distributed.all_gather_object(everyone, value, group=_replicas_group(mesh))
+    return everyone
 
 
 def gather_tensor(x: torch.Tensor, mesh: Mesh) -> list[torch.Tensor]:

@@ -15,6 +15,8 @@ from .options import add_sampling, add_shared, positive, sampling_from
 if TYPE_CHECKING:
     from ..generation.chat import Chat
     from ..generation.request import Request
+    from ..generation.sampling import Sampling
+    from .launch import Launch
 
 SUMMARY = "chat in the terminal"
 _COMMANDS = """\
@@ -32,6 +34,8 @@ answer, Ctrl-D ends. Sampling follows the checkpoint's generation_config.json.
 
   qwen35 chat --model demo --no-thinking
   qwen35 chat --model DIR --system "You are brief." --thinking-tokens 500
+  qwen35 chat --model DIR --tp 4
+  torchrun --nproc-per-node 4 -m qwen35 chat --model DIR --tp 4
 
 In the conversation:
 
@@ -48,46 +52,69 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "capacity")
     option("--load", metavar="PATH", help="go on with a saved conversation")
     add_shared(parser, "dtype", "check_finite")
-    add_shared(parser, "device", default="xla")
+    add_shared(parser, "device")
+    add_shared(parser, "tp", default=1)
+    add_shared(parser, "timeout")
     add_sampling(parser, "what the checkpoint's generation_config.json recommends")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
+    from ..generation.chat import sampling_defaults
+    from .launch import launch
+
+    sampling = sampling_from(options, sampling_defaults(options.model))
+    with launch(options, options.device) as ranks:
+        _chat(options, ranks, sampling)
+    return 0
+
+
+def _chat(options: argparse.Namespace, ranks: Launch, sampling: Sampling) -> None:
+    """Loads the model in every process, and converses in the first."""
     from ..files.checkpoint import load
-    from ..generation.chat import Chat, sampling_defaults
+    from ..generation.chat import Chat
     from ..generation.engine import Engine
     from ..prompts.processor import Processor
     from ..prompts.tokenizer import Tokenizer
+    from .launch import with_engine
 
-    sampling = sampling_from(options, sampling_defaults(options.model))
-    params = load(
+    params = ranks.on_all_ranks(
+        load,
         options.model,
         dtype=options.dtype,
-        device=options.device,
+        device=ranks.device,
+        runtime=ranks.runtime,
         check_finite=options.check_finite,
-        progress=True,
+        progress=ranks.prints,
     )
     kind = Tokenizer if params.vision is None else Processor
-    tokenizer = kind.from_pretrained(options.model)
+    tokenizer = ranks.on_all_ranks(kind.from_pretrained, options.model)
     longest = params.config.max_position_embeddings
     limit = longest if options.capacity is None else options.capacity
     engine = Engine(
-        params, tokenizer, slots=1, capacity=min(1024, limit), max_capacity=limit, progress=True
-    )
-    chat = Chat(
-        engine,
+        params,
         tokenizer,
-        system=options.system,
-        thinking=options.thinking,
-        thinking_tokens=options.thinking_tokens,
-        sampling=sampling,
-        max_new_tokens=options.max_new_tokens,
+        slots=1,
+        capacity=min(1024, limit),
+        max_capacity=limit,
+        progress=ranks.prints,
     )
-    if options.load:
-        chat.load(options.load)
-    _converse(chat)
-    return 0
+
+    def converse() -> None:
+        chat = Chat(
+            engine,
+            tokenizer,
+            system=options.system,
+            thinking=options.thinking,
+            thinking_tokens=options.thinking_tokens,
+            sampling=sampling,
+            max_new_tokens=options.max_new_tokens,
+        )
+        if options.load:
+            chat.load(options.load)
+        _converse(chat)
+
+    with_engine(engine, converse)
 
 
 def _converse(chat: Chat) -> None:

@@ -11,9 +11,8 @@ from .options import add_shared, positive
 from .output import make_output, write_output
 
 if TYPE_CHECKING:
-    from ..model.params import Params
-    from ..prompts.tokenizer import Tokenizer
     from ..reports.page import Plots
+    from .launch import Launch
 
 SUMMARY = "measure perplexity, tasks, agreement with transformers"
 HELP = """\
@@ -23,6 +22,7 @@ with plots.
   qwen35 eval perplexity --model demo --text README.md CONTRIBUTING.md
   qwen35 eval tasks --model demo --tasks demo --include-path evals
   qwen35 eval agreement --model demo --reference transformers
+  torchrun --nproc-per-node 8 -m qwen35 eval tasks --model DIR --tasks arc_easy --tp 4 --dp 2
 """
 
 _PERPLEXITY_HELP = """\
@@ -78,13 +78,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         command.set_defaults(measure=measure)
         add_shared(command, "model", required=True)
         add(command)
-        add_shared(command, "device", default="xla")
-        add_shared(command, "check_finite", "json", "output")
+        add_shared(command, "device")
+        add_shared(command, "tp", default=1)
+        if name != "agreement":  # the reference is one model
+            add_shared(command, "dp")
+        add_shared(command, "timeout", "check_finite", "json", "output")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    options.measure(options)
+    from .launch import launch
+
+    with launch(options, options.device) as ranks:
+        options.measure(options, ranks)
     return 0
 
 
@@ -99,15 +105,26 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "batch", "dtype")
 
 
-def _perplexity(options: argparse.Namespace) -> None:
+def _perplexity(options: argparse.Namespace, ranks: Launch) -> None:
     from ..evaluation.perplexity import perplexity, render
+    from ..files.checkpoint import load
+    from ..prompts.tokenizer import Tokenizer
     from ..reports.page import about
 
-    texts = {name: _read(name) for name in options.text}
+    texts = ranks.on_all_ranks(lambda: {name: _read(name) for name in options.text})
     make_output(options)
-    tokenizer = _tokenizer(options)
-    params = _load(options, options.dtype)
-    result = about(options.model, options.dtype, options.device) | perplexity(
+    tokenizer = ranks.on_all_ranks(Tokenizer.from_pretrained, options.model)
+    params = ranks.on_all_ranks(
+        load,
+        options.model,
+        dtype=options.dtype,
+        device=ranks.device,
+        runtime=ranks.runtime,
+        check_finite=options.check_finite,
+        vision=False,
+        progress=ranks.prints,
+    )
+    result = about(options.model, options.dtype, ranks.device) | perplexity(
         params,
         tokenizer,
         texts,
@@ -115,8 +132,10 @@ def _perplexity(options: argparse.Namespace) -> None:
         stride=options.stride,
         prefix=options.prefix,
         batch=options.batch,
-        progress=True,
+        progress=ranks.prints,
     )
+    if not ranks.prints:
+        return
     plots: Plots = {"nats by context": lambda axes: _plot_context(axes, result["by_context"])}
     write_output(options, "perplexity", "Perplexity", result, render(result), plots)
 
@@ -144,11 +163,13 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "seed", "dtype")
 
 
-def _tasks(options: argparse.Namespace) -> None:
+def _tasks(options: argparse.Namespace, ranks: Launch) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("lm-eval is not installed: pip install 'qwen35[evals]'")
     from ..evaluation.harness import Qwen35LM
     from ..evaluation.tasks import find_tasks, plots, render, run_tasks
+    from ..files.checkpoint import load
+    from ..prompts.tokenizer import Tokenizer
     from ..reports.page import about
 
     if not options.thinking and not options.chat:
@@ -156,18 +177,28 @@ def _tasks(options: argparse.Namespace) -> None:
     thinking = options.thinking if options.chat else None
     tasks = find_tasks(options.tasks, options.include_path)
     make_output(options)
-    model = Qwen35LM(
+    tokenizer = ranks.on_all_ranks(Tokenizer.from_pretrained, options.model)
+    params = ranks.on_all_ranks(
+        load,
         options.model,
-        device=options.device,
         dtype=options.dtype,
+        device=ranks.device,
+        runtime=ranks.runtime,
+        check_finite=options.check_finite,
+        vision=False,
+        progress=ranks.prints,
+    )
+    model = Qwen35LM(
+        params,
+        tokenizer,
         batch_size=options.batch,
         max_length=options.max_length,
         enable_thinking=thinking,
         think_end_token="</think>" if thinking else None,
         seed=options.seed,
-        check_finite=options.check_finite,
+        progress=ranks.prints,
     )
-    result = about(options.model, options.dtype, options.device, "lm_eval") | run_tasks(
+    found = run_tasks(
         model,
         tasks,
         fewshot=options.num_fewshot,
@@ -176,6 +207,9 @@ def _tasks(options: argparse.Namespace) -> None:
         system=options.system,
         samples=options.samples,
     )
+    if not ranks.prints:
+        return
+    result = about(options.model, options.dtype, ranks.device, "lm_eval") | found
     write_output(options, "tasks", "Tasks", result, render(result), plots(result))
 
 
@@ -191,7 +225,7 @@ def _add_agreement(parser: argparse.ArgumentParser) -> None:
                help="of weights and arithmetic; default: both")  # fmt: skip
 
 
-def _agreement(options: argparse.Namespace) -> None:
+def _agreement(options: argparse.Namespace, ranks: Launch) -> None:
     from ..evaluation.agreement import PROMPTS, measure
     from ..evaluation.agreement_page import plots, render
     from ..reports.page import about
@@ -208,32 +242,16 @@ def _agreement(options: argparse.Namespace) -> None:
         texts,
         dtypes=dtypes,
         max_new_tokens=options.max_new_tokens,
-        device=options.device,
+        device=ranks.device,
+        runtime=ranks.runtime,
         check_finite=options.check_finite,
-        progress=True,
+        progress=ranks.prints,
     )
-    result = about(options.model, ", ".join(dtypes), options.device, options.reference) | result
+    if not ranks.prints:
+        return
+    result = about(options.model, ", ".join(dtypes), ranks.device, options.reference) | result
     text = render(result, options.worst)
     write_output(options, "agreement", "Agreement", result, text, plots(result))
-
-
-def _tokenizer(options: argparse.Namespace) -> Tokenizer:
-    from ..prompts.tokenizer import Tokenizer
-
-    return Tokenizer.from_pretrained(options.model)
-
-
-def _load(options: argparse.Namespace, dtype: str) -> Params:
-    from ..files.checkpoint import load
-
-    return load(
-        options.model,
-        dtype=dtype,
-        device=options.device,
-        check_finite=options.check_finite,
-        vision=False,
-        progress=True,
-    )
 
 
 def _read(name: str) -> str:

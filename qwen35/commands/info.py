@@ -17,6 +17,7 @@ and of KV cache per token. Takes a checkpoint directory or a preset.
   qwen35 info 27b --dtype bfloat16 --json
   qwen35 info 27b --tp 8                    what each rank holds
   qwen35 info 27b --tp 8 --hardware trn2    and floors of TTFT and TPOT
+  qwen35 info 27b --tp 4 --slots 8 --context 32768   what an engine takes, refused if it can't fit
 """
 
 
@@ -29,13 +30,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--hardware", metavar="NAME", help="show floors of TTFT and TPOT on it (trn2)")
     option("--context", type=positive, default=4096, metavar="N",
            help="tokens that the KV cache holds; default: %(default)s")  # fmt: skip
+    option("--slots", type=positive, metavar="N",
+           help="show what an engine of so many requests takes on each rank")  # fmt: skip
     option("--prompt-tokens", type=positive, default=128, metavar="N",
            help="of the prompt for TTFT; default: %(default)s")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    from ..graphs import placement, roofline
+    from ..generation.engine_settings import EngineSettings
+    from ..graphs import engine_memory, placement, roofline
     from ..graphs.summary import render, summarize
     from ..model.config import Config
     from ..model.params import as_dtype
@@ -59,6 +63,20 @@ def run(options: argparse.Namespace) -> int:
         )
         summary["ranks"] = placed.to_dict()
         parts.append(placed.render())
+    if options.slots is not None:
+        settings = EngineSettings(slots=options.slots)
+        memory = engine_memory.engine_memory(
+            config,
+            mesh,
+            slots=options.slots,
+            context=options.context,
+            snapshot_every=settings.snapshot_every,
+            cache_bytes=settings.cache_bytes,
+            dtype=options.dtype,
+        )
+        engine_memory.check_fit(name, memory)
+        summary["engine"] = memory.to_dict()
+        parts.append(memory.render())
     if options.hardware is not None:
         summary["roofline"] = roofline.roofline(
             config,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..model.params import Runtime
 from ..sharding import process
 from ..sharding.launch import start_ranks
+
+if TYPE_CHECKING:
+    from ..generation.engine import Engine
 
 Result = TypeVar("Result")
 
@@ -42,13 +46,14 @@ class Launch:
 
 @contextlib.contextmanager
 def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
-    """Starts the ranks that --tp and --timeout ask for; see `start_ranks`.
+    """Starts the ranks that --tp, --dp and --timeout ask for; see `start_ranks`.
 
     Under torchrun the standard output of all ranks but the first goes nowhere, and a rank that
     fails says so, with its number.
     """
     with contextlib.ExitStack() as stack:
-        ranks = stack.enter_context(start_ranks(options.tp, device, options.timeout))
+        dp = getattr(options, "dp", 1)  # not every command has replicas
+        ranks = stack.enter_context(start_ranks(options.tp, device, options.timeout, dp))
         if not ranks.first:
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
@@ -61,3 +66,28 @@ def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
                     f"qwen35: rank {ranks.rank}: {type(error).__name__}: {error}", file=sys.stderr
                 )
             raise
+
+
+def with_engine(engine: Engine, work: Callable[[], None]) -> None:
+    """Does the work where requests go to the engine; elsewhere follows until that has ended.
+
+    Ctrl-C is the business of the one that leads. SIGTERM ends one that follows at once, in the
+    middle of waiting: there is nothing to clear up.
+    """
+    if not engine.leads:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            engine.follow()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return
+    try:
+        work()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # the others may have gone: say what came first
+            engine.close()
+        raise
+    engine.close()

@@ -54,6 +54,13 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": "split the model over N ranks: virtual devices of XLA:CPU, or the processes of "
         "`torchrun --nproc-per-node N -m qwen35 ... --tp N`",
     },
+    "dp": {
+        "type": positive,
+        "default": 1,
+        "metavar": "N",
+        "help": "replicas of the --tp ranks, each with its part of the work: N times as many "
+        "processes of torchrun; default: %(default)s",
+    },
     "timeout": {
         "type": seconds,
         "default": 60.0,

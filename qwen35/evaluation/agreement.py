@@ -8,6 +8,7 @@ token; the second says what a user sees, and one near tie decides all that follo
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -25,9 +26,11 @@ from ..generation.generate import generate
 from ..generation.sampling import Sampling
 from ..model.config import Config
 from ..model.decoder import forward, logits
-from ..model.params import Params
+from ..model.params import Params, Runtime
 from ..model.state import State, init_state
 from ..prompts.tokenizer import Tokenizer, TokenizerLike
+from ..sharding import process
+from ..sharding.mesh import Mesh
 from ..xla.compiled import compiled
 from ..xla.devices import device_put
 from ..xla.progress import show_compilations
@@ -59,6 +62,30 @@ class Model(Protocol):
         self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
     ) -> list[list[int]]:
         """Writes for each prompt the likeliest tokens, to an end token or `count` of them."""
+
+
+class OfFirstRank:
+    """A `Model` that only the first of several processes has; the others get its answers.
+
+    Args:
+        make: makes the model, where it is.
+        mesh: of the processes; its ranks are of one dp row.
+        rank: this process's.
+    """
+
+    def __init__(self, make: Callable[[], Model], mesh: Mesh, rank: int) -> None:
+        self._mesh = mesh
+        self._model = make() if rank == 0 else None
+
+    def logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        answer = self._model.logits(tokens, last) if self._model is not None else None
+        return process.from_first(answer, self._mesh)
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
+    ) -> list[list[int]]:
+        answer = self._model.greedy(prompts, count, ends) if self._model is not None else None
+        return process.from_first(answer, self._mesh)
 
 
 class Compared(NamedTuple):
@@ -172,10 +199,13 @@ def measure(
     dtypes: Sequence[str] = ("float32", "bfloat16"),
     max_new_tokens: int = 32,
     device: str = "xla",
+    runtime: Runtime = Runtime(),
     check_finite: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Compares a checkpoint here with the same checkpoint in transformers.
+
+    With one process per rank, transformers runs in the first, and all return the same.
 
     The reference is transformers in float32 on the CPU, whatever is compared with it: this package
     in each of `dtypes`, and with bfloat16 among them transformers in bfloat16 too, which shows what
@@ -186,6 +216,7 @@ def measure(
         texts: prompts.
         max_new_tokens: the most tokens to write after each.
         device: "xla" or "cpu", where this package runs.
+        runtime: on which ranks, of one dp row.
 
     Returns:
         Plain values for JSON: the settings, and `comparisons`, for each its `model`, `dtype`,
@@ -208,19 +239,27 @@ def measure(
             f"max_position_embeddings of {config.max_position_embeddings}"
         )
     ends = frozenset((*config.eos_token_ids, *tokenizer.end_token_ids))
-    reference = TransformersModel(directory, "float32")
+
+    def transformers(dtype: str) -> Model:
+        make = functools.partial(TransformersModel, directory, dtype)
+        if runtime.mesh is None or runtime.rank is None:
+            return make()
+        return OfFirstRank(make, runtime.mesh, runtime.rank)
+
+    reference = transformers("float32")
     continuations = reference.greedy(prompts, max_new_tokens, ends)
     comparisons = []
     theirs = [(NAME, dtype) for dtype in dtypes if dtype == "bfloat16"]
     for name, dtype in [*(("qwen35", dtype) for dtype in dtypes), *theirs]:
         candidate: Model
         if name == NAME:
-            candidate = TransformersModel(directory, dtype)
+            candidate = transformers(dtype)
         else:
             params = load(
                 directory,
                 dtype=dtype,
                 device=device,
+                runtime=runtime,
                 check_finite=check_finite,
                 vision=False,
                 progress=progress,

@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import lm_eval.models  # noqa: F401 - a registry that is not empty does not fill itself later
+import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import (
@@ -25,14 +27,18 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
 from tqdm import tqdm
 
+from ..checks.values import integer
 from ..files.checkpoint import load
 from ..generation.buckets import doubling
 from ..generation.generate import end_tokens, stream
 from ..generation.sampling import Sampling
-from ..model.params import Params
+from ..model.params import Params, Runtime
 from ..prompts.tokenizer import Tokenizer
+from ..sharding import process
+from ..sharding.launch import join_ranks
 from .scoring import score_continuations
 
 if TYPE_CHECKING:
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 
 NAME = "qwen35"
 NEW_TOKENS = 256
+_LM_EVAL_DEVICE = "cuda:0"  # what lm-eval's command line passes on if nothing is said
 _SAMPLING = (
     "top_k",
     "top_p",
@@ -73,7 +80,9 @@ class Qwen35LM(TemplateLM):
     Args:
         pretrained: checkpoint directory, or parameters on the device to run on.
         tokenizer: the checkpoint's, with parameters; None reads the directory's.
-        device: "xla" or "cpu", where a directory is loaded to.
+        device: "xla" or "cpu", where a directory is loaded to; None is "xla", under torchrun "cpu".
+        tp: ranks that a directory's model is split over: virtual devices, or processes of torchrun,
+            of which there may be several times as many: replicas that share the requests out.
         dtype: "float32" or "bfloat16", the same.
         batch_size: requests that go together.
         max_length: tokens that the model sees at a time; None is its max_position_embeddings.
@@ -92,7 +101,8 @@ class Qwen35LM(TemplateLM):
         pretrained: str | Path | Params,
         tokenizer: Tokenizer | None = None,
         *,
-        device: str = "xla",
+        device: str | None = None,
+        tp: int | str = 1,
         dtype: str = "float32",
         batch_size: int | str = 1,
         max_length: int | None = None,
@@ -111,9 +121,15 @@ class Qwen35LM(TemplateLM):
             self.params = pretrained
         else:
             tokenizer = tokenizer or Tokenizer.from_pretrained(pretrained)
+            tp = integer("tp", int(tp))
+            processes = int(os.environ["WORLD_SIZE"]) if process.launched() else tp
+            device = None if device == _LM_EVAL_DEVICE else device
+            ranks = join_ranks(tp, device, dp=max(1, processes // tp))
+            progress = progress and ranks.first
             self.params = load(
                 pretrained,
-                device=device,
+                device=ranks.device,
+                runtime=Runtime(mesh=ranks.mesh, rank=ranks.rank),
                 dtype=dtype,
                 check_finite=check_finite,
                 vision=False,
@@ -133,8 +149,25 @@ class Qwen35LM(TemplateLM):
         self.seed = seed
         self.progress = progress
         self._device = self.params.device
+        mesh, rank = self.params.runtime.mesh, self.params.runtime.rank
+        if mesh is not None and rank is not None:  # lm-eval shares requests out over replicas
+            self._rank, self._world_size = mesh.coordinates(rank)[0], mesh.dp
         self._tokenizer = tokenizer
         self._ends = end_tokens(self.params, tokenizer)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Joins the replicas' tensors, of one shape, along dimension 0; lm-eval asks for it."""
+        return torch.cat([part.reshape(-1) for part in self.gather_object(tensor, None)])
+
+    def gather_object(self, obj: Any, dst: int | None = 0) -> list[Any] | None:
+        """Returns the replicas' objects, in their order, on replica `dst`; None is on all."""
+        mesh = self.params.runtime.mesh
+        everyone = [obj] if self.world_size == 1 else process.gather_objects(obj, mesh)
+        return everyone if dst in (None, self.rank) else None
+
+    def barrier(self) -> None:
+        """Waits for the other replicas."""
+        self.gather_object(None)
 
     @property
     def eot_token_id(self) -> int:

@@ -15,6 +15,7 @@ from ..model.decoder import forward, logits
 from ..model.params import Params
 from ..model.rows import take_state
 from ..model.state import State, init_state
+from ..sharding.process import gather_objects
 from ..xla.compiled import compiled
 from ..xla.devices import device_put
 from ..xla.progress import show_compilations
@@ -44,6 +45,8 @@ def score(
 ) -> list[Scores]:
     """Scores every token of each row but the first, which nothing precedes.
 
+    With one process per rank the dp rows of the mesh share the rows out, and all get all scores.
+
     Rows go through the model `chunk` tokens at a time with the state carried from one chunk to the
     next, so that neither chunk nor batch changes a score beyond rounding. One graph serves all
     rows of a call; logits of a few positions exist at a time, however long a row is.
@@ -61,6 +64,17 @@ def score(
     """
     batch, chunk = integer("batch", batch), integer("chunk", chunk)
     _check_rows(params, rows)
+    mesh, rank = params.runtime.mesh, params.runtime.rank
+    if mesh is None or mesh.dp == 1 or rank is None:
+        return _score(params, rows, batch, chunk, progress)
+    own = rows[mesh.coordinates(rank)[0] :: mesh.dp]
+    shares = gather_objects(_score(params, own, batch, chunk, progress), mesh)
+    return [shares[row % mesh.dp][row // mesh.dp] for row in range(len(rows))]
+
+
+def _score(
+    params: Params, rows: Sequence[Sequence[int]], batch: int, chunk: int, progress: bool
+) -> list[Scores]:
     results: list[Scores | None] = [None] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     longest = len(rows[order[0]]) - 1 if rows else 0

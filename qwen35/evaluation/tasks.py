@@ -72,8 +72,8 @@ def run_tasks(
     chat: bool = False,
     system: str | None = None,
     samples: bool = False,
-) -> dict[str, Any]:
-    """Evaluates tasks.
+) -> dict[str, Any] | None:
+    """Evaluates tasks; replicas of a mesh share the documents out, and the first has the result.
 
     Args:
         lm: the model.
@@ -89,7 +89,7 @@ def run_tasks(
         Plain values for JSON. `tasks` and `groups`, each a list of `name`, `documents`, `shots`,
         `version` and `metrics`: a list of `metric`, `filter`, `value`, `stderr` (or None) and
         `higher_is_better`. The settings. `seconds` of it all, compilation included. With
-        `samples`, a list for each task's name.
+        `samples`, a list for each task's name. None on replicas but the first.
 
     Raises:
         ValueError: settings out of range, or a task asks for what the model can't do.
@@ -116,6 +116,8 @@ def run_tasks(
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
         )
+    if results is None:
+        return None
     settings = {"batch": lm.batch_size, "limit": limit, "chat": chat, "system": system}
     result = {
         **settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import to_text
-from ..checks.values import all_finite, shown
+from ..checks.values import all_finite, integer, shown
 from ..forms import Weight, dense, is_special
 from ..model.all_ranks import load_all_ranks
 from ..model.config import Config
@@ -28,6 +29,7 @@ from ..model.declarations import (
 )
 from ..model.moving import place as place_params
 from ..model.params import Params, Runtime, as_dtype
+from ..sharding.launch import join_ranks
 from ..xla.devices import device_put
 from . import aside
 from .checkpoint_files import (
@@ -55,6 +57,7 @@ def load(
     vision: bool = True,
     weights: str | None = None,
     progress: bool = False,
+    tp: int | None = None,
 ) -> Params:
     """Loads a checkpoint directory, tensor by tensor from memory-mapped files.
 
@@ -76,6 +79,9 @@ def load(
             tensors of `dtype`. Both give the same values, but for rounding to `dtype`. Of all
             ranks in one process (`rank=None`) they are dense.
         progress: draw a progress bar on standard error.
+        tp: short for the ranks of `sharding.launch.join_ranks`, on which it also sets `device`:
+            under torchrun this process is one of tp; otherwise all are here, on virtual devices
+            of XLA:CPU, which must come before anything else uses XLA.
 
     Returns:
         The parameter tree. Peak anonymous memory on the CPU is the tree plus one tensor.
@@ -83,11 +89,17 @@ def load(
     Raises:
         CheckpointError: files or tensors are missing, damaged, of another shape or dtype, double
             or unknown; all of a checkpoint's faults are in the one message.
-        ValueError: an unknown dtype, device or form of weights.
+        ValueError: an unknown dtype, device or form of weights, or ranks that can't be had.
     """
     dtype = as_dtype(dtype)
     if weights not in (None, "dense"):
         raise ValueError(f"weights must be None or 'dense', not {shown(weights)}")
+    if tp is not None:
+        if runtime.mesh is not None:
+            raise ValueError(f"tp = {tp} stands for a mesh, but the runtime has {runtime.mesh}")
+        ranks = join_ranks(integer("tp", tp), "xla" if device == "xla" else None)
+        device = ranks.device
+        runtime = dataclasses.replace(runtime, mesh=ranks.mesh, rank=ranks.rank)
     if runtime.rank is None:
         load_one = functools.partial(
             load,

@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 from ..model.config import FULL
 from ..model.params import Params
 from ..model.rows import grow
-from ..model.state import AttentionState, State, fetch_state, place_state
+from ..model.state import AttentionState, State
+from ..model.state_shares import fetch_state, place_state
 from ..xla.devices import device_put, run_pending_of
 from . import steps
 from .prefix_cache import KV, Match, Snapshot

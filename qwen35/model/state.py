@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch.utils import _pytree as pytree
@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 from ..checks.values import integer
 from ..sharding import spmd
 from ..sharding.mesh import Mesh
-from ..xla.devices import device_put
 from .all_ranks import stack_small
 from .config import Config
 from .config_fields import FULL
@@ -183,32 +182,6 @@ def init_state(params: Params, batch: int, capacity: int) -> State:
     share = _zeros(abstract_state(params, batch // mesh.dp, capacity), torch.device("cpu"))
     share = share._replace(layers=stack_small(share.layers))
     return spmd.stack([share] * mesh.size, mesh)
-
-
-def place_state(params: Params, state: State) -> State:
-    """A state on the CPU as one on params' device.
-
-    Args:
-        params: whose state it is.
-        state: of all ranks, where they are in this process: one after the other along dimension 0.
-    """
-    mesh = params.runtime.mesh
-    if mesh is None or params.runtime.rank is not None:
-        return device_put(state, params.device.type)
-    parts = pytree.tree_map(lambda tensor: tensor.chunk(mesh.size), tuple(state.layers))
-    ranks = []
-    for rank in range(mesh.size):
-        layers = [type(layer)(*(chunks[rank] for chunks in layer)) for layer in parts]
-        position, offset = (
-            whole.chunk(mesh.size)[rank] for whole in (state.position, state.rope_offset)
-        )
-        ranks.append(State(position, offset, stack_small(layers)))
-    return spmd.stack(ranks, mesh)
-
-
-def fetch_state(params: Params, tree: Any) -> Any:
-    """A state, or a tree of parts of one, on the CPU: what `place_state` takes."""
-    return device_put(tree, "cpu") if params.runtime.rank is not None else spmd.fetch(tree)
 
 
 def _zeros(state: State, device: torch.device) -> State:

@@ -1,8 +1,9 @@
-"""States of all ranks joined to one, and cut again for any other number of ranks."""
+"""States on the host: to the device and back; of all ranks joined to one, and cut for others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,37 @@ from torch.utils import _pytree as pytree
 from ..sharding import process, spmd
 from ..sharding.mesh import Mesh
 from ..xla.devices import device_put
+from .all_ranks import stack_small
 from .config import Config
 from .declarations import Units, axis_sizes, held_units
 from .params import Params
-from .state import State, StateTensor, declare_state, place_state
+from .state import State, StateTensor, declare_state
+
+
+def place_state(params: Params, state: State) -> State:
+    """A state on the CPU as one on params' device.
+
+    Args:
+        params: whose state it is.
+        state: of all ranks, where they are in this process: one after the other along dimension 0.
+    """
+    mesh = params.runtime.mesh
+    if mesh is None or params.runtime.rank is not None:
+        return device_put(state, params.device.type)
+    parts = pytree.tree_map(lambda tensor: tensor.chunk(mesh.size), tuple(state.layers))
+    ranks = []
+    for rank in range(mesh.size):
+        layers = [type(layer)(*(chunks[rank] for chunks in layer)) for layer in parts]
+        position, offset = (
+            whole.chunk(mesh.size)[rank] for whole in (state.position, state.rope_offset)
+        )
+        ranks.append(State(position, offset, stack_small(layers)))
+    return spmd.stack(ranks, mesh)
+
+
+def fetch_state(params: Params, tree: Any) -> Any:
+    """A state, or a tree of parts of one, on the CPU: what `place_state` takes."""
+    return device_put(tree, "cpu") if params.runtime.rank is not None else spmd.fetch(tree)
 
 
 def gather_state(params: Params, state: State) -> State:

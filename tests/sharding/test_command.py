@@ -106,3 +106,77 @@ def test_info_shows_ranks_and_floors():
     assert content["roofline"]["tpot"]["bytes_read"] < 1.1 * weights
     wrong = run(sys.executable, "-m", "qwen35", "info", "27b", "--tp", "5")
     assert wrong.returncode == 2 and "tp = 5 can't split this model" in wrong.stderr
+
+
+DEMO = str(Path(__file__).parents[2] / "demo")
+EVALS = Path(__file__).parents[2] / "evals"
+JAPAN, TOKYO = "What is the capital of Japan?", "The capital of Japan is Tokyo."
+
+
+def result_of(done: subprocess.CompletedProcess) -> dict:
+    """The one JSON object on standard output."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_perplexity_and_agreement_on_several_ranks():
+    """tp 2 x dp 2 in processes, and tp 2 on virtual devices: nats to 1e-5, tokens alike."""
+    command = ["-m", "qwen35", "eval", "perplexity", "--model", DEMO, "--text"]
+    command += [str(EVALS / "story.txt"), "--window", "256", "--json"]
+    alone = result_of(run(sys.executable, *command, "--device", "cpu"))["total"]
+    processes = result_of(torchrun(4, *command, "--tp", "2", "--dp", "2"))["total"]
+    devices = result_of(run(sys.executable, *command, "--tp", "2"))["total"]
+    for total in (processes, devices):
+        assert total["nats"] == pytest.approx(alone["nats"], rel=1e-5)
+        assert total | {"nats": 0} == pytest.approx(alone | {"nats": 0}, rel=1e-5)
+    command = ["-m", "qwen35", "eval", "agreement", "--model", DEMO, "--dtype", "float32"]
+    command += ["--max-new-tokens", "8", "--json", "--tp", "2"]
+    [compared] = result_of(torchrun(2, *command))["comparisons"]
+    assert compared["top1"] == 1 and compared["equal_tokens"] == 1
+
+
+@pytest.mark.slow
+def test_replicas_share_the_tasks_of_lm_eval(tmp_path):
+    """By our command and by lm-eval's own: the accuracies of one device."""
+    tasks = [str(EVALS / f"demo_{name}.yaml") for name in ("facts", "answers")]
+    command = ["-m", "qwen35", "eval", "tasks", "--model", DEMO, "--tasks", *tasks, "--json"]
+    command += ["--limit", "7"]
+    alone = result_of(run(sys.executable, *command, "--device", "cpu"))["tasks"]
+    split = result_of(torchrun(4, *command, "--tp", "2", "--dp", "2"))["tasks"]
+    assert [entry["metrics"] for entry in split] == [entry["metrics"] for entry in alone]
+    command = ["-m", "qwen35.evaluation.harness", "run", "--model", "qwen35", "--limit", "7"]
+    command += ["--model_args", f"pretrained={DEMO},tp=2", "--tasks", tasks[0]]
+    done = torchrun(4, *command, "--output_path", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    [file] = tmp_path.rglob("results_*.json")
+    found = json.loads(file.read_text())["results"]["demo_facts"]
+    assert found["acc,none"] == alone[0]["metrics"][0]["value"]
+    assert done.stdout.count("|demo_facts") == 1, "only rank 0 speaks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", ["processes", "devices"])
+def test_chat_on_several_ranks(ranks, tmp_path):
+    """An answer, a saved conversation that one device goes on with, and nothing else printed."""
+    options = ["-m", "qwen35", "chat", "--model", DEMO, "--no-thinking"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = launcher if ranks == "processes" else []
+    file = tmp_path / "kept"
+    said = chat([*launcher, *options, "--tp", "2"], f"{JAPAN}\n/save {file}\n/retry\n/exit\n")
+    assert [line.startswith(TOKYO) for line in said.splitlines()] == [True, True]
+    again = chat([*options, "--device", "cpu", "--load", str(file)], "/retry\n/exit\n")
+    assert again.startswith(TOKYO)
+
+
+def chat(command: list[str], lines: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
