@@ -39,12 +39,13 @@ class Batch:
         params: of one device, of one rank, or of all ranks of a mesh with one dp row.
         slots: how many.
         capacity: tokens that each holds.
-        chunk: tokens of a prefill step, at most the capacity.
+        sizes: tokens of a prefill step, ascending, at most the capacity.
         top_logprobs: most likely tokens that `choose` reports.
         ends: token ids that end every row.
 
     Attributes:
         ahead: whether `decode` is called before a choice is read.
+        chunk: the most tokens of a prefill step.
         rows: the slots.
     """
 
@@ -54,14 +55,15 @@ class Batch:
         *,
         slots: int,
         capacity: int,
-        chunk: int,
+        sizes: tuple[int, ...],
         top_logprobs: int,
         ends: frozenset[int],
     ) -> None:
         self.params = params
         self.slots = slots
         self.capacity = capacity
-        self.chunk = chunk
+        self.chunk = sizes[-1]
+        self._sizes = sizes
         self._top_logprobs = top_logprobs
         self.ahead = steps.run_ahead(params)
         self._device = params.device.type
@@ -96,8 +98,9 @@ class Batch:
         self._ensure_settings()
         params, row = self.params, self.blank()
         slot, vector, mask = self._ids([0]), self._token, self._mask(*[True] * self.slots)
-        chunk = torch.zeros(1, self.chunk, dtype=torch.int64)
-        steps.prefill.compile(params, row, self._put(chunk), slot, None, None)
+        for size in self._sizes:
+            chunk = torch.zeros(1, size, dtype=torch.int64)
+            steps.prefill.compile(params, row, self._put(chunk), slot, None, None)
         if params.vision is not None:
             embeds = torch.zeros(*chunk.shape, params.config.hidden_size, dtype=params.dtype)
             inputs = self._put((chunk, embeds, chunk.expand(3, 1, -1).contiguous()))
@@ -120,12 +123,18 @@ class Batch:
     def prefill(
         self, row: Rows, tokens: Sequence[int], pictures: tuple[Tensor, Tensor] | None = None
     ) -> Rows:
-        """Reads 1 to `chunk` tokens; consumes the row.
+        """Reads 1 to `chunk` tokens in a step of the smallest size that does; consumes the row.
 
         Args:
-            pictures: embeds [1, chunk, H] and positions [3, 1, chunk], in a prompt with pictures.
+            pictures: embeds [1, chunk, H] and positions [3, 1, chunk], in a prompt with pictures:
+                its steps have this size only.
         """
-        return steps.prefill_pieces(self.params, row, [tokens], self.chunk, pictures)
+        size = self.chunk if pictures is not None else self.size_for(len(tokens))
+        return steps.prefill_pieces(self.params, row, [tokens], size, pictures)
+
+    def size_for(self, tokens: int) -> int:
+        """Returns the size of the prefill step that reads so many."""
+        return next(size for size in self._sizes if size >= tokens)
 
     def put(self, slot: int, row: Rows, sampling: Sampling, prompt: Sequence[int]) -> None:
         """Puts a row into a slot, to be sampled like this."""

@@ -34,6 +34,12 @@ def prefill_chunk(tokens: int, limit: int) -> int:
     return min(size, limit)
 
 
+def parts(chunk: int, count: int) -> tuple[int, ...]:
+    """Sizes the prefill steps of an engine: `count` equal parts of the chunk, one to all of them
+    together; fewer where they are the same."""
+    return tuple(sorted({-(-chunk * part // count) for part in range(1, count + 1)}))
+
+
 def capacity(tokens: int) -> int:
     """Sizes a state that is made for one call of so many tokens: calls of similar length share
     graphs, none pays for twice its length."""

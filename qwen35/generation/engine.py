@@ -1,8 +1,9 @@
 """Continuous batching: requests join and leave a running batch between two steps.
 
-A step reads some prompt tokens of the request at the head of the queue (a batch of its own, put
-into a slot when the prompt is read), chooses a token for every slot in use, and decodes all slots
-at once; idle ones are rows of length 0. `Batch` has the tensors; here is only who is next.
+A step reads some prompt tokens of the requests at the head of the queue (each in a batch of its
+own, put into a slot when the prompt is read), chooses a token for every slot in use, and decodes
+all slots at once; idle ones are rows of length 0. `Batch` has the tensors; here is only who is
+next.
 
 Choosing is a graph of its own, not the end of decode's as in `generate`: logits to choose from also
 come from a prompt just read and out of the prefix cache, a thinking budget may put another token in
@@ -105,7 +106,7 @@ class Engine:
             params,
             slots=self.settings.slots,
             capacity=self.settings.capacity,
-            chunk=self.settings.prefill_chunk,
+            sizes=buckets.parts(self.settings.prefill_chunk, self.settings.prefill_sizes),
             top_logprobs=self.settings.top_logprobs,
             ends=self._ends,
         )
@@ -318,11 +319,10 @@ class Engine:
 
     def _read_prompts(self) -> None:
         """Reads prompts for one step's budget, in order; a slot is taken when one is read."""
-        assert self.settings.budget is not None  # `for_model` resolves it
-        budget = self.settings.budget
-        while budget > 0:
+        budget, read = self.settings.budget_for(self._busy), 0
+        while True:
             if self._filling is None:
-                if not self.waiting or None not in self.running:
+                if not self.waiting or self._busy == self.settings.slots:
                     return
                 request = self.waiting.popleft()
                 with self._guard(request, alike=False):
@@ -331,10 +331,18 @@ class Engine:
             filling = self._filling
             with self._guard(filling.request, alike=False):
                 if filling.done < len(filling.request.tokens):
-                    budget -= self.batch.chunk
+                    size = self.batch.size_for(self._next_end(filling) - filling.done)
+                    if read and read + size > budget:
+                        return
+                    read += size
                     filling = self._filling = self._read(filling)
                 if filling.done == len(filling.request.tokens):
                     self._join(filling)
+
+    @property
+    def _busy(self) -> int:
+        """Slots in use."""
+        return self.settings.slots - self.running.count(None)
 
     def _start(self, request: Request) -> _Filling:
         """Prepares a row to read the prompt into, from the cache's best start."""
@@ -359,13 +367,17 @@ class Engine:
     def _read(self, filling: _Filling) -> _Filling:
         """Reads one chunk of the prompt."""
         request, row, done, stops, pictures = filling
-        end = min(done + self.batch.chunk, stops[0])
+        end = self._next_end(filling)
         here = None if pictures is None else piece([pictures], done, self.batch.chunk)
         row = self.batch.prefill(row, request.tokens[done:end], here)
         if end == stops[0]:
             stops = stops[1:]
             self.keep(request.keys[:end], row)
         return filling._replace(row=row, done=end, stops=stops)
+
+    def _next_end(self, filling: _Filling) -> int:
+        """Returns the prompt length up to which the next prefill step reads."""
+        return min(filling.done + self.batch.chunk, filling.stops[0])
 
     def _join(self, filling: _Filling) -> None:
         """Gives the request a slot."""

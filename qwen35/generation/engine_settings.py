@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from ..checks.values import integer
 from ..model.config import Config
 
-# Smaller than `generate`'s, which cuts its chunk to the prompt: here one graph serves all prompts,
-# a short one pays for a whole chunk, and so does what is left of a prompt before each snapshot.
-PREFILL_CHUNK = 64
+# Smaller than `generate`'s: requests that run wait while a chunk is read.
+PREFILL_CHUNK = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +21,12 @@ class EngineSettings:
         capacity: tokens that a slot holds, prompt and continuation.
         max_capacity: where larger, a request that needs more makes the slots grow to the next
             power of two, which compiles anew. None is `capacity`: nothing is compiled later.
-        prefill_chunk: prompt tokens that one prefill step takes, at most the capacity.
-        budget: prompt tokens, in whole chunks, that are read between two decode steps: more gets
-            new requests started sooner, less keeps the running ones going. None is one chunk.
+        prefill_chunk: the most prompt tokens that one prefill step takes, at most the capacity.
+        prefill_sizes: how many sizes of such a step there are, in equal parts of the chunk: the
+            smallest that fits is taken, and each is a graph.
+        budget: prompt tokens, in whole steps, that are read between two decode steps: more gets
+            new requests started sooner, less keeps the running ones going. None follows the load:
+            one chunk for each free slot while nothing runs, fewer the more runs, at least one.
         queue: requests that may wait.
         cache_bytes: host memory for the prefix cache; 0 does without.
         snapshot_every: tokens of a prompt between two snapshots for the prefix cache.
@@ -38,6 +40,7 @@ class EngineSettings:
     capacity: int = 2048
     max_capacity: int | None = None
     prefill_chunk: int = PREFILL_CHUNK
+    prefill_sizes: int = 4
     budget: int | None = None
     queue: int = 256
     cache_bytes: int = 1 << 30
@@ -54,7 +57,7 @@ class EngineSettings:
 
     def for_model(self, config: Config) -> EngineSettings:
         """Returns them with nothing left open: capacities within the model's positions, a chunk
-        within the capacity, a budget.
+        within the capacity.
 
         Raises:
             ValueError: more likely tokens are asked for than the vocabulary has.
@@ -67,5 +70,15 @@ class EngineSettings:
             capacity=capacity,
             max_capacity=most,
             prefill_chunk=min(self.prefill_chunk, capacity),
-            budget=self.prefill_chunk if self.budget is None else self.budget,
         )
+
+    def budget_for(self, running: int) -> int:
+        """Returns the prompt tokens to read before the next decode step, of which at least one
+        prefill step is read.
+
+        A decode step takes about as long for one request as for all slots: while few run and
+        others wait, reading first saves more steps than it holds up.
+        """
+        if self.budget is not None:
+            return self.budget
+        return self.prefill_chunk * max(1, (self.slots - running) // max(1, running))

@@ -141,7 +141,7 @@ def test_a_request_can_be_cancelled_after_every_step(params, letters, step):
     ]
     ahead = serve(params, letters, asked, True)
     assert_same(ahead, serve(params, letters, asked, False))
-    assert [end[3] for end in ahead[1]] == ["cancelled" if step < 9 else "length", "length"]
+    assert [end[3] for end in ahead[1]] == ["cancelled" if step < 8 else "length", "length"]
 
 
 @settings(max_examples=40)

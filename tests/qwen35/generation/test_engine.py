@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 import qwen35
 from qwen35 import Engine, QueueFull, Sampling
-from qwen35.generation import steps
+from qwen35.generation import buckets, steps
+from qwen35.generation.engine_settings import EngineSettings
 from qwen35.generation.request import ThinkingBudget
 from qwen35.sharding.mesh import Mesh
 
@@ -160,8 +161,8 @@ def test_nothing_compiles_after_warm_up(load, alone):
     added = [step.compile_count - n for step, n in zip(steps.ALL, before, strict=True)]
     names = [step.__name__.strip("_") for step in steps.ALL]
     # choose: the likeliest, any settings, and those that keep few tokens; put_row: settings and
-    # what ends a row; generate's own: none.
-    other = {"choose": 3, "put_row": 2, "decode_and_choose": 0}
+    # what ends a row; generate's own: none; prefill: steps of 2, 4, 6 and 8 tokens.
+    other = {"choose": 3, "put_row": 2, "decode_and_choose": 0, "prefill": 4}
     assert added == [other.get(name, 1) for name in names]
     # What torch-xla runs besides graphs of ours is the zeros of a new row.
     engine.submit([1], max_new_tokens=2)
@@ -202,6 +203,39 @@ def test_decoding_goes_on_while_a_long_prompt_is_read(params, alone):
         steps_until_first += 1
         assert len(running.new_tokens) == before + 1
     assert steps_until_first == 5  # 70 tokens in chunks of 8, two for each step
+
+
+def test_free_slots_are_filled_before_the_first_decode_step(params, alone, monkeypatch):
+    """While nothing runs each free slot has a chunk; a piece takes the smallest step that fits."""
+    sizes, read = [], steps.prefill_pieces
+
+    def spy(params, rows, pieces, chunk, pictures=None):
+        sizes.append((len(pieces[0]), chunk))
+        return read(params, rows, pieces, chunk, pictures)
+
+    monkeypatch.setattr(steps, "prefill_pieces", spy)
+    engine = engine_for(params, cache_bytes=0)
+    prompts = [[1] * 3, [2] * 5, [3] * 16, [4] * 8, [5]]
+    requests = [engine.submit(prompt, max_new_tokens=4) for prompt in prompts]
+    assert {piece.row for piece in engine.step()} == {0, 1}
+    assert sizes == [(3, 4), (5, 6), (8, 8)], "18 of 24 tokens, and the next 8 are too many"
+    collections.deque(engine.run(), maxlen=0)
+    assert sizes[3:] == [(8, 8), (8, 8), (1, 2)]
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert request.completion().tokens == alone(prompt, 4).tokens
+
+
+def test_more_is_read_the_less_runs():
+    settings = EngineSettings(slots=8, prefill_chunk=128)
+    budgets = [settings.budget_for(running) for running in range(8)]
+    assert budgets == [1024, 896, 384, 128, 128, 128, 128, 128]
+    assert EngineSettings(budget=64).budget_for(0) == 64
+
+
+def test_sizes_of_prefill_steps():
+    assert buckets.parts(128, 4) == (32, 64, 96, 128)
+    assert buckets.parts(10, 4) == (3, 5, 8, 10)
+    assert buckets.parts(2, 4) == (1, 2) and buckets.parts(128, 1) == (128,)
 
 
 def _ends(params):
@@ -361,7 +395,7 @@ def test_slots_grow_under_a_prompt_that_is_being_read(params, alone):
     known = [9, 8, 7, 6] * 10
     state = qwen35.init_state(params, batch=1, capacity=len(known))
     logits, state = qwen35.prefill(params, state, torch.tensor([known]))
-    engine = engine_for(params, capacity=16, max_capacity=CAPACITY)
+    engine = engine_for(params, capacity=16, max_capacity=CAPACITY, budget=8)
     reading = engine.submit([4, 5, 6] * 4, max_new_tokens=4)
     engine.step()
     assert not any(engine.running), "a part of the prompt is still to be read"
@@ -536,6 +570,7 @@ def test_bad_requests(params, prompt, options, words):
         ({"capacity": -1}, ["capacity", "-1"]),
         ({"prefill_chunk": 1.5}, ["prefill_chunk", "1.5"]),
         ({"budget": 0}, ["budget", "0"]),
+        ({"prefill_sizes": 0}, ["prefill_sizes", "0"]),
         ({"queue": "long"}, ["queue", "long"]),
         ({"cache_bytes": -1}, ["cache_bytes", "-1"]),
         ({"top_logprobs": -1}, ["top_logprobs", "-1"]),
