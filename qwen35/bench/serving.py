@@ -8,16 +8,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ..files.checkpoint import load
+from ..generation import steps
 from ..generation.engine import Engine
 from ..generation.engine_settings import PREFILL_CHUNK
 from ..generation.request import Request
 from ..model.params import Params
 from ..prompts.tokenizer import Tokenizer
-from ..xla.devices import wait_for_device
+from ..xla.devices import device_put, wait_for_device
 from .statistics import median, poisson_arrivals, quantile, ratio
 
 _TURN = 8  # steps
+_PREFILLS = (PREFILL_CHUNK, 4 * PREFILL_CHUNK)  # tokens; which is the best depends on the machine
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def _busy_engine(
     params: Params, tokenizer: Tokenizer, slots: int, prompt: int, steps: int
 ) -> Engine:
     """Makes an engine with a request in every slot, each with all timed steps before it."""
-    # The first must not end before the last has begun, a step for each chunk of a prompt later.
+    # The first must not end before the last has begun, at most a step for each chunk later.
     new_tokens = steps + 2 + slots * -(-prompt // PREFILL_CHUNK)
     engine = Engine(params, tokenizer, slots=slots, capacity=prompt + new_tokens, cache_bytes=0)
     prompts = _prompts(params, slots, prompt)
@@ -116,9 +120,20 @@ class LoadTimes:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """The saturated engine first, then each share."""
+    """The saturated engine first, then each share.
+
+    Attributes:
+        loads: one for each.
+        prefill_rate: prompt tokens per second of the best prefill step.
+        decode_rate: tokens per second while all slots are busy.
+        share_of_ideal: the time that the saturated engine's prompts and later tokens take at those
+            rates, over the time that they took.
+    """
 
     loads: tuple[LoadTimes, ...]
+    prefill_rate: float
+    decode_rate: float
+    share_of_ideal: float
 
 
 def measure_arrivals(
@@ -158,11 +173,37 @@ def measure_arrivals(
         return Engine(params, tokenizer, slots=slots, capacity=prompt + new_tokens, queue=requests)
 
     engine().warm_up()
+    before = _rates(params, tokenizer, slots)
     loads = [_serve("saturated", engine(), work, [0.0] * len(work))]
+    after = _rates(params, tokenizer, slots)  # a machine's speed wanders
+    prefill_rate, decode_rate = (sum(pair) / 2 for pair in zip(before, after, strict=True))
+    # The first token of each comes with its prompt.
+    ideal = sum(lengths) / prefill_rate + (sum(wanted) - requests) / decode_rate
+    share = ideal * loads[0].requests_per_second / requests
     for share in shares:
         times = poisson_arrivals(share * loads[0].requests_per_second, len(work), seed)
         loads.append(_serve(f"{share:g}", engine(), work, times))
-    return Arrivals(tuple(loads))
+    return Arrivals(tuple(loads), prefill_rate, decode_rate, share)
+
+
+def _rates(params: Params, tokenizer: Tokenizer, slots: int) -> tuple[float, float]:
+    """Measures prompt tokens per second of the best prefill step, and tokens per second while all
+    slots are busy."""
+    prefill = max(_prefill_rate(params, tokens) for tokens in _PREFILLS)
+    return prefill, _rate(_busy_engine(params, tokenizer, slots, 32, _TURN), _TURN)
+
+
+def _prefill_rate(params: Params, tokens: int) -> float:
+    ids, length = device_put((torch.zeros(1, tokens).long(), torch.tensor([tokens])), "xla")
+    seconds = []
+    for _ in range(3):  # the first compiles, or finds the machine cold
+        rows = steps.blank(params, 1, max(_PREFILLS))
+        wait_for_device()
+        start = time.perf_counter()
+        steps.prefill(params, rows, ids, length, None, None)
+        wait_for_device()
+        seconds.append(time.perf_counter() - start)
+    return tokens / min(seconds)
 
 
 @dataclass(frozen=True)

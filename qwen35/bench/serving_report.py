@@ -13,7 +13,8 @@ from .text import DecodeMemory, TextRun
 
 
 def throughput(slots: list[SlotRates], arrivals: list[Arrivals]) -> dict[str, Any]:
-    """Returns rows: `slots`, one for each number of them; `arrivals`, one for each load.
+    """Returns rows: `slots`, one for each number of them; `arrivals`, one for each load; and
+    `ideal`, what the saturated engine is compared with.
 
     Args:
         slots, arrivals: the records of all rounds.
@@ -25,7 +26,9 @@ def throughput(slots: list[SlotRates], arrivals: list[Arrivals]) -> dict[str, An
     loads = [
         to_plain(medians(rounds)) for rounds in zip(*(run.loads for run in arrivals), strict=True)
     ]
-    return {"slots": rows, "arrivals": loads}
+    ideal = to_plain(medians(arrivals))
+    del ideal["loads"]
+    return {"slots": rows, "arrivals": loads, "ideal": ideal}
 
 
 def memory(ours: DecodeMemory, theirs: list[TextRun]) -> dict[str, Any]:
@@ -60,6 +63,7 @@ def render_throughput(part: dict[str, Any]) -> str:
         )
         for row in part["arrivals"]
     ]
+    ideal = part["ideal"]
     head = ("load", "requests/s", "tokens/s", "TTFT P50 / P95", "TPOT P50 / P95")
     return "\n".join(
         [
@@ -73,6 +77,11 @@ def render_throughput(part: dict[str, Any]) -> str:
             "reaches when all of them wait from the beginning:",
             "",
             markdown_table(head, arrivals),
+            "",
+            f"Saturated, the engine reaches {ideal['share_of_ideal']:.2f} of the ideal: as if all "
+            f"prompts were read at {ideal['prefill_rate']:.0f} tokens/s, the best prefill step's "
+            f"rate, and all later tokens decoded at {ideal['decode_rate']:.1f} tokens/s, the rate "
+            "with all slots busy.",
         ]
     )
 

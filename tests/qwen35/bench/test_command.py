@@ -119,6 +119,9 @@ def test_the_engine_alone(capfd):
         assert row["compilations"] == 0
         for name in ("ttft", "tpot"):
             assert 0 < row[f"{name}_p50"] <= row[f"{name}_p95"]
+    ideal = parts["throughput"]["ideal"]
+    assert ideal["prefill_rate"] > 0 and ideal["decode_rate"] > 0
+    assert 0 < ideal["share_of_ideal"] < 2
     # All that two prompts share is saved, and no more than that.
     assert parts["prefix"]["saved_tokens"] == 64
     assert parts["memory"]["reference"] is None
