@@ -234,7 +234,7 @@ def grow_engine_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> tuple[li
     spmd.start(mesh)
     runtime = qwen35.Runtime(mesh=mesh, rank=None)
     params = qwen35.load(path, device="xla", runtime=runtime)
-    engine = serving.engine_for(params, max_capacity=serving.LARGEST)
+    engine = serving.engine_for(params, max_capacity=serving.LARGEST, prefill_sizes=1)
     grown = serving.grow(engine)
     return grown, {step.__name__.strip("_"): step.signatures for step in steps.ALL}
 
