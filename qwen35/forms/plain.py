@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..xla.devices import device_put, hand_over, host_memory, indices, matmul_float32
-from .weights import Weight, dense
+from .weights import JoinedWeight, QuantizedWeight, Weight, dense
 
 
 class Plain:
@@ -45,6 +45,12 @@ class Plain:
 
         The result has `dtype`: float32, or x's own if that is None.
         """
+        if isinstance(weight, JoinedWeight):
+            return torch.cat([self.matmul(x, part, dtype) for part in weight.parts], dim=-1)
+        if isinstance(weight, QuantizedWeight) and weight.per_column:
+            # Integers to 127 are exact in bfloat16; the scales multiply what they add up to.
+            product = matmul_float32(x, weight.values[:, : weight.shape[1]].to(x.dtype))
+            return (product * weight.scales[0]).to(dtype or x.dtype)
         matrix = dense(weight)
         return x @ matrix if dtype in (None, x.dtype) else matmul_float32(x, matrix)
 

@@ -81,6 +81,11 @@ class QuantizedWeight:
     dtype: torch.dtype
 
     @property
+    def per_column(self) -> bool:
+        """Whether the values of a column have one scale and no zero: it can multiply a product."""
+        return self.bits == 8 and self.zeros is None and len(self.scales) == 1
+
+    @property
     def bits(self) -> int:
         """Bits of a stored value: 4 or 8."""
         return 4 if self.values.dtype == torch.uint8 else 8

@@ -14,7 +14,7 @@ from ...kernels.loop import tracked
 from ...xla.bits import to_bits
 from ...xla.devices import device_put, hand_over, host_memory
 from ..plain import Plain
-from ..weights import SpacedWeight, Weight, dense
+from ..weights import JoinedWeight, QuantizedWeight, SpacedWeight, Weight, dense
 from . import attention, reductions
 from .thin import WIDENED, is_thin, thin_matmul, widened
 
@@ -53,24 +53,36 @@ class XlaCpu(Plain):
         """`Plain.place`; on XLA all are dense, and a cache line follows each row (see `store`)."""
         if device != "xla":
             return device_put(weight, device)
+        if isinstance(weight, JoinedWeight):
+            return JoinedWeight(tuple(self.place(part, device) for part in weight.parts))
+        if isinstance(weight, QuantizedWeight):
+            return device_put(weight, device)
         matrix = dense(weight)
         return self.store(matrix.shape, matrix.dtype, device, lambda room: room.copy_(matrix))
 
     def matmul(self, x: Tensor, weight: Weight, dtype: torch.dtype | None = None) -> Tensor:
         """`Plain.matmul` in float32; one row takes a weight in parts, and a few rows in a loop."""
+        if isinstance(weight, JoinedWeight):
+            return super().matmul(x, weight, dtype)
+        if isinstance(weight, QuantizedWeight) and weight.per_column:
+            product = self._product(x.float(), weight.values, weight.shape[1])
+            return (product * weight.scales[0]).to(dtype or x.dtype)
         stored = weight.storage if isinstance(weight, SpacedWeight) else dense(weight)
-        inputs, width = weight.shape
-        result, x = dtype or x.dtype, x.float()
+        return self._product(x.float(), stored, weight.shape[1]).to(dtype or x.dtype)
+
+    def _product(self, x: Tensor, stored: Tensor, width: int) -> Tensor:
+        """x [..., K] @ the first `width` columns of what is stored, [K, width + spare]; float32."""
+        inputs = len(stored)
         if stored.dtype in WIDENED and not tracked(x, stored):
             rows = x.numel() // inputs
             in_parts = width <= _PARTS * inputs and inputs % _PARTS == 0
             if rows == 1 and stored.dtype == torch.float32 and in_parts:
-                return _in_parts(x, stored)[..., :width].to(result)
+                return _in_parts(x, stored)[..., :width]
             if is_thin(rows, inputs, width, stored.dtype):
                 product = thin_matmul(x.reshape(1, rows, inputs), stored.unsqueeze(0), width)
-                return product.view(*x.shape[:-1], width).to(result)
+                return product.view(*x.shape[:-1], width)
         # The spare columns are multiplied and then cut off: a slice of the weight is a copy.
-        return (x @ self.widen(stored))[..., :width].to(result)
+        return (x @ self.widen(stored))[..., :width]
 
     def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """int16 for bfloat16: XLA:CPU would widen a whole cache to write or read a slot of it."""

@@ -19,15 +19,16 @@ from ...xla.bits import from_bits
 _ROWS = 12  # for more, XLA's own product is as fast
 _STEP = 8  # lines of the matrix in a pass over the sums: their factors stay in registers
 _TILE = 256  # columns: a tile of a line stays in the first-level cache for all rows
+_WIDENING_TILE = 32  # of columns that are widened: few enough to be widened once for all rows
 _ROUND = 2**19  # bytes of the matrices in a round of the loop, so that the work outweighs its start
 
 
 # What the loop widens as it reads it.
-WIDENED = (torch.float32, torch.int16)
+WIDENED = (torch.float32, torch.int16, torch.int8)
 
 
 def widened(lines: Tensor) -> Tensor:
-    """Numbers, or bfloat16's bits (int16), in float32."""
+    """Numbers (int8 too), or bfloat16's bits (int16), in float32."""
     return from_bits(lines) if lines.dtype == torch.int16 else lines.float()
 
 
@@ -48,7 +49,8 @@ def thin_matmul(x: Tensor, matrix: Tensor, width: int) -> Tensor:
     in turn, so that a round of narrow lines has work enough.
     """
     groups, rows, inputs = x.shape
-    tile, parts = math.gcd(width, _TILE), 1
+    widens = rows > 1 and matrix.dtype != torch.float32
+    tile, parts = math.gcd(width, _WIDENING_TILE if widens else _TILE), 1
     line = groups * width * matrix.itemsize
     while parts * _STEP * line < _ROUND and inputs % (2 * parts * _STEP) == 0:
         parts *= 2
