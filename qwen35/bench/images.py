@@ -67,7 +67,7 @@ def measure_ours(model: str, sides: Sequence[int], repeats: int) -> PicturesRun:
     from ..prompts.processor import Processor
     from ..vision.tower import encode_images
 
-    params = load(model, device="xla", check_finite=False)
+    params = load(model, dtype="float32", device="xla", check_finite=False)
     processor = Processor.from_pretrained(model)
     pictures = []
     for side in sides:
@@ -139,7 +139,7 @@ def measure_our_memory(model: str, side: int) -> TowerMemory:
     from ..files.checkpoint import load
     from ..vision.tower import encode_images
 
-    vision = load(model, device="xla", check_finite=False).vision
+    vision = load(model, dtype="float32", device="xla", check_finite=False).vision
     patches, grid = _patches(vision.config, side)
 
     def encode() -> torch.Tensor:
@@ -185,7 +185,7 @@ def measure_compilation(model: str, side: int) -> TowerCompilations:
     from ..xla.devices import device_put
     from ..xla.jit import jit
 
-    vision = load(model, device="xla", check_finite=False).vision
+    vision = load(model, dtype="float32", device="xla", check_finite=False).vision
     config = vision.config
     step, sizes = jit(tower), []
     for length in padded_sizes(config, (side // config.patch_size) ** 2):

@@ -322,7 +322,7 @@ def _raise_errors(requests: list[Request]) -> None:
 def _load(directory: str) -> tuple[Params, Tokenizer]:
     """Loads parameters onto the device and the tokenizer, both without end tokens: how much there
     is to do must not depend on what the model writes."""
-    params = load(directory, device="xla", check_finite=False, vision=False)
+    params = load(directory, dtype="float32", device="xla", check_finite=False, vision=False)
     config = dataclasses.replace(params.config, eos_token_id=None)
     hf = Tokenizer.from_pretrained(directory).hf
     return dataclasses.replace(params, config=config), Tokenizer(hf)

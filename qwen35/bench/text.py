@@ -98,7 +98,7 @@ def measure_ours(
     """
     device_put(torch.zeros(1), "xla").cpu()  # starts the device
     start = time.perf_counter()
-    params = load(model, device="xla", check_finite=False, vision=False)
+    params = load(model, dtype="float32", device="xla", check_finite=False, vision=False)
     loading = time.perf_counter() - start
     # In what is timed from here on torch only copies results. Its threads for that would wait for
     # more of it in a loop, on the cores that XLA computes on.
@@ -233,7 +233,7 @@ def measure_memory(model: str, lengths: Sequence[int], steps: int) -> DecodeMemo
     """Measures the memory of decoding `steps` tokens after the longest prompt of `lengths`."""
     device_put(torch.zeros(1), "xla").cpu()
     start = anonymous_memory()
-    params = load(model, device="xla", check_finite=False, vision=False)
+    params = load(model, dtype="float32", device="xla", check_finite=False, vision=False)
     step = jit(decode, donate=("state",))
     length = max(lengths)
     state = init_state(params, 1, length + steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .options import add_shared
+from .options import DTYPE_HELP, DTYPES, add_shared
 
 SUMMARY = "write a checkpoint's weights as they are to be loaded"
 HELP = """\
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `qwen35 convert`."""
     option = parser.add_argument
     add_shared(parser, "tp", required=True)
-    add_shared(parser, "dtype", default="bfloat16")
+    add_shared(parser, "dtype", choices=DTYPES, default="bfloat16", help=DTYPE_HELP)
     option("--no-vision", dest="vision", action="store_false", help="leave a vision tower out")
     option("source", metavar="IN", help="checkpoint directory")
     option("out", metavar="OUT", help="directory to write to")

@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_shared, positive
+from .options import DTYPES, add_shared, positive
 from .output import make_output, write_output
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
 def _perplexity(options: argparse.Namespace, ranks: Launch) -> None:
     from ..evaluation.perplexity import perplexity, render
     from ..files.checkpoint import load
+    from ..model.params import name_of
     from ..prompts.tokenizer import Tokenizer
     from ..reports.page import about
 
@@ -124,7 +125,7 @@ def _perplexity(options: argparse.Namespace, ranks: Launch) -> None:
         vision=False,
         progress=ranks.prints,
     )
-    result = about(options.model, options.dtype, ranks.device) | perplexity(
+    result = about(options.model, name_of(params.dtype), ranks.device) | perplexity(
         params,
         tokenizer,
         texts,
@@ -169,6 +170,7 @@ def _tasks(options: argparse.Namespace, ranks: Launch) -> None:
     from ..evaluation.harness import Qwen35LM
     from ..evaluation.tasks import find_tasks, plots, render, run_tasks
     from ..files.checkpoint import load
+    from ..model.params import name_of
     from ..prompts.tokenizer import Tokenizer
     from ..reports.page import about
 
@@ -209,7 +211,8 @@ def _tasks(options: argparse.Namespace, ranks: Launch) -> None:
     )
     if not ranks.prints:
         return
-    result = about(options.model, options.dtype, ranks.device, "lm_eval") | found
+    dtype = name_of(model.params.dtype)
+    result = about(options.model, dtype, ranks.device, "lm_eval") | found
     write_output(options, "tasks", "Tasks", result, render(result), plots(result))
 
 
@@ -221,7 +224,7 @@ def _add_agreement(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "max_new_tokens", default=32)
     option("--worst", type=positive, default=5, metavar="N",
            help="prompts to show; default: %(default)s")  # fmt: skip
-    add_shared(parser, "dtype", nargs="+", default=["float32", "bfloat16"],
+    add_shared(parser, "dtype", nargs="+", choices=DTYPES, default=list(DTYPES),
                help="of weights and arithmetic; default: both")  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from .options import add_shared, config_from, positive
+from .options import DTYPE_HELP, DTYPES, add_shared, config_from, positive
 
 SUMMARY = "write the graph that a rank runs, traced without weights"
 HELP = """\
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
     add_shared(model, "model", "preset")
     option("--phase", required=True, metavar="PHASE", help="see above")
-    add_shared(parser, "dtype", default="bfloat16")
+    add_shared(parser, "dtype", choices=DTYPES, default="bfloat16", help=DTYPE_HELP)
     add_shared(parser, "tp", default=1)
     option("--rank", type=int, default=0, metavar="N", help="whose graph; default: %(default)s")
     option("--tokens", type=positive, default=128, metavar="N",

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .options import add_shared, positive
+from .options import DTYPE_HELP, DTYPES, add_shared, positive
 
 SUMMARY = "print a model's sizes, without its weights"
 HELP = """\
@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `qwen35 info`."""
     option = parser.add_argument
     option("model", metavar="DIR|PRESET", help="checkpoint directory or preset")
-    add_shared(parser, "dtype", default="bfloat16")
+    add_shared(parser, "dtype", choices=DTYPES, default="bfloat16", help=DTYPE_HELP)
     add_shared(parser, "tp", "batch", "json")
     option("--hardware", metavar="NAME", help="show floors of TTFT and TPOT on it (trn2)")
     option("--context", type=positive, default=4096, metavar="N",

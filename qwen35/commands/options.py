@@ -30,14 +30,17 @@ def seconds(text: str) -> float:
     return value
 
 
+DTYPES = ("float32", "bfloat16")
+DTYPE_HELP = "of weights and arithmetic; default: %(default)s"  # where there is no "auto"
+
 # What `add_argument` takes; an option is called by its name here, with - for _, unless it says.
 _SHARED: dict[str, dict[str, Any]] = {
     "model": {"metavar": "DIR", "help": "checkpoint directory"},
     "preset": {"metavar": "NAME", "help": "geometry, if no --model is given: 0.8b 2b 4b 9b 27b"},
     "dtype": {
-        "choices": ("float32", "bfloat16"),
-        "default": "float32",
-        "help": "of weights and arithmetic; default: %(default)s",
+        "choices": ("auto", *DTYPES),
+        "default": "auto",
+        "help": "of weights and arithmetic; default: %(default)s, the checkpoint's own",
     },
     "device": {
         "choices": ("xla", "cpu"),

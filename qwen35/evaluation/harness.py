@@ -83,7 +83,7 @@ class Qwen35LM(TemplateLM):
         device: "xla" or "cpu", where a directory is loaded to; None is "xla", under torchrun "cpu".
         tp: ranks that a directory's model is split over: virtual devices, or processes of torchrun,
             of which there may be several times as many: replicas that share the requests out.
-        dtype: "float32" or "bfloat16", the same.
+        dtype: "float32", "bfloat16", or "auto" for the checkpoint's own, the same.
         batch_size: requests that go together.
         max_length: tokens that the model sees at a time; None is its max_position_embeddings.
         enable_thinking: handed to the chat template; None leaves the template's own default.
@@ -103,7 +103,7 @@ class Qwen35LM(TemplateLM):
         *,
         device: str | None = None,
         tp: int | str = 1,
-        dtype: str = "float32",
+        dtype: str = "auto",
         batch_size: int | str = 1,
         max_length: int | None = None,
         enable_thinking: bool | None = None,

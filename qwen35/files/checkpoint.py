@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from .. import forms
 from ..checks.errors import CheckpointError
 from ..checks.json_file import to_text
 from ..checks.values import all_finite, integer, shown
 from ..forms import Weight, dense, is_special
+from ..forms.quantizing import int8_by_parts
 from ..model.all_ranks import load_all_ranks
 from ..model.config import Config
 from ..model.declarations import (
@@ -41,8 +43,10 @@ from .checkpoint_files import (
     Watched,
 )
 from .materialize import build_all, dematerialize, keep, materialize, values_to_read, with_tp_index
-from .presharded import is_presharded, load_rank
+from .presharded import is_presharded, load_rank, recorded_dtype
 
+_HEADS = ("lm_head.weight", "model.embed_tokens.weight")
+_GATES = ("in_proj_a.weight", "in_proj_b.weight")
 _SHARD_PATTERN = "model-[0-9]*-of-[0-9]*.safetensors"
 _SHARD_BYTES = 4 * 2**30
 
@@ -50,12 +54,13 @@ _SHARD_BYTES = 4 * 2**30
 def load(
     path: str | Path,
     *,
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype | str | None = None,
     device: str = "cpu",
     runtime: Runtime = Runtime(),
     check_finite: bool = True,
     vision: bool = True,
     weights: str | None = None,
+    head: str | None = None,
     progress: bool = False,
     tp: int | None = None,
 ) -> Params:
@@ -69,7 +74,8 @@ def load(
         path: directory with `config.json` and `*.safetensors`, or rank files of
             `qwen35 convert` for the runtime's tp.
         dtype: float32 or bfloat16, the dtype of all tensors but the DeltaNet layers' `A_log` and
-            `dt_bias`: the decay is an exponential of an exponential, so they stay float32.
+            `dt_bias`: the decay is an exponential of an exponential, so they stay float32. None, or
+            "auto", is the checkpoint's own: bfloat16 where its embedding is, else float32.
         device: "cpu" or "xla".
         runtime: static choices; with a mesh, only this rank's share is read.
         check_finite: refuse NaN and infinite weights.
@@ -77,7 +83,11 @@ def load(
             in it, `config.text_only()`, which `save` writes in the text-only form.
         weights: None keeps weights that are quantised as the files have them, "dense" makes them
             tensors of `dtype`. Both give the same values, but for rounding to `dtype`. Of all
-            ranks in one process (`rank=None`) they are dense.
+            ranks in one process (`rank=None`), and where forms have no product of their own for
+            a scheme (on XLA:CPU all but int8 with a scale per output), they are dense. "int8"
+            makes int8 with a scale per output of the text layers' matrices, but for DeltaNet's
+            small projections to its gates (`in_proj_a`, `in_proj_b`).
+        head: "int8" quantises the head too, and with it a tied embedding.
         progress: draw a progress bar on standard error.
         tp: short for the ranks of `sharding.launch.join_ranks`, on which it also sets `device`:
             under torchrun this process is one of tp; otherwise all are here, on virtual devices
@@ -89,22 +99,28 @@ def load(
     Raises:
         CheckpointError: files or tensors are missing, damaged, of another shape or dtype, double
             or unknown; all of a checkpoint's faults are in the one message.
-        ValueError: an unknown dtype, device or form of weights, or ranks that can't be had.
+        ValueError: an unknown dtype, device or form of weights; ranks that can't be had; or
+            "int8" of a rank's share.
     """
-    dtype = as_dtype(dtype)
-    if weights not in (None, "dense"):
-        raise ValueError(f"weights must be None or 'dense', not {shown(weights)}")
+    wanted = None if dtype is None or dtype == "auto" else as_dtype(dtype)
+    if weights not in (None, "dense", "int8"):
+        raise ValueError(f"weights must be None, 'dense' or 'int8', not {shown(weights)}")
+    if head not in (None, "int8"):
+        raise ValueError(f"head must be None or 'int8', not {shown(head)}")
     if tp is not None:
         if runtime.mesh is not None:
             raise ValueError(f"tp = {tp} stands for a mesh, but the runtime has {runtime.mesh}")
         ranks = join_ranks(integer("tp", tp), "xla" if device == "xla" else None)
         device = ranks.device
         runtime = dataclasses.replace(runtime, mesh=ranks.mesh, rank=ranks.rank)
+    split = runtime.rank is None or (runtime.mesh is not None and runtime.mesh.tp > 1)
+    if "int8" in (weights, head) and (split or is_presharded(Path(path))):
+        raise ValueError("int8 is made of whole matrices, not of a rank's share: tp must be 1")
     if runtime.rank is None:
         load_one = functools.partial(
             load,
             path,
-            dtype=dtype,
+            dtype=wanted,
             check_finite=check_finite,
             vision=vision,
             weights="dense",
@@ -115,8 +131,9 @@ def load(
     directory = Path(path)
     aside.settle(directory)
     if is_presharded(directory):
+        own = wanted or recorded_dtype(directory)
         loaded = load_rank(
-            directory, dtype=dtype, runtime=runtime, check_finite=check_finite, vision=vision
+            directory, dtype=own, runtime=runtime, check_finite=check_finite, vision=vision
         )
         return place_params(loaded, device)
     runtime = runtime.on(device)
@@ -126,6 +143,7 @@ def load(
     sparse = runtime.mesh is not None and runtime.mesh.tp > 1
     files = CheckpointFiles(directory, tower=config.vision is not None, sparse=sparse)
     files.check(declared)
+    own = wanted or files.dtype
     sizes = axis_sizes(config)
     total = sum(
         count * files.read(source).bytes_per_value
@@ -149,9 +167,16 @@ def load(
         return Watched(tensor, look)
 
     def build(parameter: Parameter) -> torch.Tensor | Weight:
-        read_as = functools.partial(read, kept=parameter.dtype or dtype)
+        read_as = functools.partial(read, kept=parameter.dtype or own)
+        names = [piece.source.name for piece in parameter.pieces]
+        of_text = parameter.linear and not names[0].startswith(VISION_PREFIX)
+        if of_text and (head if names[0] in _HEADS else weights) == "int8":
+            matrix = dense(materialize(parameter, read_as, own, sizes, runtime))
+            widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
+            weight = int8_by_parts(matrix, widths, [name.endswith(_GATES) for name in names])
+            return forms.get(runtime.forms).place(weight, device)
         build_one = materialize if weights == "dense" else keep
-        return build_one(parameter, read_as, dtype, sizes, runtime, device)
+        return build_one(parameter, read_as, own, sizes, runtime, device)
 
     with bar:
         params = build_all(build, declared)

@@ -131,6 +131,13 @@ class CheckpointFiles:
         stem = name.removesuffix("weight")
         return [stem + member for member in MEMBERS if stem + member in self.tensors]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The checkpoint's own: bfloat16 where its embedding is, else float32."""
+        names = ("model.embed_tokens.weight", "model.norm.weight")  # the first may be quantised
+        own = next(self._slice(name).get_dtype() for name in names if name in self.tensors)
+        return torch.bfloat16 if own == "BF16" else torch.float32
+
     def place(self, source: Source) -> str:
         """The tensor of a source as messages call it: its file and its name there."""
         name = next(n for n in (source.name, *self._members(source.name)) if n in self.tensors)

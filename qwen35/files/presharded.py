@@ -21,7 +21,7 @@ from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object, to_text
 from ..checks.values import shown
 from ..model.config import Config
-from ..model.params import Params, Runtime
+from ..model.params import Params, Runtime, as_dtype
 from ..xla import trees
 from . import aside
 from .materialize import abstract_params
@@ -31,6 +31,21 @@ from .tensor_file import TensorFile
 def is_presharded(directory: Path) -> bool:
     """Tells whether the directory holds rank files instead of a Hugging Face checkpoint."""
     return any(directory.glob("rank-*-of-*.safetensors"))
+
+
+def recorded_dtype(directory: Path) -> torch.dtype:
+    """The dtype that the directory's rank files were made for.
+
+    Raises:
+        CheckpointError: no record is there, or it names none.
+    """
+    records = sorted(directory.glob("rank-*-of-*.json"))
+    if not records:
+        raise CheckpointError(f"{directory}: rank files without their records")
+    try:
+        return as_dtype(str(read_object(records[0], "a rank's record").get("dtype")))
+    except ValueError as error:
+        raise CheckpointError(f"{records[0]}: {error}") from None
 
 
 def rank_file(directory: Path, tp: int, rank: int) -> Path:

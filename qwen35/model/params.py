@@ -268,3 +268,8 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if resolved is None or resolved not in known.values():
         raise ValueError(f"dtype must be float32 or bfloat16, not {dtype!r}")
     return resolved
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return a dtype's name, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

@@ -53,9 +53,9 @@ class XlaCpu(Plain):
         """`Plain.place`; on XLA all are dense, and a cache line follows each row (see `store`)."""
         if device != "xla":
             return device_put(weight, device)
-        if isinstance(weight, JoinedWeight):
+        if isinstance(weight, JoinedWeight) and any(map(_is_int8, weight.parts)):
             return JoinedWeight(tuple(self.place(part, device) for part in weight.parts))
-        if isinstance(weight, QuantizedWeight):
+        if _is_int8(weight):
             return device_put(weight, device)
         matrix = dense(weight)
         return self.store(matrix.shape, matrix.dtype, device, lambda room: room.copy_(matrix))
@@ -64,7 +64,7 @@ class XlaCpu(Plain):
         """`Plain.matmul` in float32; one row takes a weight in parts, and a few rows in a loop."""
         if isinstance(weight, JoinedWeight):
             return super().matmul(x, weight, dtype)
-        if isinstance(weight, QuantizedWeight) and weight.per_column:
+        if _is_int8(weight):
             product = self._product(x.float(), weight.values, weight.shape[1])
             return (product * weight.scales[0]).to(dtype or x.dtype)
         stored = weight.storage if isinstance(weight, SpacedWeight) else dense(weight)
@@ -123,6 +123,12 @@ class XlaCpu(Plain):
     def attend_within(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> Tensor:
         """`Plain.attend_within` for a block of queries of a few heads at a time."""
         return attention.within_frames(query, key, value, valid)
+
+
+def _is_int8(weight: Weight) -> bool:
+    """Whether a weight is int8 with a scale per column."""
+    quantized = isinstance(weight, QuantizedWeight)
+    return quantized and weight.per_column and weight.values.dtype == torch.int8
 
 
 def _in_parts(x: Tensor, weight: Tensor) -> Tensor:

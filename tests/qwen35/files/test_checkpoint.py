@@ -17,6 +17,7 @@ from transformers import Qwen3_5Config, Qwen3_5ForCausalLM, Qwen3_5ForConditiona
 
 import qwen35
 from qwen35.files import checkpoint as checkpoint_module
+from qwen35.files.conversion import convert
 
 UNTIED, TIED = "attention_first_explicit_types", "value_heads_x2_tied"
 
@@ -197,7 +198,7 @@ def test_bfloat16_rounds_the_weights_but_not_the_decay(reference, load, name, dt
 def test_a_bfloat16_file_widens_exactly(checkpoint):
     directory = checkpoint()
     edit(directory, lambda t: t.update({k: v.bfloat16() for k, v in t.items()}))
-    wide, narrow = qwen35.load(directory), qwen35.load(directory, dtype="bfloat16")
+    wide, narrow = (qwen35.load(directory, dtype=dtype) for dtype in ("float32", "bfloat16"))
     for a, b in zip(pytree.tree_leaves(wide), pytree.tree_leaves(narrow), strict=True):
         assert a.dtype == torch.float32
         assert torch.equal(a, b.float())
@@ -208,7 +209,7 @@ def test_float32_by_name(reference, load):
     assert_same_params(by_name, load(UNTIED))
 
 
-@pytest.mark.parametrize("dtype", ["float16", torch.float16, "int8", "fp32", None])
+@pytest.mark.parametrize("dtype", ["float16", torch.float16, "int8", "fp32"])
 def test_unknown_dtype(reference, dtype):
     with pytest.raises(ValueError, match=r"float32.*bfloat16"):
         qwen35.load(reference(UNTIED).directory, dtype=dtype)
@@ -850,3 +851,17 @@ def test_loading_needs_the_parameters_and_one_tensor_more(tmp_path, stored, aske
         child.wait()
     assert after - before >= 0.9 * parameters, "the parameters are held in anonymous memory"
     assert peak - before <= parameters + largest + 16e6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_checkpoints_own_dtype(reference, tmp_path, dtype):
+    """Without a dtype weights are what the file has, and so are its rank files'."""
+    source = qwen35.load(reference("value_heads_x2_tied").directory, dtype=dtype)
+    qwen35.save(source, tmp_path / "whole")
+    convert(tmp_path / "whole", tmp_path / "ranks", 1, dtype=dtype)
+    for directory in (tmp_path / "whole", tmp_path / "ranks"):
+        for asked in (None, "auto"):
+            params = qwen35.load(directory, dtype=asked)
+            assert params.dtype == dtype and torch.equal(params.head, source.head)
+    other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
+    assert qwen35.load(tmp_path / "whole", dtype=other).dtype == other

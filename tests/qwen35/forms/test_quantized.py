@@ -1,11 +1,16 @@
 """Quantised weights as leaves: what they stand for, written out element by element."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils import _pytree
 
+import qwen35
 from qwen35 import forms
 from qwen35.forms import JoinedWeight, QuantizedWeight, SpacedWeight, packed, unpacked
+from qwen35.forms.quantizing import int8, int8_by_parts
+from qwen35.sharding.mesh import Mesh
 
 FP8 = torch.float8_e4m3fn
 
@@ -97,3 +102,72 @@ def test_a_tree_of_them_keeps_what_is_static(zeros):
     assert paths == expected
     kinds = _pytree.tree_leaves(tree, is_leaf=forms.is_special)
     assert len(kinds) == 1 and kinds[0] is tree["in_proj"]
+
+
+def test_int8_is_symmetric_and_rounds_to_the_nearest():
+    matrix = torch.tensor([[1.0, 0.0, -3.0], [-0.25, 0.0, 1.5], [0.5, 0.0, 0.0]])
+    weight = int8(matrix)
+    assert weight.values.tolist() == [[127, 0, -127], [-32, 0, 64], [64, 0, 0]]  # ties to even
+    assert weight.scales.tolist() == [pytest.approx([1 / 127, 1.0, 3 / 127])]
+    assert weight.per_column and weight.dtype == torch.float32
+    drawn = torch.randn(64, 40000, generator=torch.Generator().manual_seed(0))  # several blocks
+    weight = int8(drawn)
+    assert ((forms.dense(weight) - drawn).abs() <= weight.scales / 2 * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("form", ["plain", "xla_cpu"])
+def test_products_are_those_of_the_dequantised_matrix(form, rows, device):
+    """Against float64: an error of a scale or of a part would be a thousand times as large."""
+    draw = torch.Generator().manual_seed(rows)
+    form = forms.get(form)
+    x = torch.randn(rows, 64, generator=draw)
+    matrix = torch.randn(64, 40, generator=draw)
+    joined = int8_by_parts(matrix, [16, 16, 8], [False, False, True])
+    assert [part.shape[1] for part in joined.parts] == [32, 8]
+    assert torch.equal(joined.parts[1], matrix[:, 32:])
+    whole = int8_by_parts(matrix, [16, 24], [False, False])
+    assert isinstance(whole, QuantizedWeight)
+    weights = (joined, whole, quantized(64, 40, 16, "int4"), quantized(64, 40, 16, "int4", True))
+    for weight in weights:
+        expected = x.double() @ forms.dense(weight).double()
+        placed = form.place(weight, device)
+        assert placed.shape == weight.shape and placed.dtype == weight.dtype
+        product = qwen35.device_put(form.matmul(qwen35.device_put(x, device), placed), "cpu")
+        assert (product - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+def test_a_quantised_model_says_what_the_dense_one_says(device):
+    """KL at most 1e-3 at every token of text that the demo knows; the same of a loaded copy."""
+    demo = Path(__file__).parents[3] / "demo"
+    dense = qwen35.load(demo, device=device)
+    params = qwen35.load(demo, device=device, weights="int8", head="int8")
+    assert isinstance(params.head, QuantizedWeight) and params.dtype == dense.dtype
+    layer = params.layers[0]
+    assert isinstance(layer.in_proj.parts[0], QuantizedWeight)
+    assert layer.in_proj.parts[1].shape[1] == 2 * len(layer.a_log)
+    assert layer.in_proj.shape == dense.layers[0].in_proj.shape
+    assert isinstance(layer.input_norm, torch.Tensor)
+    tokenizer = qwen35.Tokenizer.from_pretrained(demo)
+    ids = torch.tensor([tokenizer.encode("The capital of France is Paris.")])
+    tokens, results = qwen35.device_put(ids, device), []
+    for tree in (dense, params):
+        hidden, _ = qwen35.forward(tree, qwen35.init_state(tree, 1, 64), tokens)
+        results.append(qwen35.device_put(qwen35.logits(tree, hidden), "cpu").log_softmax(-1))
+    exact, ours = results
+    assert (exact.exp() * (exact - ours)).sum(-1).mean() <= 1e-3
+    moved = qwen35.device_put(params, "cpu" if device == "xla" else "xla")
+    assert torch.equal(
+        forms.dense(qwen35.device_put(moved.head, "cpu")),
+        forms.dense(qwen35.device_put(params.head, "cpu")),
+    )
+
+
+def test_quantisations_that_are_not_there_are_refused():
+    demo = Path(__file__).parents[3] / "demo"
+    with pytest.raises(ValueError, match="weights must be None, 'dense' or 'int8', not 'int3'"):
+        qwen35.load(demo, weights="int3")
+    with pytest.raises(ValueError, match="tp must be 1"):
+        qwen35.load(demo, head="int8", runtime=qwen35.Runtime(mesh=Mesh(tp=2)))
