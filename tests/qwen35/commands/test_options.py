@@ -15,7 +15,7 @@ from qwen35.generation.sampling import Sampling
 
 # Of these the values differ with the command, and so does the help: `bench` times two devices, of
 # which one is a protocol; `eval agreement` takes several dtypes.
-_OWN = {("bench", "--device"), ("eval agreement", "--dtype")}
+_OWN = {("bench", "--device"), ("eval agreement", "--dtype"), ("info", "--slots")}
 
 
 def commands(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[argparse.Action]]:
