@@ -331,9 +331,10 @@ def _go_on_from_a_file(mesh: Mesh, rank: int | None, path: str, file: str, out: 
     saved = qwen35.load_state(file, params, capacity=40)
     put = qwen35.device_put
     token, state, tokens = put(saved.logits, "cpu").argmax(-1), saved.state, []
+    step = qwen35.decode if rank is not None else qwen35.jit(qwen35.decode)
     for _ in range(6):
         tokens.append(token.tolist())
-        logits, state = qwen35.decode(params, state, put(token, params.device.type))
+        logits, state = step(params, state, put(token, params.device.type))
         token = put(logits, "cpu").argmax(-1)
     qwen35.save_state(out, params, state, logits=logits)
     return tokens
