@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..xla.devices import device_put, hand_over, host_memory, indices, matmul_float32
+from ..xla.devices import device_put, indices, matmul_float32
+from ..xla.host_memory import written
 from .weights import JoinedWeight, QuantizedWeight, Weight, dense
 
 
@@ -32,9 +33,7 @@ class Plain:
             device: where it goes.
             write: is called once, with a tensor of the host of that shape, and writes all of it.
         """
-        room = host_memory(shape, dtype)
-        write(room)
-        return hand_over(room, device)
+        return written(shape, dtype, device, write)
 
     def place(self, weight: Weight, device: str) -> Weight:
         """Put the weight [K, N] of a linear map on "cpu" or "xla", stored as products want it."""

@@ -5,18 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import math
-import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils import dlpack
 
 from . import private, trees
 from .environment import xla
-
-_LARGE = 4 * 2**20  # bytes: two of x86's large pages
 
 
 def device_put(tree: Any, device: str) -> Any:
@@ -51,31 +46,6 @@ def _download(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     remote = [tensor for tensor in tensors if tensor.device.type == "xla"]
     fetched = iter(private._xla_get_cpu_tensors(remote))  # one sync for all pending work
     return [next(fetched) if t.device.type == "xla" else t for t in tensors]
-
-
-def host_memory(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Return a new tensor of the host, not initialised, for `hand_over`.
-
-    Large ones lie in large pages where Linux has some to give: it clears memory when that is first
-    written to, page by page, which takes six times as long with small ones.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(tuple(shape), dtype=dtype)
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
-
-
-def hand_over(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """Put a contiguous tensor, which nobody else keeps or changes, on "cpu" or "xla".
-
-    Where XLA's device is the processor, the tensor's memory becomes the device's as it is.
-    """
-    if device == "xla" and on_xla_cpu() and not xla().runtime.is_spmd():
-        return private._from_dlpack(dlpack.to_dlpack(tensor.detach()))
-    return device_put(tensor, device)
 
 
 def platform() -> str:

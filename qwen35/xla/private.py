@@ -49,7 +49,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "_xla_wait_device_ops": ("wait for the graphs in flight", DEVICES),
         "_xla_metric_data": ("read a counter of torch-xla, such as of downloads", TRACING),
         "_xla_tensors_from_aten": ("upload tensors at once", DEVICES),
-        "_from_dlpack": ("let the processor's device use a host tensor's memory", DEVICES),
+        "_from_dlpack": ("let the processor's device use memory of the host", "xla.host_memory"),
         "_xla_get_cpu_tensors": ("download tensors, after one run of what is pending", DEVICES),
         # Random numbers
         "_get_base_seed_as_tensor": ("give the seed as the input that graphs take", DEVICES),

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...kernels.loop import tracked
 from ...xla.bits import to_bits
-from ...xla.devices import device_put, hand_over, host_memory
+from ...xla.devices import device_put
+from ...xla.host_memory import written
 from ..plain import Plain
 from ..weights import JoinedWeight, QuantizedWeight, SpacedWeight, Weight, dense
 from . import attention, reductions
@@ -43,11 +44,14 @@ class XlaCpu(Plain):
         if device != "xla":
             return super().store(shape, dtype, device, write)
         rows, width = shape
-        room = host_memory((rows, width + _LINE // dtype.itemsize), dtype)
-        room[:, width:] = 0
-        write(room[:, :width])
-        room = room.view(torch.int16) if dtype == torch.bfloat16 else room
-        return SpacedWeight(hand_over(room, device), width)
+        stored = torch.int16 if dtype == torch.bfloat16 else dtype
+
+        def write_rows(room: Tensor) -> None:
+            room[:, width:] = 0
+            write(room.view(dtype)[:, :width])
+
+        full = rows, width + _LINE // dtype.itemsize
+        return SpacedWeight(written(full, stored, device, write_rows), width)
 
     def place(self, weight: Weight, device: str) -> Weight:
         """`Plain.place`; on XLA all are dense, and a cache line follows each row (see `store`)."""
