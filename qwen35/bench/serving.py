@@ -179,11 +179,11 @@ def measure_arrivals(
     prefill_rate, decode_rate = (sum(pair) / 2 for pair in zip(before, after, strict=True))
     # The first token of each comes with its prompt.
     ideal = sum(lengths) / prefill_rate + (sum(wanted) - requests) / decode_rate
-    share = ideal * loads[0].requests_per_second / requests
     for share in shares:
         times = poisson_arrivals(share * loads[0].requests_per_second, len(work), seed)
         loads.append(_serve(f"{share:g}", engine(), work, times))
-    return Arrivals(tuple(loads), prefill_rate, decode_rate, share)
+    share_of_ideal = ideal * loads[0].requests_per_second / requests
+    return Arrivals(tuple(loads), prefill_rate, decode_rate, share_of_ideal)
 
 
 def _rates(params: Params, tokenizer: Tokenizer, slots: int) -> tuple[float, float]:
