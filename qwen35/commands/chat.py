@@ -97,6 +97,7 @@ def _chat(options: argparse.Namespace, ranks: Launch, sampling: Sampling) -> Non
         slots=1,
         capacity=min(1024, limit),
         max_capacity=limit,
+        prefill_sizes=4,  # compiled when first met, and a person waits for each
         progress=ranks.prints,
     )
 

@@ -40,7 +40,7 @@ class EngineSettings:
     capacity: int = 2048
     max_capacity: int | None = None
     prefill_chunk: int = PREFILL_CHUNK
-    prefill_sizes: int = 4
+    prefill_sizes: int = 8
     budget: int | None = None
     queue: int = 256
     cache_bytes: int = 1 << 30
