@@ -1,28 +1,15 @@
 """Continuous batching: requests join and leave a running batch between two steps.
 
-A step reads some prompt tokens of the requests at the head of the queue (each in a batch of its
-own, put into a slot when the prompt is read), chooses a token for every slot in use, and decodes
-all slots at once; idle ones are rows of length 0. `Batch` has the tensors; here is only who is
-next.
-
-Choosing is a graph of its own, not the end of decode's as in `generate`: logits to choose from also
-come from a prompt just read and out of the prefix cache, a thinking budget may put another token in
-the chosen one's place, and one decode graph then serves the likeliest tokens (no more than an
-argmax) and drawn ones. Logits stay on the device; a step moves one token per slot to the host.
-
-The device does not wait for the host to read that: decoding of a token is started before. All that
-could keep a token from being decoded is known by then, or to the device itself: that it is the last
-by number, that it ends its row (the ids are there), that a thinking budget puts another in its
-place. So between two steps a request's state is that of exactly its tokens, less a last one.
+Here is what can be asked of an engine, and that all of its processes do it (`together`). Who is
+next is decided in `schedule`, prompts are read in `reading`, the tensors are those of `Batch`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -31,38 +18,25 @@ from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import State
 from ..model.state_shares import gather_state, scatter_state
-from ..prompts.inputs import Messages, RowPictures, encode_pictures, encode_prompts, piece
+from ..prompts.inputs import Messages, encode_prompts
 from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
 from ..xla.devices import device_put
-from . import buckets
+from . import buckets, reading
 from .batch import Batch
 from .engine_settings import EngineSettings
 from .generate import end_tokens
 from .prefix_cache import CacheStats, PrefixCache
 from .request import Request, ThinkingBudget, cache_keys
-from .results import Piece, read_choice
+from .results import Piece
 from .sampling import Sampling
+from .schedule import Schedule
 from .steps import Rows
-from .together import Together, everywhere
+from .together import everywhere, join
 
 
 class QueueFull(RuntimeError):
     """As many requests wait as may: try again after some steps."""
-
-
-class _Filling(NamedTuple):
-    """A request whose prompt is being read.
-
-    row: what has been read, `done` tokens. stops: the lengths still to come at which the prompt is
-    cut and the state kept; the last is the prompt's. pictures: those still to be read, or None.
-    """
-
-    request: Request
-    row: Rows
-    done: int
-    stops: tuple[int, ...]
-    pictures: RowPictures | None
 
 
 class Engine:
@@ -83,7 +57,6 @@ class Engine:
         settings: all of them.
         batch: the slots' tensors.
         cache: the prefix cache, or None.
-        waiting, running: requests in the queue; by slot, None where it is idle.
 
     Raises:
         ValueError: an argument is out of range, or differs between processes.
@@ -100,7 +73,7 @@ class Engine:
     ) -> None:
         given: Any = settings  # EngineSettings checks them
         self.settings = EngineSettings(**given).for_model(params.config)
-        self._together = _join(params, self.settings)
+        self._together = join(params, settings=self.settings)
         self._ends = end_tokens(params, tokenizer)
         self.batch = Batch(
             params,
@@ -112,12 +85,11 @@ class Engine:
         )
         cache_bytes = self.settings.cache_bytes
         self.cache = PrefixCache(cache_bytes) if cache_bytes else None
-        self.waiting: deque[Request] = deque()
-        self.running: list[Request | None] = [None] * self.settings.slots
+        note = None if self._together is None else self._together.note
+        self._schedule = Schedule(self.batch, self.cache, self.settings, clock, note)
         self._tokenizer = tokenizer
         self._clock = clock
         self._progress = progress
-        self._filling: _Filling | None = None
         self._next_id = 0
 
     def submit(
@@ -150,7 +122,8 @@ class Engine:
         [row], [seen] = encode_prompts(self.batch.params, self._tokenizer, [prompt])
         tokens, pictures = tuple(row), seen if seen is not None and seen.images.grid else None
         max_new_tokens = integer("max_new_tokens", max_new_tokens)
-        self._check(tokens, max_new_tokens, sampling, thinking)
+        vocabulary = self.batch.params.config.vocab_size
+        self.settings.check(len(tokens), max_new_tokens, sampling, thinking, vocabulary)
         if len(self.waiting) >= self.settings.queue:
             raise QueueFull(f"{len(self.waiting)} requests wait already, as many as may")
         now = self._clock()
@@ -185,9 +158,7 @@ class Engine:
 
     @everywhere
     def _cancel(self, number: int) -> None:
-        request = next(request for request in self._present() if request.id == number)
-        with self._guard(request):
-            self._end(request, "cancelled")
+        self._schedule.cancel(number)
 
     @property
     def max_capacity(self) -> int:
@@ -196,9 +167,19 @@ class Engine:
         return self.settings.max_capacity
 
     @property
+    def waiting(self) -> deque[Request]:
+        """The requests in the queue."""
+        return self._schedule.waiting
+
+    @property
+    def running(self) -> list[Request | None]:
+        """The requests by slot, None where it is idle."""
+        return self._schedule.running
+
+    @property
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
-        return not self.waiting and self._filling is None and not any(self.running)
+        return self._schedule.idle
 
     def step(self) -> list[Piece]:
         """Reads some of a prompt, adds a token to every running request, and returns them.
@@ -211,18 +192,7 @@ class Engine:
 
     @everywhere
     def _step(self, now: float) -> list[Piece]:
-        self._expire(now)
-        pieces: list[Piece] = []
-        try:
-            self._read_prompts()
-            self._advance(pieces)
-        except BaseException as error:
-            if self._together is not None:
-                raise
-            self._reset(error)
-            if not isinstance(error, Exception):
-                raise
-        return pieces
+        return self._schedule.step(now)
 
     def run(self) -> Iterator[Piece]:
         """Steps until nothing is left to do, and yields the pieces of all requests."""
@@ -247,18 +217,12 @@ class Engine:
     @everywhere
     def keep(self, keys: Sequence[int], row: Rows) -> None:
         """Puts a row that has read a prompt of these keys into the prefix cache."""
-        if self.cache is not None:
-            kv = self.batch.keys_and_values(row, self.cache.known(keys), len(keys))
-            self.cache.insert(keys, kv, self.batch.snapshot(row))
+        reading.keep(self.batch, self.cache, keys, row)
 
     @everywhere
     def recall(self, keys: Sequence[int]) -> tuple[int, Rows]:
         """Returns how many of these keys the prefix cache knows, and the row after those."""
-        if self.cache is not None:
-            match = self.cache.lookup(keys)
-            if match.snapshot is not None:
-                return match.length, self.batch.restore(match)
-        return 0, self.batch.blank()
+        return reading.recall(self.batch, self.cache, keys)
 
     @everywhere
     def gather(self, keys: Sequence[int]) -> tuple[int, State, Tensor]:
@@ -283,7 +247,7 @@ class Engine:
 
     @everywhere
     def _adopt(self, keys: tuple[int, ...], state: State, logits: Tensor) -> None:
-        self._make_room(len(keys))
+        self._schedule.make_room(len(keys))
         params = self.batch.params
         state = scatter_state(params, grow(state, self.batch.capacity))
         self.keep(keys, Rows(state, device_put(logits, params.device.type)))
@@ -316,213 +280,3 @@ class Engine:
     def stats(self) -> CacheStats:
         """What the prefix cache did and holds."""
         return self.cache.stats if self.cache is not None else CacheStats()
-
-    def _read_prompts(self) -> None:
-        """Reads prompts for one step's budget, in order; a slot is taken when one is read."""
-        budget, read = self.settings.budget_for(self._busy), 0
-        while True:
-            if self._filling is None:
-                if not self.waiting or self._busy == self.settings.slots:
-                    return
-                request = self.waiting.popleft()
-                with self._guard(request, alike=False):
-                    self._filling = self._start(request)
-                continue
-            filling = self._filling
-            with self._guard(filling.request, alike=False):
-                if filling.done < len(filling.request.tokens):
-                    size = self.batch.size_for(self._next_end(filling) - filling.done)
-                    if read and read + size > budget:
-                        return
-                    read += size
-                    filling = self._filling = self._read(filling)
-                if filling.done == len(filling.request.tokens):
-                    self._join(filling)
-
-    @property
-    def _busy(self) -> int:
-        """Slots in use."""
-        return self.settings.slots - self.running.count(None)
-
-    def _start(self, request: Request) -> _Filling:
-        """Prepares a row to read the prompt into, from the cache's best start."""
-        size = len(request.tokens)
-        self._make_room(size + request.max_new_tokens)
-        if self.cache is None:
-            return _Filling(request, self.batch.blank(), 0, (size,), self._encode(request, 0))
-        match = self.cache.lookup(request.keys)
-        request.cached_tokens = match.length
-        regular = range(0, size, self.settings.snapshot_every)
-        # Where this prompt leaves another one, a third may leave it too.
-        stops = {size, match.shared, *request.boundaries, *regular}
-        ahead = tuple(sorted(stop for stop in stops if match.length < stop <= size))
-        row = self.batch.restore(match) if match.snapshot is not None else self.batch.blank()
-        return _Filling(request, row, match.length, ahead, self._encode(request, match.length))
-
-    def _encode(self, request: Request, start: int) -> RowPictures | None:
-        """Encodes the pictures that are still to be read from `start` on."""
-        prompt = request.pictures
-        return None if prompt is None else encode_pictures(self.batch.params, prompt, start)
-
-    def _read(self, filling: _Filling) -> _Filling:
-        """Reads one chunk of the prompt."""
-        request, row, done, stops, pictures = filling
-        end = self._next_end(filling)
-        here = None if pictures is None else piece([pictures], done, self.batch.chunk)
-        row = self.batch.prefill(row, request.tokens[done:end], here)
-        if end == stops[0]:
-            stops = stops[1:]
-            self.keep(request.keys[:end], row)
-        return filling._replace(row=row, done=end, stops=stops)
-
-    def _next_end(self, filling: _Filling) -> int:
-        """Returns the prompt length up to which the next prefill step reads."""
-        return min(filling.done + self.batch.chunk, filling.stops[0])
-
-    def _join(self, filling: _Filling) -> None:
-        """Gives the request a slot."""
-        request, slot = filling.request, self.running.index(None)
-        self.batch.put(slot, filling.row, request.sampling, request.tokens)
-        self.running[slot], self._filling = request, None
-
-    def _advance(self, pieces: list[Piece]) -> None:
-        """Chooses a token for every running request and decodes it.
-
-        Where steps run ahead, the choice is read when decoding has been started: see `Batch`.
-        """
-        running = [request for request in self.running if request is not None]
-        if not running:
-            return
-        choice = self.batch.choose(
-            [bool(request and request.new_tokens) for request in self.running],
-            all(request.sampling.plain for request in running),
-            all(request.sampling.short for request in running),
-            [request.forced if request else None for request in self.running],
-        )
-        if self.batch.ahead:
-            self._decode(pending=1)
-        limits = [request.sampling.logprobs if request else None for request in self.running]
-        chosen, now = read_choice(choice, limits), self._clock()
-        for slot, (token, logprob) in enumerate(chosen):
-            request = self.running[slot]
-            if request is not None:
-                with self._guard(request):
-                    pieces.append(request.choose(token, logprob, now))
-                    if request.done:
-                        self._leave(slot, request.new_tokens[:-1])  # the last is not decoded
-        if not self.batch.ahead:
-            self._decode(pending=0)
-
-    def _decode(self, pending: int) -> None:
-        """Runs the tokens just chosen, `pending` of which are still to be read, but for those that
-        are the last."""
-        active = [
-            request is not None and len(request.new_tokens) + pending < request.max_new_tokens
-            for request in self.running
-        ]
-        if any(active):
-            self.batch.decode(active)
-
-    def _leave(self, slot: int, decoded: Sequence[int]) -> None:
-        """Frees a slot, and keeps its state for a prompt that goes on from there."""
-        request, self.running[slot] = self.running[slot], None
-        if self.cache is not None and request is not None:
-            self.keep((*request.keys, *decoded), self.batch.take(slot))
-
-    def _make_room(self, needed: int) -> None:
-        if needed > self.batch.capacity:
-            self.batch.grow(min(buckets.doubling(needed), self.max_capacity))
-            if self._filling is not None:
-                row = self._filling.row
-                row = row._replace(state=grow(row.state, self.batch.capacity))
-                self._filling = self._filling._replace(row=row)
-
-    def _present(self) -> list[Request]:
-        """Lists the requests that have not ended."""
-        filling = [self._filling.request] if self._filling is not None else []
-        return [*self.waiting, *filling, *filter(None, self.running)]
-
-    def _expire(self, now: float) -> None:
-        for request in self._present():
-            if request.deadline is not None and now >= request.deadline:
-                with self._guard(request):
-                    self._end(request, "timeout")
-
-    def _end(self, request: Request, reason: str) -> None:
-        """Takes a request out between two steps, wherever it is."""
-        request.finish_reason = reason
-        if request in self.running:
-            self._leave(self.running.index(request), request.new_tokens)
-        self._forget(request)
-        request.text += request.stream.finish()
-
-    def _forget(self, request: Request) -> None:
-        if self._filling is not None and self._filling.request is request:
-            self._filling = None
-        if request in self.waiting:
-            self.waiting.remove(request)
-        if request in self.running:
-            self.running[self.running.index(request)] = None
-
-    @contextlib.contextmanager
-    def _guard(self, request: Request, alike: bool = True) -> Iterator[None]:
-        """Lets an exception inside end this request and nothing else.
-
-        Args:
-            alike: whether it comes in all processes of the engine, if in any. Otherwise it ends the
-                engine: the other processes may wait in the middle of what they do together.
-        """
-        try:
-            yield
-        except Exception as error:
-            if self._together is not None:
-                if not alike:
-                    raise
-                self._together.note(f"request {request.id}: {error!r} ")
-            request.finish_reason, request.error = "error", error
-            self._forget(request)
-
-    def _reset(self, error: BaseException) -> None:
-        """Ends all running requests: a step that failed may have consumed their state."""
-        for request in filter(None, self.running):
-            request.finish_reason = "error"
-            request.error = error if isinstance(error, Exception) else RuntimeError("interrupted")
-        self.running = [None] * len(self.running)
-        self.batch.reset()
-
-    def _check(
-        self,
-        tokens: tuple[int, ...],
-        max_new_tokens: int,
-        sampling: Sampling,
-        thinking: ThinkingBudget | None,
-    ) -> None:
-        needed = len(tokens) + max_new_tokens
-        if needed > self.max_capacity:
-            raise ValueError(
-                f"the prompt has {len(tokens)} tokens and {max_new_tokens} more are asked for: "
-                f"{needed} in all, over the engine's capacity of {self.max_capacity}"
-            )
-        sampling.check_vocabulary(self.batch.params.config.vocab_size)
-        if (sampling.logprobs or 0) > self.settings.top_logprobs:
-            raise ValueError(
-                f"logprobs is {sampling.logprobs}, over the engine's top_logprobs of "
-                f"{self.settings.top_logprobs}"
-            )
-        if thinking is not None and sampling.logprobs is not None:
-            raise ValueError("a thinking budget puts in tokens of its own, without logprobs")
-
-
-def _join(params: Params, settings: EngineSettings) -> Together | None:
-    """Joins the engines of the other processes, if the parameters are those of one rank of some."""
-    mesh = params.runtime.mesh
-    if mesh is None or mesh.size == 1:
-        return None
-    if params.runtime.rank is None and mesh.dp > 1:
-        raise ValueError(
-            f"an engine runs on the ranks of one dp row, not on dp = {mesh.dp}: replicas are "
-            "engines of their own"
-        )
-    if params.runtime.rank is None or mesh.tp == 1:
-        return None
-    return Together(params, settings=settings)

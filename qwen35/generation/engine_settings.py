@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from ..checks.values import integer
 from ..model.config import Config
+from .request import ThinkingBudget
+from .sampling import Sampling
 
 # Smaller than `generate`'s: requests that run wait while a chunk is read.
 PREFILL_CHUNK = 128
@@ -82,3 +84,32 @@ class EngineSettings:
         if self.budget is not None:
             return self.budget
         return self.prefill_chunk * max(1, (self.slots - running) // max(1, running))
+
+    def check(
+        self,
+        tokens: int,
+        max_new_tokens: int,
+        sampling: Sampling,
+        thinking: ThinkingBudget | None,
+        vocabulary: int,
+    ) -> None:
+        """Checks a request with a prompt of so many tokens, on settings with nothing left open.
+
+        Raises:
+            ValueError: it does not fit, or asks for what the settings do not have.
+        """
+        assert self.max_capacity is not None  # `for_model` resolves it
+        needed = tokens + max_new_tokens
+        if needed > self.max_capacity:
+            raise ValueError(
+                f"the prompt has {tokens} tokens and {max_new_tokens} more are asked for: "
+                f"{needed} in all, over the engine's capacity of {self.max_capacity}"
+            )
+        sampling.check_vocabulary(vocabulary)
+        if (sampling.logprobs or 0) > self.top_logprobs:
+            raise ValueError(
+                f"logprobs is {sampling.logprobs}, over the engine's top_logprobs of "
+                f"{self.top_logprobs}"
+            )
+        if thinking is not None and sampling.logprobs is not None:
+            raise ValueError("a thinking budget puts in tokens of its own, without logprobs")

@@ -121,6 +121,25 @@ class Together:
             raise
 
 
+def join(params: Params, **facts: Any) -> Together | None:
+    """Joins the engines of the other processes, if the parameters are those of one rank of some.
+
+    Raises:
+        ValueError: they are those of all ranks of several dp rows; or as `Together`.
+    """
+    mesh = params.runtime.mesh
+    if mesh is None or mesh.size == 1:
+        return None
+    if params.runtime.rank is None and mesh.dp > 1:
+        raise ValueError(
+            f"an engine runs on the ranks of one dp row, not on dp = {mesh.dp}: replicas are "
+            "engines of their own"
+        )
+    if params.runtime.rank is None or mesh.tp == 1:
+        return None
+    return Together(params, **facts)
+
+
 def everywhere(method: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a method of an engine run in all of its processes, and show what it compiles if the
     engine's `progress` says so."""

@@ -1,0 +1,244 @@
+"""Who is next: which prompt is read, which slots are decoded, when a request ends.
+
+A step reads some prompt tokens of the requests at the head of the queue (each in a batch of its
+own, put into a slot when the prompt is read), chooses a token for every slot in use, and decodes
+all slots at once; idle ones are rows of length 0. `Batch` has the tensors.
+
+Choosing is a graph of its own, not the end of decode's as in `generate`: logits to choose from also
+come from a prompt just read and out of the prefix cache, a thinking budget may put another token in
+the chosen one's place, and one decode graph then serves the likeliest tokens (no more than an
+argmax) and drawn ones. Logits stay on the device; a step moves one token per slot to the host.
+
+The device does not wait for the host to read that: decoding of a token is started before. All that
+could keep a token from being decoded is known by then, or to the device itself: that it is the last
+by number, that it ends its row (the ids are there), that a thinking budget puts another in its
+place. So between two steps a request's state is that of exactly its tokens, less a last one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from ..model.rows import grow
+from . import buckets, reading
+from .batch import Batch
+from .engine_settings import EngineSettings
+from .prefix_cache import PrefixCache
+from .reading import Filling
+from .request import Request
+from .results import Piece, read_choice
+
+
+class Schedule:
+    """An engine's requests on their way from the queue through a slot to their end.
+
+    Args:
+        batch: the slots.
+        cache: the prefix cache, or None.
+        settings: the engine's, with nothing left open.
+        clock: seconds.
+        note: None where the engine has one process. Otherwise what fails on the device is raised,
+            since the other processes may wait in the middle of what they do together; and what
+            fails in a request everywhere alike is told to this function.
+
+    Attributes:
+        waiting, running: requests in the queue; by slot, None where it is idle.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        cache: PrefixCache | None,
+        settings: EngineSettings,
+        clock: Callable[[], float],
+        note: Callable[[str], None] | None,
+    ) -> None:
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request | None] = [None] * settings.slots
+        self._filling: Filling | None = None
+        self._batch = batch
+        self._cache = cache
+        self._settings = settings
+        self._clock = clock
+        self._note = note
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not self.waiting and self._filling is None and not any(self.running)
+
+    def step(self, now: float) -> list[Piece]:
+        """Reads some of a prompt, adds a token to every running request, and returns them.
+
+        See `Engine.step` for what goes wrong.
+        """
+        self._expire(now)
+        pieces: list[Piece] = []
+        try:
+            self._read_prompts()
+            self._advance(pieces)
+        except BaseException as error:
+            if self._note is not None:
+                raise
+            self._reset(error)
+            if not isinstance(error, Exception):
+                raise
+        return pieces
+
+    def cancel(self, number: int) -> None:
+        """Ends the request of this id, which has not ended."""
+        request = next(request for request in self._present() if request.id == number)
+        with self._guard(request):
+            self._end(request, "cancelled")
+
+    def make_room(self, needed: int) -> None:
+        """Grows the slots where a request needs more tokens than they hold."""
+        if needed > self._batch.capacity:
+            self._batch.grow(min(buckets.doubling(needed), self._settings.max_capacity))
+            if self._filling is not None:
+                row = self._filling.row
+                row = row._replace(state=grow(row.state, self._batch.capacity))
+                self._filling = self._filling._replace(row=row)
+
+    # -- prompts ------------------------------------------------------------------------------
+
+    def _read_prompts(self) -> None:
+        """Reads prompts for one step's budget, in order; a slot is taken when one is read."""
+        budget, read = self._settings.budget_for(self._busy), 0
+        while True:
+            if self._filling is None:
+                if not self.waiting or self._busy == self._settings.slots:
+                    return
+                request = self.waiting.popleft()
+                with self._guard(request, alike=False):
+                    self._filling = self._start(request)
+                continue
+            filling = self._filling
+            with self._guard(filling.request, alike=False):
+                if not filling.whole:
+                    size = self._batch.size_for(filling.next_end(self._batch.chunk) - filling.done)
+                    if read and read + size > budget:
+                        return
+                    read += size
+                    filling = self._filling = reading.read(self._batch, self._cache, filling)
+                if filling.whole:
+                    self._join(filling)
+
+    @property
+    def _busy(self) -> int:
+        """Slots in use."""
+        return self._settings.slots - self.running.count(None)
+
+    def _start(self, request: Request) -> Filling:
+        self.make_room(len(request.tokens) + request.max_new_tokens)
+        return reading.start(self._batch, self._cache, request, self._settings.snapshot_every)
+
+    def _join(self, filling: Filling) -> None:
+        """Gives the request a slot."""
+        request, slot = filling.request, self.running.index(None)
+        self._batch.put(slot, filling.row, request.sampling, request.tokens)
+        self.running[slot], self._filling = request, None
+
+    # -- slots --------------------------------------------------------------------------------
+
+    def _advance(self, pieces: list[Piece]) -> None:
+        """Chooses a token for every running request and decodes it.
+
+        Where steps run ahead, the choice is read when decoding has been started: see `Batch`.
+        """
+        running = [request for request in self.running if request is not None]
+        if not running:
+            return
+        choice = self._batch.choose(
+            [bool(request and request.new_tokens) for request in self.running],
+            all(request.sampling.plain for request in running),
+            all(request.sampling.short for request in running),
+            [request.forced if request else None for request in self.running],
+        )
+        if self._batch.ahead:
+            self._decode(pending=1)
+        limits = [request.sampling.logprobs if request else None for request in self.running]
+        chosen, now = read_choice(choice, limits), self._clock()
+        for slot, (token, logprob) in enumerate(chosen):
+            request = self.running[slot]
+            if request is not None:
+                with self._guard(request):
+                    pieces.append(request.choose(token, logprob, now))
+                    if request.done:
+                        self._leave(slot, request.new_tokens[:-1])  # the last is not decoded
+        if not self._batch.ahead:
+            self._decode(pending=0)
+
+    def _decode(self, pending: int) -> None:
+        """Runs the tokens just chosen, `pending` of which are still to be read, but for those that
+        are the last."""
+        active = [
+            request is not None and len(request.new_tokens) + pending < request.max_new_tokens
+            for request in self.running
+        ]
+        if any(active):
+            self._batch.decode(active)
+
+    def _leave(self, slot: int, decoded: Sequence[int]) -> None:
+        """Frees a slot, and keeps its state for a prompt that goes on from there."""
+        request, self.running[slot] = self.running[slot], None
+        if self._cache is not None and request is not None:
+            row = self._batch.take(slot)
+            reading.keep(self._batch, self._cache, (*request.keys, *decoded), row)
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    def _present(self) -> list[Request]:
+        """Lists the requests that have not ended."""
+        filling = [self._filling.request] if self._filling is not None else []
+        return [*self.waiting, *filling, *filter(None, self.running)]
+
+    def _expire(self, now: float) -> None:
+        for request in self._present():
+            if request.deadline is not None and now >= request.deadline:
+                with self._guard(request):
+                    self._end(request, "timeout")
+
+    def _end(self, request: Request, reason: str) -> None:
+        """Takes a request out between two steps, wherever it is."""
+        request.finish_reason = reason
+        if request in self.running:
+            self._leave(self.running.index(request), request.new_tokens)
+        self._forget(request)
+        request.text += request.stream.finish()
+
+    def _forget(self, request: Request) -> None:
+        if self._filling is not None and self._filling.request is request:
+            self._filling = None
+        if request in self.waiting:
+            self.waiting.remove(request)
+        if request in self.running:
+            self.running[self.running.index(request)] = None
+
+    @contextlib.contextmanager
+    def _guard(self, request: Request, alike: bool = True) -> Iterator[None]:
+        """Lets an exception inside end this request and nothing else.
+
+        Args:
+            alike: whether it comes in all processes of the engine, if in any. Otherwise it ends the
+                engine: the other processes may wait in the middle of what they do together.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._note is not None:
+                if not alike:
+                    raise
+                self._note(f"request {request.id}: {error!r} ")
+            request.finish_reason, request.error = "error", error
+            self._forget(request)
+
+    def _reset(self, error: BaseException) -> None:
+        """Ends all running requests: a step that failed may have consumed their state."""
+        for request in filter(None, self.running):
+            request.finish_reason = "error"
+            request.error = error if isinstance(error, Exception) else RuntimeError("interrupted")
+        self.running = [None] * len(self.running)
+        self._batch.reset()
