@@ -8,6 +8,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
 _PART = 2**15 - 1  # values: torch shares 2**15 among its threads, for which callers have other work
@@ -85,12 +86,15 @@ def token_ids(name: str, tokens: Iterable[Any], vocabulary: int) -> list[int]:
 
     Args:
         name: what holds them, for the error ("prompt 3").
-        tokens: what acts as integers.
+        tokens: what acts as integers; or a NumPy or torch array [n] of an integer dtype.
         vocabulary: how many ids there are, from 0.
 
     Raises:
         ValueError: one is no integer or outside; the text has its value and the vocabulary's size.
+            An array has other dimensions, or another dtype.
     """
+    if isinstance(tokens, np.ndarray | torch.Tensor):
+        tokens = _integers(name, tokens)
     ids = []
     for token in tokens:
         found = token if type(token) is int else as_integer(token)
@@ -103,6 +107,17 @@ def token_ids(name: str, tokens: Iterable[Any], vocabulary: int) -> list[int]:
             )
         ids.append(found)
     return ids
+
+
+def _integers(name: str, array: np.ndarray | torch.Tensor) -> list[int]:
+    """Returns an array's values, of one that holds integers in one dimension."""
+    kind = str(array.dtype).removeprefix("torch.")
+    if array.ndim != 1 or not kind.startswith(("int", "uint")):
+        raise ValueError(
+            f"{name} is an array of {kind} and shape {list(array.shape)}, where token ids are "
+            "needed: integers in one dimension"
+        )
+    return array.tolist()
 
 
 def all_finite(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> bool:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checks.values import integer, token_ids
+from ..checks.values import integer
 from ..generation.buckets import doubling
 from ..model.decoder import forward, logits
 from ..model.params import Params
 from ..model.rows import take_state
 from ..model.state import State, init_state
+from ..prompts.inputs import Ids, encode_row, encode_rows
 from ..sharding.process import gather_objects
 from ..xla.compiled import compiled
 from ..xla.devices import device_put
@@ -37,7 +38,7 @@ class Scores(NamedTuple):
 
 def score(
     params: Params,
-    rows: Sequence[Sequence[int]],
+    rows: Sequence[Ids],
     *,
     batch: int = 1,
     chunk: int = CHUNK,
@@ -53,7 +54,7 @@ def score(
 
     Args:
         params: the parameters, on the device to run on.
-        rows: token ids, at least two in each.
+        rows: token ids, at least two in each: lists, arrays or mappings with input_ids.
         batch: rows that go together, those of similar length.
         chunk: tokens of a row that a step takes.
         progress: draw progress on standard error.
@@ -63,7 +64,8 @@ def score(
             than the model's `max_position_embeddings`.
     """
     batch, chunk = integer("batch", batch), integer("chunk", chunk)
-    _check_rows(params, rows)
+    rows = encode_rows(params, rows)
+    _check_lengths(params, rows)
     mesh, rank = params.runtime.mesh, params.runtime.rank
     if mesh is None or mesh.dp == 1 or rank is None:
         return _score(params, rows, batch, chunk, progress)
@@ -93,7 +95,7 @@ def _score(
 
 def score_continuations(
     params: Params,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    pairs: Sequence[tuple[Ids, Ids]],
     *,
     batch: int = 1,
     chunk: int = CHUNK,
@@ -114,11 +116,18 @@ def score_continuations(
         ValueError: an empty context or continuation; else as `score`, of both as one row.
     """
     batch, chunk = integer("batch", batch), integer("chunk", chunk)
+    pairs = [
+        (
+            encode_row(params, context, f"context {number}"),
+            encode_row(params, continuation, f"continuation {number}"),
+        )
+        for number, (context, continuation) in enumerate(pairs)
+    ]
     for number, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
             empty = "continuation" if context else "context"
             raise ValueError(f"pair {number} has an empty {empty}: at least one token is needed")
-    _check_rows(params, [[*context, *continuation] for context, continuation in pairs])
+    _check_lengths(params, [[*context, *continuation] for context, continuation in pairs])
     return _score_continuations(params, pairs, batch, chunk, progress)
 
 
@@ -226,8 +235,8 @@ def _capacity(params: Params, tokens: int) -> int:
     return min(params.config.max_position_embeddings, doubling(tokens))
 
 
-def _check_rows(params: Params, rows: Sequence[Sequence[int]]) -> None:
-    vocabulary, limit = params.config.vocab_size, params.config.max_position_embeddings
+def _check_lengths(params: Params, rows: Sequence[Sequence[int]]) -> None:
+    limit = params.config.max_position_embeddings
     for number, row in enumerate(rows):
         if len(row) < 2:
             raise ValueError(
@@ -239,7 +248,6 @@ def _check_rows(params: Params, rows: Sequence[Sequence[int]]) -> None:
                 f"row {number} has {len(row)} tokens, over the model's max_position_embeddings "
                 f"of {limit}"
             )
-        token_ids(f"row {number}", row, vocabulary)
 
 
 def _bar(tokens: int, show: bool) -> tqdm:

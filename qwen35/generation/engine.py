@@ -18,8 +18,7 @@ from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import State
 from ..model.state_shares import gather_state, scatter_state
-from ..prompts.inputs import Messages, encode_prompts
-from ..prompts.processor import Prompt
+from ..prompts.inputs import OnePrompt, encode_prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
 from ..xla.devices import device_put
 from . import buckets, reading
@@ -94,7 +93,7 @@ class Engine:
 
     def submit(
         self,
-        prompt: str | Prompt | Messages | Sequence[int],
+        prompt: OnePrompt,
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = Sampling(),
@@ -117,9 +116,7 @@ class Engine:
             QueueFull: as many requests wait as may.
             ValueError: the prompt is empty or does not fit, or settings are out of range.
         """
-        if not isinstance(prompt, str | Prompt) and not len(prompt):
-            raise ValueError("the prompt is empty: at least one token is needed")
-        [row], [seen] = encode_prompts(self.batch.params, self._tokenizer, [prompt])
+        row, seen = encode_prompt(self.batch.params, self._tokenizer, prompt)
         tokens, pictures = tuple(row), seen if seen is not None and seen.images.grid else None
         max_new_tokens = integer("max_new_tokens", max_new_tokens)
         vocabulary = self.batch.params.config.vocab_size

@@ -45,8 +45,9 @@ def generate(
         params: the parameters, on the device to run on.
         tokenizer: `Tokenizer`, `Processor`, or one of transformers' tokenizers. Its
             `end_token_ids`, if any, and the config's `eos_token_id` end a row.
-        prompts: one or several; each a text, a list of token ids, what a `Processor` made, or
-            messages, for the `Processor` that must then be given.
+        prompts: one or several; each a text, token ids (a list, an integer array of NumPy or
+            torch, or what a tokenizer of transformers returns, whose padding is left out), what a
+            `Processor` made, or messages, for the `Processor` that must then be given.
         max_new_tokens: the most tokens to add to each.
         sampling: how tokens are chosen; one for all rows, or one for each.
         capacity: tokens the state holds per row; None is as many as this call needs.

@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks.values import as_integer, token_ids
+from ..checks.values import as_integer, shown, token_ids
 from ..model.params import Params
 from ..vision.tower import encode_images
 from .processor import Processor, Prompt
 from .tokenizer import TokenizerLike
 
 Messages = Sequence[Mapping[str, Any]]
-Prompts = str | Prompt | Messages | Sequence[str | Prompt | Messages | Sequence[int]]
+Ids = Sequence[int] | np.ndarray | Tensor
+# What transformers' tokenizers return is a mapping with input_ids and attention_mask.
+OnePrompt = str | Prompt | Messages | Ids | Mapping[str, Any]
+Prompts = OnePrompt | Sequence[OnePrompt]
+_KINDS = (
+    "a text, token ids (a list, an array or a mapping with input_ids), messages or what a "
+    "Processor made"
+)
 
 
 class RowPictures(NamedTuple):
@@ -33,41 +41,121 @@ class RowPictures(NamedTuple):
 def encode_prompts(
     params: Params, tokenizer: TokenizerLike, prompts: Prompts
 ) -> tuple[list[list[int]], list[Prompt | None]]:
-    """Returns each prompt's token ids and, where it has been through a processor, what that made.
+    """Encodes one or several prompts as `encode_prompt` does, to a list of each of its results."""
+    encoded = [
+        encode_prompt(params, tokenizer, prompt, f"prompt {number}")
+        for number, prompt in enumerate(_one_by_one(prompts))
+    ]
+    return [ids for ids, _ in encoded], [seen for _, seen in encoded]
+
+
+def encode_prompt(
+    params: Params, tokenizer: TokenizerLike, prompt: OnePrompt, name: str = "the prompt"
+) -> tuple[list[int], Prompt | None]:
+    """Returns a prompt's token ids and, if it has been through a processor, what that made.
 
     Raises:
-        ValueError: a prompt is empty or has what is no id of the vocabulary, messages come without
-            a `Processor`, a prompt has pictures that these parameters can't see, or a text places
-            without pictures.
+        ValueError: it is empty, nothing that a prompt can be, or has what is no id of the
+            vocabulary, messages come without a `Processor`, it has pictures that these parameters
+            can't see, or a text places without pictures.
     """
+    if _are_messages(prompt):
+        if not isinstance(tokenizer, Processor):
+            raise ValueError(
+                f"{name} is messages, which need a qwen35.Processor, not a "
+                f"{type(tokenizer).__name__}"
+            )
+        prompt = tokenizer(prompt)
+    if isinstance(prompt, Prompt):
+        _check_pictures(params, prompt, name)
+        return token_ids(name, prompt.tokens[0], params.config.vocab_size), prompt
+    ids = encode_row(params, tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, name)
+    if not ids:
+        raise ValueError(f"{name} is empty: at least one token is needed")
+    _check_no_places(params, ids, name)
+    return ids, None
+
+
+def encode_rows(params: Params, rows: Prompts) -> list[list[int]]:
+    """Returns the token ids of one or several rows, given as `generate`'s prompts but as ids."""
+    rows = rows if isinstance(rows, Sequence) and not rows else _one_by_one(rows)
+    return [encode_row(params, row, f"row {number}") for number, row in enumerate(rows)]
+
+
+def encode_row(params: Params, ids: Any, name: str) -> list[int]:
+    """Returns token ids, of whatever holds one row of them.
+
+    Raises:
+        ValueError: it is nothing that does, or has what is no id of the vocabulary.
+    """
+    return token_ids(name, _ids(name, ids), params.config.vocab_size)
+
+
+def _one_by_one(prompts: Any) -> Sequence[Any]:
+    """Returns the prompts in what may be one or several."""
     if isinstance(prompts, str | Prompt):
-        prompts = [prompts]
-    if not len(prompts):
+        return [prompts]
+    if isinstance(prompts, Mapping):
+        return _rows("prompts", prompts)
+    if isinstance(prompts, np.ndarray | Tensor):
+        return [prompts] if prompts.ndim < 2 else list(prompts)
+    _check_list("prompts", prompts)
+    if not prompts:
         raise ValueError("prompts is empty: at least one prompt is needed")
-    if isinstance(prompts[0], Mapping) or as_integer(prompts[0]) is not None:
-        prompts = [prompts]
-    rows, seen = [], []
-    for number, prompt in enumerate(prompts):
-        if not isinstance(prompt, str | Prompt) and len(prompt) and isinstance(prompt[0], Mapping):
-            if not isinstance(tokenizer, Processor):
-                raise ValueError(
-                    f"prompt {number} is messages, which need a qwen35.Processor, not a "
-                    f"{type(tokenizer).__name__}"
-                )
-            prompt = tokenizer(prompt)
-        if isinstance(prompt, Prompt):
-            _check_pictures(params, prompt, f"prompt {number}")
-            seen.append(prompt)
-            tokens = prompt.tokens[0].tolist()
-            rows.append(token_ids(f"prompt {number}", tokens, params.config.vocab_size))
-            continue
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        seen.append(None)
-        rows.append(token_ids(f"prompt {number}", ids, params.config.vocab_size))
-        if not rows[-1]:
-            raise ValueError(f"prompt {number} is empty: at least one token is needed")
-        _check_no_places(params, rows[-1], f"prompt {number}")
-    return rows, seen
+    return [prompts] if _are_messages(prompts) or as_integer(prompts[0]) is not None else prompts
+
+
+def _are_messages(prompt: Any) -> bool:
+    """Tells whether a prompt is messages, rather than several encoded prompts or something else."""
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
+        return False
+    return isinstance(prompt[0], Mapping) and "input_ids" not in prompt[0]
+
+
+def _ids(name: str, prompt: Any) -> Any:
+    """Returns one prompt's token ids, of whatever holds them."""
+    if isinstance(prompt, Mapping):
+        rows = _rows(name, prompt)
+    elif isinstance(prompt, np.ndarray | Tensor) and prompt.ndim == 2:
+        rows = list(prompt)
+    else:
+        _check_list(name, prompt)
+        return prompt
+    if len(rows) != 1:
+        raise ValueError(f"{name} has {len(rows)} rows of token ids, where one is needed")
+    return rows[0]
+
+
+def _rows(name: str, encoded: Mapping[str, Any]) -> list[Any]:
+    """Returns the rows of what a tokenizer of transformers returned, padding left out."""
+    if "input_ids" not in encoded:
+        keys = ", ".join(map(shown, encoded)) or "no keys"
+        more = "; a message stands in a list" if "role" in encoded else ""
+        raise ValueError(
+            f"{name} is of type {type(encoded).__name__} with {keys}, and without input_ids{more}"
+        )
+    ids, mask = encoded["input_ids"], encoded.get("attention_mask")
+    _check_list(f"input_ids of {name}", ids)
+    if not len(ids) or as_integer(ids[0]) is not None:
+        ids, mask = [ids], None if mask is None else [mask]
+    if mask is None:
+        return list(ids)
+    if len(mask) != len(ids) or any(
+        len(row) != len(seen) for row, seen in zip(ids, mask, strict=True)
+    ):
+        raise ValueError(f"{name}: input_ids and attention_mask differ in shape")
+    return [
+        [token for token, real in zip(row, seen, strict=True) if real]
+        for row, seen in zip(ids, mask, strict=True)
+    ]
+
+
+def _check_list(name: str, value: Any) -> None:
+    """Checks that a value is a list or an array, rather than bytes or what merely iterates."""
+    if isinstance(value, np.ndarray | Tensor):
+        return
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
+        raise ValueError(f"{name} is of type {type(value).__name__}: a prompt is {_KINDS}")
 
 
 def encode_pictures(params: Params, prompt: Prompt, start: int = 0) -> RowPictures | None:

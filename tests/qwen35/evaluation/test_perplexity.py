@@ -222,7 +222,7 @@ def test_pairs_that_cannot_be_scored_are_named(params):
     for pair, words in (
         (([], [1]), "pair 1 has an empty context"),
         (([1], []), "pair 1 has an empty continuation"),
-        (([1], [1280]), "row 1 has token id 1280"),
+        (([1], [1280]), "continuation 1 has token id 1280"),
         (([1] * 1000, [1] * 26), "row 1 has 1026 tokens"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -260,7 +260,7 @@ def test_a_text_without_a_token_to_score_is_named(text, tokenizer, params):
 
 
 def test_rows_that_cannot_be_scored_are_named(params):
-    for row, words in (([5], "row 1 has 1 tokens"), ([1, 1280], "row 1 has token id 1280")):
+    for row, words in (([5], "row 1 has 1 tokens"), ([1, 1280], "continuation 1 has token id 1280")):
         with pytest.raises(ValueError, match=words):
             score(params, [[1, 2], row])
     with pytest.raises(ValueError, match="row 0 has 1026 tokens"):
