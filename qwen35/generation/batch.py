@@ -6,30 +6,38 @@ for prefill, decode, the most likely tokens, sampled tokens, and moving rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..model.config import FULL
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import AttentionState, State
 from ..model.state_shares import fetch_state, place_state
-from ..xla.devices import device_put, run_pending_of
+from ..model.vocabulary import place_vocabulary, scatter_vocabulary
+from ..xla.compiled import Compiled
+from ..xla.devices import device_put
 from . import steps
 from .prefix_cache import KV, Match, Snapshot
-from .sampling import MOST_LIKELY, Choice, Controls, Sampling, controls_for, counts_for
+from .sampling import MOST_LIKELY, Choice, Controls, Sampling, bias_for, controls_for, counts_for
 from .steps import Rows
 
 
+class _PerToken(NamedTuple):
+    """What is added to logits, and how often tokens were there: [B, V], or each rank's share."""
+
+    bias: Tensor
+    counts: Tensor
+
+
 class _Settings(NamedTuple):
-    """How rows are sampled, and their tokens counted for penalties [B, V]."""
+    """How rows are sampled."""
 
     controls: Controls
-    counts: Tensor
+    per_token: _PerToken
 
 
 class Batch:
@@ -95,28 +103,41 @@ class Batch:
 
     def warm_up(self) -> None:
         """Compiles all that slots of this capacity need."""
+        for _, step, arguments in self.graphs(self.params.vision is not None):
+            step.compile(*arguments)
+
+    def graphs(self, pictures: bool) -> Iterator[tuple[str, Compiled, tuple]]:
+        """Yields all that slots of this capacity run: a name, the step, and arguments for it.
+
+        Args:
+            pictures: whether prompts have some; the vision tower is not among the graphs.
+        """
         self._ensure_settings()
         params, row = self.params, self.blank()
         slot, vector, mask = self._ids([0]), self._token, self._mask(*[True] * self.slots)
         for size in self._sizes:
-            chunk = torch.zeros(1, size, dtype=torch.int64)
-            steps.prefill.compile(params, row, self._put(chunk), slot, None, None)
-        if params.vision is not None:
+            chunk = self._put(torch.zeros(1, size, dtype=torch.int64))
+            yield f"prefill_{size}", steps.prefill, (params, row, chunk, slot, None, None)
+        if pictures:
             embeds = torch.zeros(*chunk.shape, params.config.hidden_size, dtype=params.dtype)
-            inputs = self._put((chunk, embeds, chunk.expand(3, 1, -1).contiguous()))
-            steps.prefill.compile(params, row, inputs[0], slot, *inputs[1:])
-        steps.decode.compile(params, self.rows, vector, mask, self._ends)
-        steps.choose.compile(*self._likeliest())
-        for short in (False, True):
-            steps.choose.compile(*self._sampled(mask, short))
-        steps.force.compile(vector, vector, vector)
-        steps.put.compile(params, self.rows, row, slot)
-        steps.put_settings.compile(self._settings, self._settings_of(Sampling(), ()), slot)
-        steps.put_settings.compile(self._ends, self._ends_of([()]), slot)
-        steps.take.compile(params, self.rows, slot)
-        steps.recurrent.compile(params, row.state)
+            places = torch.zeros(3, *chunk.shape, dtype=torch.int64)
+            seen = self._put((embeds, places))
+            yield "prefill_images", steps.prefill, (params, row, chunk, slot, *seen)
+        yield "decode", steps.decode, (params, self.rows, vector, mask, self._ends)
+        yield "choose_greedy", steps.choose, self._likeliest()
+        yield "choose_short", steps.choose, self._sampled(mask, True)
+        yield "choose_any", steps.choose, self._sampled(mask, False)
+        yield "force", steps.force, (vector, vector, vector)
+        yield "put", steps.put, (params, self.rows, row, slot)
+        old, new = self._settings, self._settings_of([Sampling()], [()])
+        yield "put_per_token", steps.put, (params, old.per_token, new.per_token, slot)
+        yield "put_settings", steps.put_settings, (old.controls, new.controls, slot)
+        yield "put_ends", steps.put_settings, (self._ends, self._ends_of([()]), slot)
+        yield "take", steps.take, (params, self.rows, slot)
+        yield "recurrent", steps.recurrent, (params, row.state)
         if row.state.capacity is not None:
-            steps.window.compile(params, row.state, self._put(torch.tensor([0])), self.chunk)
+            start = self._put(torch.tensor([0]))
+            yield "window", steps.window, (params, row.state, start, self.chunk)
 
     # -- one row ------------------------------------------------------------------------------
 
@@ -142,8 +163,11 @@ class Batch:
         if not sampling.plain:
             self._ensure_settings()
         if self._settings is not None:
-            settings = self._settings_of(sampling, prompt)
-            self._settings = steps.put_settings(self._settings, settings, at)
+            old, new = self._settings, self._settings_of([sampling], [prompt])
+            self._settings = _Settings(
+                steps.put_settings(old.controls, new.controls, at),
+                steps.put(self.params, old.per_token, new.per_token, at),
+            )
         stops = frozenset(sampling.stop)
         if stops != self._stops[slot]:
             self._ends = steps.put_settings(self._ends, self._ends_of([stops]), at)
@@ -178,7 +202,8 @@ class Batch:
             choice, _ = steps.choose(*self._likeliest())
         else:
             choice, counts = steps.choose(*self._sampled(self._mask(*counted), short))
-            self._settings = self._settings._replace(counts=counts)
+            per_token = self._settings.per_token._replace(counts=counts)
+            self._settings = self._settings._replace(per_token=per_token)
         self._token = choice.token
         if any(forced):
             tokens, unless = zip(*(pair or (-1, -1) for pair in forced), strict=True)
@@ -195,8 +220,9 @@ class Batch:
     def snapshot(self, row: Rows) -> Snapshot:
         """Copies what a row leaves besides keys and values to the CPU; of all ranks, one after the
         other along dimension 0, where they are here."""
-        recurrent = fetch_state(self.params, steps.recurrent(self.params, row.state))
-        return Snapshot(*recurrent, device_put(row.logits, "cpu"))
+        recurrent = steps.recurrent(self.params, row.state)
+        recurrent, logits = fetch_state(self.params, (recurrent, row.logits))
+        return Snapshot(*recurrent, logits)
 
     def keys_and_values(self, row: Rows, start: int, end: int) -> KV:
         """Copies the keys and values of a row's tokens start to end - 1 to the CPU."""
@@ -228,34 +254,34 @@ class Batch:
         )
         position = torch.full_like(snapshot.rope_offset, match.length)
         state = grow(State(position, snapshot.rope_offset, layers), self.capacity)
-        return Rows(place_state(self.params, state), self._put(snapshot.logits))
+        logits = place_vocabulary(self.params, snapshot.logits)
+        return Rows(place_state(self.params, state), logits)
 
     # -- helpers ------------------------------------------------------------------------------
 
     def _likeliest(self) -> tuple:
         """Returns what `steps.choose` takes for the most likely tokens: no more than an argmax."""
-        return self.params, None, self.rows.logits, MOST_LIKELY, None, None, None, None
+        return self.params, None, self.rows.logits, MOST_LIKELY, None, None, None, None, None
 
     def _sampled(self, counted: Tensor, short: bool) -> tuple:
         """Returns what `steps.choose` takes for the slots' settings."""
         state, logits = self.rows
-        settings, last = (self._settings.controls, self._settings.counts), self._token
-        how = last, counted, self._top_logprobs, short
-        return self.params, state.position, logits, *settings, *how
+        controls, (bias, counts) = self._settings
+        how = self._token, counted, self._top_logprobs, short
+        return self.params, state.position, logits, controls, bias, counts, *how
 
     def _ensure_settings(self) -> None:
         if self._settings is None:
-            row = self._settings_of(Sampling(), ())
-            everywhere = self._ids([0] * self.slots)
-            settings = pytree.tree_map(lambda tensor: tensor.index_select(0, everywhere), row)
-            if self._device == "xla":
-                run_pending_of(pytree.tree_leaves(settings))
-            self._settings = settings
+            self._settings = self._settings_of([Sampling()] * self.slots, [()] * self.slots)
 
-    def _settings_of(self, sampling: Sampling, prompt: Sequence[int]) -> _Settings:
+    def _settings_of(
+        self, samplings: Sequence[Sampling], prompts: Sequence[Sequence[int]]
+    ) -> _Settings:
         vocabulary = self.params.config.vocab_size
-        controls = controls_for([sampling], vocabulary, everything=True)
-        return self._put(_Settings(controls, counts_for([prompt], vocabulary)))
+        controls = controls_for(samplings, vocabulary, everything=True)
+        whole = bias_for(samplings, vocabulary), counts_for(prompts, vocabulary)
+        shares = (scatter_vocabulary(self.params, tensor) for tensor in whole)
+        return _Settings(self._put(controls), _PerToken(*shares))
 
     def _ends_of(self, stops: Sequence[Iterable[int]]) -> Tensor:
         """Makes a row [V] of what ends a row for each of these additional tokens."""

@@ -18,6 +18,7 @@ from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import State
 from ..model.state_shares import gather_state, scatter_state
+from ..model.vocabulary import gather_vocabulary, scatter_vocabulary
 from ..prompts.inputs import OnePrompt, encode_prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
 from ..xla.devices import device_put
@@ -227,7 +228,7 @@ class Engine:
         whole state and the logits, on the CPU: what `adopt` takes, on any mesh."""
         length, row = self.recall(keys)
         whole = gather_state(self.batch.params, row.state)
-        return length, whole, device_put(row.logits, "cpu")
+        return length, whole, gather_vocabulary(self.batch.params, row.logits)
 
     def adopt(self, keys: Sequence[int], state: State, logits: Tensor) -> None:
         """Puts a whole state of one row that has read these keys into the cache.
@@ -247,7 +248,7 @@ class Engine:
         self._schedule.make_room(len(keys))
         params = self.batch.params
         state = scatter_state(params, grow(state, self.batch.capacity))
-        self.keep(keys, Rows(state, device_put(logits, params.device.type)))
+        self.keep(keys, Rows(state, scatter_vocabulary(params, device_put(logits, "cpu"))))
 
     @property
     def leads(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks.values import integer
 from ..model.params import Params
 from ..model.state import State
+from ..model.vocabulary import scatter_vocabulary
 from ..prompts.inputs import Prompts, RowPictures, encode_pictures, encode_prompts, piece
 from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
@@ -19,7 +20,7 @@ from ..xla.progress import prefill_bar, show_compilations
 from . import buckets, steps
 from .continuation import Continuation
 from .results import Completion, Piece, Timings, TokenLogprob, read_choice
-from .sampling import Choice, Sampling, controls_for, counts_for
+from .sampling import Choice, Sampling, bias_for, controls_for, counts_for
 
 PREFILL_CHUNK = 512
 
@@ -189,9 +190,12 @@ class _Call:
         vocabulary = params.config.vocab_size
         self._controls = self._put(controls_for(samplings, vocabulary))
         self._mask = steps.masks(params.device.type)
+        self._bias: Tensor | None = None
+        if any(sampling.biased for sampling in samplings):
+            self._bias = scatter_vocabulary(params, bias_for(samplings, vocabulary))
         self._counts: Tensor | None = None
         if self._controls.penalties is not None:
-            self._counts = self._put(counts_for(prompts, vocabulary))
+            self._counts = scatter_vocabulary(params, counts_for(prompts, vocabulary))
         self._state: State
         self._token: Tensor
 
@@ -216,6 +220,7 @@ class _Call:
             position,
             rows.logits,
             self._controls,
+            self._bias,
             self._counts,
             None,
             None,
@@ -251,7 +256,7 @@ class _Call:
     def _decode_arguments(self, active: list[bool]) -> tuple:
         # A single row is active while there are steps.
         mask = self._mask(*active) if len(active) > 1 else None
-        sampled = (self._controls, self._counts, self._logprobs, self._short)
+        sampled = (self._controls, self._bias, self._counts, self._logprobs, self._short)
         return self._params, self._state, self._token, mask, *sampled
 
     def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:

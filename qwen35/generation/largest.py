@@ -9,10 +9,40 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..kernels.loop import scan
+from ..sharding.split import Split
 from ..xla.devices import indices
 
 # Values of a block. Of 248,320 logits there are then 3,880 maxima, and 64 blocks hold 4,096.
 _BLOCK = 64
+
+
+def first_largest(x: Tensor, split: Split) -> Tensor:
+    """Finds where the largest value of each row stands, of equal ones the first: ids [B] int64.
+
+    Args:
+        x: [B, n] float32, whole rows or this rank's block of them.
+        split: which of the two.
+    """
+    if split.ways == 1:
+        return x.argmax(-1)
+    place = x.argmax(-1, keepdim=True)
+    values, ids = split.gather(x.gather(1, place), split.ids_at(place).float())
+    return ids.gather(1, values.argmax(1, keepdim=True))[:, 0, 0].long()
+
+
+def largest_of(x: Tensor, count: int, split: Split) -> tuple[Tensor, Tensor]:
+    """Finds the `count` largest of each row, as `largest`, of x as `first_largest` takes it.
+
+    Returns:
+        values [B, count] and their ids [B, count] int64, on all ranks.
+    """
+    values, places = largest(x, min(count, x.shape[1]))
+    if split.ways == 1:
+        return values, places
+    found = split.gather(values, split.ids_at(places).float())
+    values, ids = (part.flatten(1) for part in found)
+    values, places = largest(values, count)
+    return values, ids.gather(1, places).long()
 
 
 def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,9 @@ No operation sorts. A draw is the argmax of logits with Gumbel noise added. Wher
 than its `CANDIDATES` most likely tokens, only those are looked at; elsewhere top-k and top-p are
 thresholds, found bit by bit: each of the fixed number of rounds compares all logits with a
 candidate and sums. Settings are data: other values, or other ones in each row, need no other graph.
+
+Whatever is of the vocabulary, [B, V], may be a rank's block of it, [B, V / tp]: a `Split` says so.
+Ranks then exchange largest values, sums and candidates, never logits of the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..checks.values import as_integer, integer, is_number
-from ..xla.devices import indices
-from .largest import largest
+from ..sharding.split import Split
+from .filters import Filters, kept, kept_candidates
+from .largest import first_largest, largest, largest_of
 from .threefry import gumbel, gumbel_at
 
 # The most likely tokens among which a row draws if its top-k leaves no more.
@@ -110,10 +114,15 @@ class Sampling:
         return penalties != (1, 0, 0)
 
     @property
+    def biased(self) -> bool:
+        """Whether something is added to logits."""
+        return bool(self.logit_bias or self.banned)
+
+    @property
     def plain(self) -> bool:
         """Whether the most likely token is all that is asked for."""
-        biased = self.logit_bias or self.banned
-        return not (self.temperature or self.penalized or biased or self.logprobs is not None)
+        asked = self.temperature or self.penalized or self.biased or self.logprobs is not None
+        return not asked
 
     @property
     def short(self) -> bool:
@@ -154,14 +163,6 @@ class Draw(NamedTuple):
     temperature: Tensor
 
 
-class Filters(NamedTuple):
-    """top_k (0: off), top_p, min_p: [B] float32."""
-
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
-
-
 class Penalties(NamedTuple):
     """repetition, presence, frequency: [B] float32."""
 
@@ -171,15 +172,11 @@ class Penalties(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """The settings of B rows as a pytree. What is None is in no row's settings, nor in the graph.
-
-    bias [B, V] float32: added to the logits, -inf for banned tokens.
-    """
+    """The settings of B rows as a pytree. What is None is in no row's settings, nor in a graph."""
 
     draw: Draw | None = None
     filters: Filters | None = None
     penalties: Penalties | None = None
-    bias: Tensor | None = None
 
 
 MOST_LIKELY = Controls()
@@ -217,7 +214,7 @@ def controls_for(
     def used(condition: Callable[[Sampling], Any]) -> bool:
         return everything or any(map(condition, samplings))
 
-    draw = filters = penalties = bias = None
+    draw = filters = penalties = None
     if used(lambda s: s.temperature):
         words = [(_signed(s.seed), _signed(s.seed >> 32)) for s in samplings]
         draw = Draw(torch.tensor(words, dtype=torch.int32), *columns("temperature"))
@@ -226,13 +223,18 @@ def controls_for(
     if used(lambda s: s.penalized):
         kinds = ("repetition", "presence", "frequency")
         penalties = Penalties(*columns(*(f"{kind}_penalty" for kind in kinds)))
-    if used(lambda s: s.logit_bias or s.banned):
-        bias = torch.zeros(len(samplings), vocabulary)
-        for row, sampling in enumerate(samplings):
-            for token, value in sampling.biases:
-                bias[row, token] += value
-            bias[row, list(sampling.banned)] = -math.inf
-    return Controls(draw, filters, penalties, bias)
+    return Controls(draw, filters, penalties)
+
+
+def bias_for(samplings: Sequence[Sampling], vocabulary: int) -> Tensor:
+    """Makes what rows with these settings add to logits: [B, V] float32, -inf for banned tokens, on
+    the CPU; their ids are within the vocabulary."""
+    bias = torch.zeros(len(samplings), vocabulary)
+    for row, sampling in enumerate(samplings):
+        for token, value in sampling.biases:
+            bias[row, token] += value
+        bias[row, list(sampling.banned)] = -math.inf
+    return bias
 
 
 def counts_for(prompts: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
@@ -246,9 +248,12 @@ def counts_for(prompts: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
     return counts
 
 
-def count(counts: Tensor, token: Tensor, active: Tensor | None = None) -> Tensor:
+def count(
+    counts: Tensor, token: Tensor, active: Tensor | None = None, split: Split | None = None
+) -> Tensor:
     """Returns the counts [B, V] with token [B] added to the (active [B]) continuations."""
-    here = indices(counts.shape[1], token.device) == token[:, None]
+    split = split or Split(counts.shape[1])
+    here = split.ids(token.device) == token[:, None]
     if active is not None:
         here = here & active[:, None]
     return counts + here.to(torch.int32)
@@ -259,8 +264,10 @@ def choose(
     controls: Controls = MOST_LIKELY,
     position: Tensor | None = None,
     counts: Tensor | None = None,
+    bias: Tensor | None = None,
     logprobs: int | None = None,
     short: bool = False,
+    split: Split | None = None,
 ) -> Choice:
     """Chooses the next token of each row.
 
@@ -269,19 +276,42 @@ def choose(
         controls: the rows' settings; without any, the most likely token is taken.
         position: [B] int32, the position that the token will have; a draw needs it.
         counts: [B, V] int32; penalties need them.
+        bias: [B, V] float32, added to the logits.
         logprobs: how many most likely tokens to report, None for no log probabilities. Static.
         short: whether every row's settings are `Sampling.short`, which chooses the same tokens in
             less time. Static.
+        split: how ranks hold the vocabulary of logits, counts and bias; None if whole. The choice
+            is the same on all of them.
     """
-    token = _token(logits, controls, position, counts, short)
+    split = split or Split(logits.shape[1])
+    token = _token(logits, controls, position, counts, bias, short, split)
     if logprobs is None:
         return Choice(token)
-    normal = logits.log_softmax(-1)
-    chosen = normal.gather(1, token[:, None]).squeeze(1)
-    if not logprobs:
-        return Choice(token, chosen)
-    top_values, top_tokens = largest(normal, logprobs)
-    return Choice(token, chosen, top_tokens, top_values)
+    return _with_log_probabilities(token, logits, logprobs, split)
+
+
+def _with_log_probabilities(token: Tensor, logits: Tensor, count: int, split: Split) -> Choice:
+    """Reports a chosen token's log probability and those of the most likely; one exchange."""
+    peak = logits.amax(-1, keepdim=True)
+    mass = torch.exp(logits - peak).sum(-1, keepdim=True)
+    place, here = split.locate(token[:, None])
+    chosen = torch.where(here, logits.gather(1, place), -math.inf)
+    likeliest = []
+    if count:
+        values, places = largest(logits, min(count, logits.shape[1]))
+        likeliest = [values, split.ids_at(places).float()]
+    # Of each rank, [B, ranks, n].
+    peaks, masses, chosens, *found = split.gather(peak, mass, chosen, *likeliest)
+    peak = peaks.amax(1)
+    normal = peak + (masses * torch.exp(peaks - peak[:, None])).sum(1).log()
+    logprob = (chosens.amax(1) - normal).squeeze(1)
+    if not count:
+        return Choice(token, logprob)
+    values, ids = (part.flatten(1) for part in found)
+    if split.ways > 1:
+        values, places = largest(values, count)
+        ids = ids.gather(1, places)
+    return Choice(token, logprob, ids.long(), values - normal)
 
 
 def _token(
@@ -289,33 +319,37 @@ def _token(
     controls: Controls,
     position: Tensor | None,
     counts: Tensor | None,
+    bias: Tensor | None,
     short: bool,
+    split: Split,
 ) -> Tensor:
-    draw, filters, penalties, bias = controls
+    draw, filters, penalties = controls
     if bias is not None:
         logits = logits + bias
     if penalties is not None:
         assert counts is not None
         logits = _penalize(logits, penalties, counts)
     if draw is None:
-        return logits.argmax(-1)
+        return first_largest(logits, split)
     assert position is not None
     random = draw.temperature > 0
     temperature = torch.where(random, draw.temperature, 1.0)[:, None]
-    size, ids = logits.shape[1], None
-    if short:
-        logits, ids = largest(logits, min(CANDIDATES, size))
+    size, ids = split.size, None
+    if short:  # of all ranks, to all ranks: what follows is of one device
+        logits, ids = largest_of(logits, min(CANDIDATES, size), split)
+        split = Split(logits.shape[1])
     # How far each logit lies below the largest: what softmax depends on, and never negative.
-    distance = (logits.amax(-1, keepdim=True) - logits) / temperature
-    if ids is None:
+    distance = (split.max(logits.amax(-1, keepdim=True)) - logits) / temperature
+    if ids is None and split.ways == 1:
         noise = gumbel(draw.seed, position, size)
     else:
-        noise = gumbel_at(draw.seed, position, ids, size)
+        here = split.ids(logits.device)[None] if ids is None else ids
+        noise = gumbel_at(draw.seed, position, here, size)
     score = torch.where(random[:, None], noise, 0.0) - distance
     if filters is not None:
-        keep = kept(distance, filters) if ids is None else kept_candidates(distance, filters)
+        keep = kept_candidates(distance, filters) if short else kept(distance, filters, split)
         score = torch.where(keep, score, -math.inf)
-    _, best = largest(score, 1)
+    _, best = largest_of(score, 1, split)
     return best.squeeze(1) if ids is None else ids.gather(1, best).squeeze(1)
 
 
@@ -326,62 +360,6 @@ def _penalize(logits: Tensor, penalties: Penalties, counts: Tensor) -> Tensor:
     times = (counts & (_IN_PROMPT - 1)).float()
     per_token = penalties.presence[:, None] * (times > 0).float()
     return logits - per_token - penalties.frequency[:, None] * times
-
-
-def kept(distance: Tensor, filters: Filters) -> Tensor:
-    """Tells which tokens top-k, top-p and min-p leave, bool [B, V].
-
-    Args:
-        distance: [B, V] >= 0, how far each logit is below the row's largest.
-    """
-    weight = torch.exp(-distance)
-    top_k = torch.where(filters.top_k > 0, filters.top_k, math.inf)
-    limit = _largest_below(torch.ones_like(distance), distance, top_k)
-    weight = torch.where(distance <= limit[:, None], weight, 0.0)
-    mass = torch.where(filters.top_p < 1, filters.top_p * weight.sum(-1), math.inf)
-    limit = torch.minimum(limit, _largest_below(weight, distance, mass))
-    return (distance <= limit[:, None]) & (weight >= filters.min_p[:, None])
-
-
-def kept_candidates(distance: Tensor, filters: Filters) -> Tensor:
-    """Tells which of a row's most likely tokens top-k, top-p and min-p leave, bool [B, n].
-
-    Args:
-        distance: [B, n] >= 0, rising, as for `kept`, of the n most likely tokens.
-        filters: top_k from 1 to n; where it is 0, all n stay.
-    """
-    place = indices(distance.shape[1], distance.device)
-    last = place == filters.top_k[:, None] - 1
-    limit = torch.where(last, distance, 0.0).sum(-1, keepdim=True)
-    limit = torch.where(filters.top_k[:, None] > 0, limit, math.inf)
-    weight = torch.where(distance <= limit, torch.exp(-distance), 0.0)
-    mass = torch.where(filters.top_p < 1, filters.top_p * weight.sum(-1), math.inf)
-    nearer = distance[:, None, :] < distance[:, :, None]
-    before = torch.where(nearer, weight[:, None, :], 0.0).sum(-1)
-    enough = before < mass[:, None]
-    return (distance <= limit) & enough & (weight >= filters.min_p[:, None])
-
-
-def _largest_below(weight: Tensor, distance: Tensor, target: Tensor) -> Tensor:
-    """Finds the largest float32 t [B] for which the weights at distances < t sum below target.
-
-    Tokens at distance t or less are then the fewest that reach the target, ties included. t is
-    built bit by bit, the exponent first (2^-64 to 2^63, nearer to 0 is 0), then 23 bits of the
-    fraction: 31 rounds of a comparison and a sum, and exact, where halving an interval is not.
-    """
-
-    def below(t: Tensor) -> Tensor:
-        return torch.where(distance < t[:, None], weight, 0.0).sum(-1) < target
-
-    bit = torch.full_like(target, 2.0**-64)
-    for power in (64, 32, 16, 8, 4, 2, 1):
-        larger = bit * 2.0**power
-        bit = torch.where(below(larger), larger, bit)
-    t = torch.where(below(bit), bit, 0.0)
-    for _ in range(23):
-        bit = bit * 0.5
-        t = torch.where(below(t + bit), t + bit, t)
-    return t
 
 
 def _signed(word: int) -> int:

@@ -4,13 +4,16 @@
 and `decode` reads that; `decode_and_choose` is both in one graph, where nothing comes in between.
 `put`, `put_settings`, `take`, `recurrent` and `window` move rows between batches and to the host.
 Donated arguments are consumed.
+
+On tensor-parallel ranks logits, counts and biases stay split over the vocabulary, as they come from
+the head; a choice is the same on all.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +22,9 @@ from torch.utils import _pytree as pytree
 from ..model import decoder
 from ..model.all_ranks import on_all_ranks
 from ..model.params import Params
-from ..model.rows import kv_window, put_row, put_state, recurrent_part, take_state
+from ..model.rows import kv_window, put_row, recurrent_part, take_row
 from ..model.state import State, init_state
+from ..model.vocabulary import empty_vocabulary
 from ..xla.compiled import compiled
 from ..xla.devices import device_put, run_pending_of
 from . import sampling
@@ -28,7 +32,8 @@ from .sampling import Choice, Controls
 
 
 class Rows(NamedTuple):
-    """The state of some rows, and the logits [B, V] float32 after each one's last token."""
+    """The state of some rows, and the logits after each one's last token: [B, V] float32, or each
+    rank's [B, V / tp]."""
 
     state: State
     logits: Tensor
@@ -36,8 +41,7 @@ class Rows(NamedTuple):
 
 def blank(params: Params, size: int, capacity: int) -> Rows:
     """Makes `size` rows that have read nothing, with room for `capacity` tokens each."""
-    logits = torch.zeros(size, params.config.vocab_size, device=params.device)
-    rows = Rows(init_state(params, size, capacity), logits)
+    rows = Rows(init_state(params, size, capacity), empty_vocabulary(params, size))
     if params.device.type == "xla":
         run_pending_of(pytree.tree_leaves(rows))
     return rows
@@ -77,6 +81,7 @@ def masks(device: str) -> Callable[..., Tensor]:
 
 
 @torch.no_grad()
+@on_all_ranks(True, positions=1)
 def _prefill(
     params: Params,
     rows: Rows,
@@ -86,11 +91,12 @@ def _prefill(
     positions: Tensor | None,
 ) -> Rows:
     """Prefills one chunk; a row of length 0 keeps the logits of its last token."""
-    logits, state = decoder.prefill(params, rows.state, tokens, lengths, embeds, positions)
+    logits, state = decoder.prefill_share(params, rows.state, tokens, lengths, embeds, positions)
     return Rows(state, torch.where((lengths > 0)[:, None], logits, rows.logits))
 
 
 @torch.no_grad()
+@on_all_ranks(True)
 def _decode(params: Params, rows: Rows, token: Tensor, active: Tensor, ends: Tensor) -> Rows:
     """Decodes token [B] in the active [B] rows, but not where it is one that ends the row.
 
@@ -98,10 +104,10 @@ def _decode(params: Params, rows: Rows, token: Tensor, active: Tensor, ends: Ten
     token yet can have it decoded.
 
     Args:
-        ends: [B, V] bool.
+        ends: [B, V] bool, whole on every rank: before the first layer all have to know.
     """
     active = active & ~ends.gather(1, token[:, None]).squeeze(1)
-    logits, state = decoder.decode(params, rows.state, token, active)
+    logits, state = decoder.decode_share(params, rows.state, token, active)
     return Rows(state, torch.where(active[:, None], logits, rows.logits))
 
 
@@ -113,11 +119,13 @@ def _force(token: Tensor, forced: Tensor, unless: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@on_all_ranks(False, True)
 def _choose(
     params: Params,
     position: Tensor | None,
     logits: Tensor,
     controls: Controls,
+    bias: Tensor | None,
     counts: Tensor | None,
     last: Tensor | None,
     counted: Tensor | None,
@@ -131,49 +139,48 @@ def _choose(
         counts: [B, V] for penalties; returned with token `last` [B] added in the `counted` [B]
             rows (None: all); nothing is added where `last` is None.
     """
+    vocabulary = params.vocabulary
     if counts is not None and last is not None:
-        counts = sampling.count(counts, last, counted)
-    if controls.draw is not None:
-        position = _whole(params, position)
-    return sampling.choose(logits, controls, position, counts, logprobs, short), counts
+        counts = sampling.count(counts, last, counted, vocabulary)
+    if controls.draw is None:
+        position = None
+    how = (controls, position, counts, bias, logprobs, short, vocabulary)
+    return sampling.choose(logits, *how), counts
 
 
 @torch.no_grad()
+@on_all_ranks(False, True, True)
 def _decode_and_choose(
     params: Params,
     state: State,
     token: Tensor,
     active: Tensor | None,
     controls: Controls,
+    bias: Tensor | None,
     counts: Tensor | None,
     logprobs: int | None,
     short: bool = False,
 ) -> tuple[Choice, State, Tensor | None]:
     """Decodes token [B] in the active rows and chooses what comes after it."""
-    logits, state = decoder.decode(params, state, token, active)
-    position = state.position
-    how = (controls, counts, token, active, logprobs, short)
-    choice, counts = _choose(params, position, logits, *how)
+    logits, state = decoder.decode_share(params, state, token, active)
+    how = (controls, bias, counts, token, active, logprobs, short)
+    choice, counts = _choose(params, state.position, logits, *how)
     return choice, state, counts
 
 
 @torch.no_grad()
-def _put(params: Params, rows: Rows, row: Rows, slot: Tensor) -> Rows:
-    """Puts the only one of `row` in place of row `slot` (int64 [1])."""
-    state = put_state(params, rows.state, row.state, slot)
-    return Rows(state, put_row(rows.logits, row.logits, slot))
+@on_all_ranks(True)
+def _put(params: Params, rows: Any, row: Any, slot: Tensor) -> Any:
+    """Puts the only one of `row` in place of row `slot` (int64 [1]), in trees of tensors of which
+    each rank has its own; of all ranks, their mesh has one dp row."""
+    return put_row(rows, row, slot)
 
 
 @torch.no_grad()
+@on_all_ranks(True)
 def _take(params: Params, rows: Rows, slot: Tensor) -> Rows:
     """Returns row `slot` (int64 [1]) as a batch of one."""
-    return Rows(take_state(params, rows.state, slot), rows.logits.index_select(0, slot))
-
-
-@on_all_ranks(False)
-def _whole(params: Params, state: Tensor) -> Tensor:
-    """Returns a tensor of the state that is alike on the tp ranks as one tensor of all rows."""
-    return state
+    return take_row(rows, slot)
 
 
 prefill = compiled(_prefill, donate=("rows",))

@@ -13,8 +13,10 @@ from ..sharding.mesh import Mesh
 from .placement import TRN2_CORE_BYTES, Placement, describe
 from .summary import short_bytes
 
-# For each token of the vocabulary and each slot: logits, biases (float32), counts (int32), ends.
-_CHOICE_BYTES = 4 + 4 + 4 + 1
+# For each slot and each token of the vocabulary that a rank has logits of: those, biases (float32)
+# and counts (int32); for each token of all: whether it ends the slot.
+_CHOICE_BYTES = 4 + 4 + 4
+_END_BYTES = 1
 _LOGIT_BYTES = 4
 
 
@@ -28,7 +30,7 @@ class EngineMemory:
         weights, vision: of the text model and of the tower.
         states, keys_and_values: of all slots.
         prompt: of the row into which a prompt is read before it gets a slot.
-        choice: logits and sampling settings of all slots, over the whole vocabulary.
+        choice: logits and sampling settings of all slots, for each token.
         limit: what a rank has.
         snapshot: on the host, of one snapshot of the prefix cache.
         token: on the host, of a token's keys and values there.
@@ -141,7 +143,8 @@ def engine_memory(
         raise ValueError(f"an engine has one dp row, not dp = {mesh.dp}: replicas are alike")
     held: Placement = describe(config, mesh, dtype=dtype, batch=slots, capacity=context)
     row = (held.state_bytes + held.kv_bytes) // slots
-    logits = config.vocab_size * _LOGIT_BYTES
+    here = config.vocab_size // mesh.tp
+    logits = here * _LOGIT_BYTES
     return EngineMemory(
         mesh,
         slots,
@@ -151,7 +154,7 @@ def engine_memory(
         states=held.state_bytes,
         keys_and_values=held.kv_bytes,
         prompt=row + logits,
-        choice=slots * config.vocab_size * _CHOICE_BYTES,
+        choice=slots * (here * _CHOICE_BYTES + config.vocab_size * _END_BYTES),
         limit=TRN2_CORE_BYTES,
         snapshot=held.state_bytes // slots + logits,
         token=held.kv_bytes // (slots * context),

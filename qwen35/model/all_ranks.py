@@ -11,6 +11,12 @@ from ..sharding import spmd
 from .params import Params, Runtime, VisionParams
 from .stacked_layers import StackedLayers
 
+# The parameters of functions whose tensors every rank has its own of: its weights, its share of a
+# state, of logits and of what else there is for each token of the vocabulary. `position` is a
+# state's.
+_SHARED_OUT = frozenset(
+    ("params", "vision", "state", "row", "rows", "position", "logits", "counts", "bias")
+)
 # What is small beside a layer's matrices, or beside the rest of its state.
 _SMALL = frozenset(
     ("input_norm", "conv", "a_log", "dt_bias", "norm", "post_norm", "q_norm", "k_norm")
@@ -41,7 +47,7 @@ def stack_small(layers: Sequence[Any]) -> StackedLayers:
 def on_all_ranks(*returns_stacked: bool, **row_axes: int) -> Callable[[Callable], Callable]:
     """Lets a function of one rank's `params`, or `vision`, take all ranks' as well.
 
-    Its arguments `state` and `row` are states of all ranks then.
+    Its arguments `state`, `rows`, `logits` and the like are all ranks' then (`_SHARED_OUT`).
 
     Args:
         returns_stacked: per returned value, whether every rank keeps its own.
@@ -60,7 +66,7 @@ def on_all_ranks(*returns_stacked: bool, **row_axes: int) -> Callable[[Callable]
             mapped = spmd.shard_map(
                 of_one_rank,
                 params.runtime.mesh,
-                stacked=("params", "state", "row", "vision"),
+                stacked=_SHARED_OUT,
                 returns_stacked=returns_stacked,
                 row_axes=row_axes,
             )

@@ -83,9 +83,23 @@ def prefill(
         logits [B, V] float32 after token `lengths[b] - 1` (zeros for a row of length 0), and the
         new state.
     """
+    share, state = prefill_share(params, state, tokens, lengths, embeds, positions)
+    return all_gather(share, params.runtime.mesh), state
+
+
+@on_all_ranks(True, True, positions=1)
+def prefill_share(
+    params: Params,
+    state: State,
+    tokens: Tensor,
+    lengths: Tensor | None = None,
+    embeds: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """Runs what `prefill` runs, and leaves the logits split over the ranks: [B, V / tp]."""
     check_inputs(params, state, tokens, lengths, embeds, positions)
     x, state = _blocks(params, state, tokens, lengths, embeds, positions, last_only=True)
-    result = _head(params, x[:, 0])
+    result = _head(params, rms_norm(params.forms, x[:, 0], params.norm, params.config.rms_norm_eps))
     if lengths is not None:
         result = torch.where((lengths > 0)[:, None], result, 0.0)
     return result, state
@@ -109,20 +123,28 @@ def decode(
     Raises:
         ValueError: as for `forward`.
     """
+    share, state = decode_share(params, state, token, active)
+    return all_gather(share, params.runtime.mesh), state
+
+
+@on_all_ranks(True, True)
+def decode_share(
+    params: Params, state: State, token: Tensor, active: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Runs what `decode` runs, and leaves the logits split over the ranks: [B, V / tp]."""
     check_token(token, active)
     lengths = None if active is None else active.to(torch.int32)
-    return prefill(params, state, token[:, None], lengths)
+    return prefill_share(params, state, token[:, None], lengths)
 
 
 @on_all_ranks(False)
 def logits(params: Params, hidden: Tensor) -> Tensor:
     """The head: hidden [..., H] after the final norm to logits [..., V], float32."""
-    result = params.forms.matmul(hidden, params.head, dtype=torch.float32)
-    return all_gather(result, params.runtime.mesh)
+    return all_gather(_head(params, hidden), params.runtime.mesh)
 
 
-def _head(params: Params, x: Tensor) -> Tensor:
-    return logits(params, rms_norm(params.forms, x, params.norm, params.config.rms_norm_eps))
+def _head(params: Params, hidden: Tensor) -> Tensor:
+    return params.forms.matmul(hidden, params.head, dtype=torch.float32)
 
 
 def _blocks(
@@ -199,10 +221,7 @@ def _embed(params: Params, tokens: Tensor) -> Tensor:
     flat = tokens.flatten()
     if params.tp_index is not None:
         # This rank holds some of the vocabulary; other ids get their embedding from their rank.
-        width = params.head.shape[1]
-        flat = flat - params.tp_index * width
-        here = (flat >= 0) & (flat < width)
-        flat = torch.where(here, flat, 0)
+        flat, here = params.vocabulary.locate(flat)
     if params.embed is None:  # tied: the head [H, V] serves both
         x = columns(params.head, flat).T
     else:

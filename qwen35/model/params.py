@@ -18,6 +18,7 @@ from .. import forms
 from ..checks.values import as_integer, integer, shown
 from ..forms import Plain, Weight
 from ..sharding.mesh import Mesh
+from ..sharding.split import Split
 from ..xla.trees import register_frozen
 from .config import Config, VisionConfig
 
@@ -247,6 +248,11 @@ class Params:
     def forms(self) -> Plain:
         """How operations on these parameters are formed."""
         return forms.get(forms.resolve(self.runtime.forms, self.device.type))
+
+    @property
+    def vocabulary(self) -> Split:
+        """Which tokens' embeddings and logits are here; not of all ranks at once."""
+        return Split(self.config.vocab_size, self.runtime.mesh, self.tp_index)
 
 
 # The parts that are None are no children: functions mapped over the tree do not meet them.

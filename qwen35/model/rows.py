@@ -31,12 +31,6 @@ def take_row(tree: Any, slot: Tensor) -> Any:
 
 
 @on_all_ranks(True)
-def put_state(params: Params, state: State, row: State, slot: Tensor) -> State:
-    """`put_row` of a state, of all ranks as well; their mesh has one dp row."""
-    return put_row(state, row, slot)
-
-
-@on_all_ranks(True)
 def take_state(params: Params, state: State, slot: Tensor) -> State:
     """`take_row` of a state, of all ranks as well; their mesh has one dp row."""
     return take_row(state, slot)

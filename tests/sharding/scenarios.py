@@ -6,6 +6,7 @@ import signal
 import time
 from unittest import mock
 
+import choosing
 import models
 import serving
 import torch
@@ -71,6 +72,19 @@ def generate_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> list[tuple[
     spmd.start(mesh)
     runtime = qwen35.Runtime(mesh=mesh, rank=None)
     return models.generated(qwen35.load(path, device="xla", runtime=runtime))
+
+
+def choose(mesh: Mesh, rank: int, path: str) -> dict[str, list]:
+    """Choices, in one process per rank."""
+    process.start(mesh)
+    return choosing.chosen(qwen35.load(path, runtime=qwen35.Runtime(mesh=mesh, rank=rank)))
+
+
+def choose_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> dict[str, list]:
+    """Choices, compiled, on the virtual devices of one process."""
+    spmd.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    return choosing.chosen(qwen35.load(path, device="xla", runtime=runtime))
 
 
 def look(mesh: Mesh, rank: int, path: str) -> list[torch.Tensor]:

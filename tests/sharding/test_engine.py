@@ -83,7 +83,7 @@ def test_slots_of_all_ranks_grow(name, checkpoint, run_ranks):
 def test_an_engine_in_processes(name, dp, tp, count, checkpoint, run_ranks):
     """Every dp row is a replica; all ranks of one keep and drop the same prefixes."""
     path, mesh = checkpoint(name), Mesh(dp=dp, tp=tp)
-    # A rank holds its share, and the logits of the whole vocabulary.
+    # A rank holds its share, and a copy of the few numbers that are not split.
     size = CACHE_BYTES[name] // tp + 10_000
     ranks = run_ranks("serve_in_processes", mesh, path=str(path), count=count, cache_bytes=size)
     engine = serving.engine_for(qwen35.load(path), cache_bytes=CACHE_BYTES[name])

@@ -39,13 +39,15 @@ def test_one_device(dtype):
 
 
 def test_a_rank_takes_its_share():
-    """Of every split tensor a quarter; logits are whole on each."""
+    """Of every split tensor a quarter, logits too; what ends a slot is whole on each."""
     config = models.CONFIGS["even"]
     one, four = (
         engine_memory(config, Mesh(tp=tp), slots=2, context=64, **SETTINGS) for tp in (1, 4)
     )
     assert four.states * 4 == one.states and four.keys_and_values * 4 == one.keys_and_values
-    assert four.token * 4 == one.token and four.choice == one.choice
+    assert four.token * 4 == one.token and four.snapshot * 4 == one.snapshot
+    ends = 2 * config.vocab_size
+    assert (four.choice - ends) * 4 == one.choice - ends
     with pytest.raises(ValueError, match="one dp row, not dp = 2"):
         engine_memory(config, Mesh(dp=2), slots=2, context=64, **SETTINGS)
 

@@ -160,9 +160,10 @@ def test_nothing_compiles_after_warm_up(load, alone):
     engine.warm_up()
     added = [step.compile_count - n for step, n in zip(steps.ALL, before, strict=True)]
     names = [step.__name__.strip("_") for step in steps.ALL]
-    # choose: the likeliest, any settings, and those that keep few tokens; put_row: settings and
-    # what ends a row; generate's own: none; prefill: steps of 2, 4, 6 and 8 tokens.
-    other = {"choose": 3, "put_row": 2, "decode_and_choose": 0, "prefill": 4}
+    # choose: the likeliest, any settings, and those that keep few tokens; put: rows, and what is
+    # kept of each token; put_row: settings and what ends a row; generate's own: none; prefill:
+    # steps of 2, 4, 6 and 8 tokens.
+    other = {"choose": 3, "put": 2, "put_row": 2, "decode_and_choose": 0, "prefill": 4}
     assert added == [other.get(name, 1) for name in names]
     # What torch-xla runs besides graphs of ours is the zeros of a new row.
     engine.submit([1], max_new_tokens=2)

@@ -14,16 +14,15 @@ from transformers import generation as hf
 
 import qwen35
 from qwen35.generation import steps
+from qwen35.generation.filters import Filters, kept, kept_candidates
 from qwen35.generation.sampling import (
     CANDIDATES,
-    Filters,
     Sampling,
+    bias_for,
     choose,
     controls_for,
     count,
     counts_for,
-    kept,
-    kept_candidates,
 )
 from qwen35.generation.threefry import gumbel, threefry
 
@@ -34,7 +33,8 @@ def token(logits, samplings, position=0, counts=None, **options):
     """`choose` with one setting for each row."""
     controls = controls_for(samplings, logits.shape[1])
     position = torch.as_tensor(position, dtype=torch.int32).expand(len(logits))
-    return choose(logits, controls, position, counts, **options)
+    bias = bias_for(samplings, logits.shape[1])
+    return choose(logits, controls, position, counts, bias, **options)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_compiled_once_for_all_settings():
     for i, first in enumerate(rows):
         controls = controls_for([first, rows[i - 1]], 1000, everything=True)
         position = torch.tensor([i, 50], dtype=torch.int32)
-        arguments = (logits, controls, position, counts)
+        arguments = (logits, controls, position, counts, bias_for([first, rows[i - 1]], 1000))
         on_device = step(*qwen35.device_put(arguments, "xla"), logprobs=2)
         assert on_device.token.tolist() == choose(*arguments).token.tolist()
     assert step.compile_count == 1
@@ -356,7 +356,7 @@ def test_the_greedy_step_is_nothing_but_decode_and_argmax(load):
         return logits.argmax(-1), state
 
     controls = controls_for([Sampling()] * 2, params.config.vocab_size)
-    ours = steps.decode_and_choose.lower(params, state, vector, active, controls, None, None)
+    ours = steps.decode_and_choose.lower(params, state, vector, active, controls, None, None, None)
     theirs = qwen35.jit(bare).lower(params, state, vector, active)
 
     def operations(text):

@@ -39,13 +39,13 @@ def test_steps_consume_the_state_that_they_replace(params):
     settings = [qwen35.Sampling(frequency_penalty=0.5)]
     controls = qwen35.device_put(sampling.controls_for(settings, vocabulary), "xla")
     choice, state, counted = steps.decode_and_choose(
-        params, decoded.state, token, None, controls, counts, None
+        params, decoded.state, token, None, controls, None, counts, None
     )
     assert_consumed((decoded.state, counts))
     token.cpu()  # it may be read later
     controls.penalties.frequency.cpu()
     _, again = steps.choose(
-        params, None, decoded.logits, controls, counted, choice.token, None, None
+        params, None, decoded.logits, controls, None, counted, choice.token, None, None
     )
     assert_consumed(counted)
     assert state.position.cpu().tolist() == [4] and again.sum() > 0
