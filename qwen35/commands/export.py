@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .options import DTYPE_HELP, DTYPES, add_shared, config_from, positive
+
+if TYPE_CHECKING:
+    from ..graphs.export import Graph
 
 SUMMARY = "write the graph that a rank runs, traced without weights"
 HELP = """\
@@ -16,6 +21,7 @@ Write the graph that one rank runs, traced without weights.
   qwen35 export --preset 27b --tp 8 --phase decode --capacity 4096 OUT
   qwen35 export --preset 27b --tp 8 --phase prefill --tokens 128 OUT
   qwen35 export --preset 27b --tp 8 --phase vision --tokens 1024 OUT
+  qwen35 export --preset 27b --tp 8 --phase engine --slots 8 OUT --chunks 32 128
 
 OUT gets PHASE.hlo.pb (what `neuronx-cc compile --framework XLA` takes; it has not been fed to it
 by this project), PHASE.hlo.txt, the same as a portable artifact of StableHLO in PHASE.stablehlo,
@@ -25,7 +31,13 @@ parameter whose memory an output takes; what the graph holds and costs; and the 
 `qwen35.graphs.lint` that it breaks. If it breaks any, they are printed, and the exit code is 1.
 
 Phases: prefill, prefill_images (the prompt's embeddings and positions are given), decode, and
-vision, the tower on frames of one size.
+vision, the tower on frames of one size. Logits are whole on every rank.
+
+engine is all that an engine's warm-up compiles, each graph as a phase of its own (engine_decode,
+engine_prefill_32, engine_choose_greedy, ...): a prefill for each of --chunks, decode and choice of
+all slots, moving rows. Logits stay split over the ranks. A table, printed and in engine.json, has
+each graph's instructions, collectives and bytes, and compares what a step exchanges with gathering
+the logits.
 """
 
 
@@ -42,28 +54,62 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            help="of a row in a prefill step, or of a frame; default: %(default)s")  # fmt: skip
     add_shared(parser, "capacity", default=4096)
     add_shared(parser, "batch")
+    option("--slots", type=positive, default=8, metavar="N",
+           help="of the engine; default: %(default)s")  # fmt: skip
+    option("--chunks", type=positive, nargs="+", metavar="N",
+           help="of the engine: sizes of its prefill steps; default: those of `Engine`")  # fmt: skip
     option("out", metavar="OUT", help="directory to write to")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    from safetensors.torch import save
-
-    from ..files import aside
-    from ..graphs.export import count_costs, trace
+    from ..graphs.export import trace
     from ..sharding.mesh import Mesh
 
+    shared = {
+        "mesh": Mesh(tp=options.tp),
+        "rank": options.rank,
+        "capacity": options.capacity,
+        "dtype": options.dtype,
+        "stablehlo": True,
+    }
+    directory = Path(options.out)
+    if options.phase == "engine":
+        return _export_engine(options, directory, shared)
     graph = trace(
-        config_from(options),
-        options.phase,
-        mesh=Mesh(tp=options.tp),
-        rank=options.rank,
-        tokens=options.tokens,
-        capacity=options.capacity,
-        batch=options.batch,
-        dtype=options.dtype,
-        stablehlo=True,
+        config_from(options), options.phase, tokens=options.tokens, batch=options.batch, **shared
     )
+    return 1 if _write(directory, graph) else 0
+
+
+def _export_engine(options: argparse.Namespace, directory: Path, shared: dict[str, Any]) -> int:
+    """Writes every graph of an engine, and a report on all."""
+    from ..generation import buckets
+    from ..generation.engine_settings import EngineSettings
+    from ..graphs.engine_graphs import describe_engine, render_engine, trace_engine
+
+    usual = EngineSettings()
+    chunks = options.chunks or buckets.parts(usual.prefill_chunk, usual.prefill_sizes)
+    settings = {"slots": options.slots, "chunks": chunks}
+    broken = []
+
+    def written() -> Iterator[Graph]:
+        for graph in trace_engine(config_from(options), **settings, **shared):
+            broken.append(_write(directory, graph))
+            yield graph
+
+    report = describe_engine(written())
+    _write_file(directory / "engine.json", (json.dumps(report, indent=1) + "\n").encode())
+    print(render_engine(report))
+    return 1 if any(broken) else 0
+
+
+def _write(directory: Path, graph: Graph) -> bool:
+    """Writes a graph's files, prints what rules it breaks and tells whether it breaks any."""
+    from safetensors.torch import save
+
+    from ..graphs.export import count_costs
+
     findings = graph.lint()
     content = graph.signature | count_costs(graph) | {"lint": findings}
     captured = {f"captured[{index}]": tensor for index, tensor in enumerate(graph.captured)}
@@ -74,12 +120,16 @@ def run(options: argparse.Namespace) -> int:
         "captured.safetensors": save(captured),
         "json": (json.dumps(content, indent=1) + "\n").encode(),
     }
-    directory = Path(options.out)
     directory.mkdir(parents=True, exist_ok=True)
     for ending, data in files.items():
-        file = directory / f"{options.phase}.{ending}"
-        aside.write(file, data)
-        print(f"{file}: {len(data):,} bytes")
+        _write_file(directory / f"{graph.phase}.{ending}", data)
     for finding in findings:
         print(finding, file=sys.stderr)
-    return 1 if findings else 0
+    return bool(findings)
+
+
+def _write_file(file: Path, data: bytes) -> None:
+    from ..files import aside
+
+    aside.write(file, data)
+    print(f"{file}: {len(data):,} bytes")

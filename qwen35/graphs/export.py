@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ..vision.tower import tower
 from ..xla import private, trees
 from ..xla.devices import numbers_as_constants
 from .hlo import Module
-from .lint import Case, lint
+from .lint import Case, Design, lint
 
 PHASES = ("prefill", "prefill_images", "decode", "vision")
 
@@ -97,15 +97,18 @@ class Lowered:
         """The parsed text."""
         return Module(self.text)
 
-    def case(self, config: Config | VisionConfig, mesh: Mesh) -> Case:
-        """Returns what `lint` checks."""
-        return Case(self.module, self.arguments, self.paths, self.donated, config, mesh)
+    def case(self, config: Config | VisionConfig, mesh: Mesh, design: Design | None = None) -> Case:
+        """Returns what `lint` checks; `design` is that of a step of the model."""
+        return Case(self.module, self.arguments, self.paths, self.donated, config, mesh, design)
 
 
 @dataclass(frozen=True)
 class Graph(Lowered):
     """The graph of a rank, and what was traced: `tokens` per row of one step (1 in decode; of the
-    vision tower, those of a frame, padding included), `batch` rows of this rank, or frames."""
+    vision tower, those of a frame, padding included), `batch` rows of this rank, or frames.
+
+    `design` is what it should be; None is that of a step of the model by itself.
+    """
 
     phase: str
     mesh: Mesh
@@ -115,11 +118,12 @@ class Graph(Lowered):
     batch: int
     dtype: str
     config: Config
+    design: Design | None = None
 
     def lint(self) -> list[str]:
         """Returns the rules of `qwen35.graphs.lint` that the graph breaks."""
         config = self.config.vision if self.phase == "vision" else self.config
-        return lint(self.case(config, self.mesh))
+        return lint(self.case(config, self.mesh, self.design))
 
 
 def trace(
@@ -211,15 +215,42 @@ def lower(
 
     The state is donated: each of its tensors gives its memory to the one that replaces it.
     """
-    first = {"params": params, "state": state, "tokens": tokens}
-    first, more = trees.map_tensors(_placeholder, (first, more))
+
+    def call(params: Any, state: Any, tokens: Any, *rest: Any) -> tuple[Any, Any]:
+        return step(params, state, tokens, **dict(zip(more, rest, strict=True)))
+
+    arguments = {"params": params, "state": state, "tokens": tokens} | more
+    return lower_call(call, arguments, ("logits", "state"), stablehlo=stablehlo)
+
+
+def lower_call(
+    step: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    returns: Sequence[str],
+    *,
+    stablehlo: bool = False,
+) -> Lowered:
+    """Traces `step(**arguments)` on trees of meta tensors.
+
+    Args:
+        step: a pure function.
+        arguments: in the order of its parameters.
+        returns: a name for each value that it returns. One that has an argument's name replaces it:
+            each tensor of the argument gives its memory to the one in its place.
+        stablehlo: write the graph as StableHLO as well.
+    """
+    traced = trees.map_tensors(_placeholder, dict(arguments))
     with torch.no_grad(), numbers_as_constants():
-        logits, state = step(*first.values(), **more)
-        # A value that passes through unchanged is an output of its own in the graph.
-        state = trees.map_tensors(lambda t: t.permute(tuple(range(t.dim()))), state)
-    outputs = [("logits", logits), *_named_tensors(state, "state")]
+        result = step(*traced.values())
+        results = dict(zip(returns, result if len(returns) > 1 else (result,), strict=True))
+        for name in results.keys() & traced.keys():
+            # A value that passes through unchanged is an output of its own in the graph.
+            results[name] = trees.map_tensors(
+                lambda t: t.permute(tuple(range(t.dim()))), results[name]
+            )
+    outputs = [pair for name, tree in results.items() for pair in _named_tensors(tree, name)]
     tensors = [tensor for _, tensor in outputs]
-    leaves = [pair for name, tree in (first | more).items() for pair in _named_tensors(tree, name)]
+    leaves = [pair for name, tree in traced.items() for pair in _named_tensors(tree, name)]
     handles = private._get_tensors_handle([leaf for _, leaf in leaves])
     slot_of = {handle: Slot.of(*leaf) for handle, leaf in zip(handles, leaves, strict=True)}
     _, data = private._get_tensors_xla_device_data_node(tensors)

@@ -47,6 +47,27 @@ _INDEXED = frozenset(("gather", "scatter", "dynamic-slice", "dynamic-update-slic
 
 
 @dataclass(frozen=True)
+class Design:
+    """What a graph is made of.
+
+    Attributes:
+        collectives: how many of each opcode, alone none.
+        reductions: the most there may be.
+        instructions: the most there may be.
+        weights: whether it computes the model, so that all weights are arguments.
+        donates: the arguments whose memory the results take.
+        splits_logits: whether logits stay with the ranks that computed them.
+    """
+
+    collectives: dict[str, int]
+    reductions: int
+    instructions: int
+    weights: bool = True
+    donates: tuple[str, ...] = ("state",)
+    splits_logits: bool = False
+
+
+@dataclass(frozen=True)
 class Case:
     """A graph and what it should be.
 
@@ -56,6 +77,7 @@ class Case:
         paths: of all tensors that the step was given, whether or not the graph takes them.
         donated: (argument, output) pairs.
         config, mesh: of the model, or of its vision tower alone.
+        design: None is that of a step of the model (see `model_design`).
     """
 
     module: Module
@@ -64,6 +86,17 @@ class Case:
     donated: tuple[tuple[int, int], ...]
     config: Config | VisionConfig
     mesh: Mesh
+    design: Design | None = None
+
+    @property
+    def designed(self) -> Design:
+        """What the graph should be made of."""
+        if self.design is not None:
+            return self.design
+        tokens = [parameter.arrays[0].shape for _, parameter in self.argument("tokens")]
+        one_token = any(len(shape) == 1 for shape in tokens)
+        positions = bool(self.argument("positions"))
+        return model_design(self.config, one_token=one_token, positions=positions)
 
     def argument(self, prefix: str) -> list[tuple[str, Instruction]]:
         """Returns (path, instruction) of the arguments under a prefix."""
@@ -172,7 +205,7 @@ def weights_are_arguments_read_once(case: Case) -> list[str]:
     found = [
         f"{path} is not an argument of the graph"
         for path in case.paths
-        if path.startswith("params") and not counts[path]
+        if path.startswith("params") and not counts[path] and case.designed.weights
     ]
     for path, parameter in case.argument("params"):
         if len(parameter.arrays[0].shape) < 2 or parameter.bytes < WEIGHT_SIZED:
@@ -184,13 +217,14 @@ def weights_are_arguments_read_once(case: Case) -> list[str]:
 
 
 def state_is_donated(case: Case) -> list[str]:
-    """Checks that every state tensor is an argument whose memory an output of its type takes."""
+    """Checks that every tensor of the state, or of what else is replaced, is an argument whose
+    memory an output of its type takes."""
     pairs = dict(case.donated)
     given = {path: number for number, path in enumerate(case.arguments)}
     outputs = [case.module.entry[name] for name in case.module.root.operands]
     found = []
     for path in case.paths:
-        if not path.startswith("state"):
+        if not path.startswith(case.designed.donates):
             continue
         number = given.get(path)
         if number is None:
@@ -203,19 +237,36 @@ def state_is_donated(case: Case) -> list[str]:
 
 
 def collectives_as_designed(case: Case) -> list[str]:
-    """Counts collectives: two all-reduces a layer, one for the embedding, one gather of the logits;
-    in the vision tower two a layer and one in the merger; alone, none."""
-    if isinstance(case.config, VisionConfig):
-        designed = {"all-reduce": 2 * case.config.depth + 1}
-    else:
-        designed = {"all-reduce": 2 * case.config.num_hidden_layers + 1, "all-gather": 1}
-    designed = designed if case.mesh.tp > 1 else {}
+    """Counts collectives: those of the design, alone none."""
+    designed = case.designed.collectives if case.mesh.tp > 1 else {}
     counts = Counter(i.opcode for i in case.module.instructions if i.opcode in COLLECTIVES)
     return [
         f"{counts[op]} {op}, designed are {designed.get(op, 0)}"
         for op in sorted(COLLECTIVES)
         if counts[op] != designed.get(op, 0)
     ]
+
+
+def logits_stay_split(case: Case) -> list[str]:
+    """Checks that where logits are split over the ranks, no collective takes a row of a rank's
+    share: what they exchange is a few values a row."""
+    if (
+        case.mesh.tp == 1
+        or not case.designed.splits_logits
+        or isinstance(case.config, VisionConfig)
+    ):
+        return []
+    share = case.config.vocab_size // case.mesh.tp
+    found = []
+    for computation in case.module.computations.values():
+        for i in computation.values():
+            if i.opcode not in COLLECTIVES:
+                continue
+            for array in (array for name in i.operands for array in computation[name].arrays):
+                if any(size >= share for size in array.shape):
+                    shape = list(array.shape)
+                    found.append(f"{i.name} is an {i.opcode} of {shape}; a rank has {share} logits")
+    return found
 
 
 def weights_are_used_as_stored(case: Case) -> list[str]:
@@ -239,19 +290,17 @@ def small_constants(case: Case) -> list[str]:
 
 
 def reductions_as_designed(case: Case) -> list[str]:
-    """Counts reductions: a norm is one, a softmax two; none is split for another machine.
-
-    Queries and keys are normed at once. A layer norm is two, as are positions of images: their
-    highest, of the three rows and of all tokens.
-    """
-    config = case.config
-    if isinstance(config, VisionConfig):
-        designed = (2 + 2 + 2) * config.depth + 2
-    else:
-        mixers = sum(3 if kind == FULL else 2 for kind in config.layer_types)
-        designed = 2 * config.num_hidden_layers + mixers + 1 + 2 * bool(case.argument("positions"))
+    """Counts reductions: none is split for another machine."""
+    designed = case.designed.reductions
     count = sum(i.opcode == "reduce" for i in case.module.instructions)
     return [f"{count} reduce, designed are {designed}"] if count > designed else []
+
+
+def instructions_as_designed(case: Case) -> list[str]:
+    """Counts instructions: no more than the plain form has."""
+    designed = case.designed.instructions
+    count = len(case.module.instructions)
+    return [f"{count} instructions, designed are {designed}"] if count > designed else []
 
 
 # The most instructions of the plain form, in bfloat16 and split over a mesh, and a few to spare.
@@ -259,19 +308,38 @@ _DELTANET_STEP, _DELTANET_CHUNKS, _ATTENTION, _OTHERS = 340, 810, 460, 200
 _VISION_BLOCK, _VISION_OTHERS = 350, 215
 
 
-def instructions_as_designed(case: Case) -> list[str]:
-    """Counts instructions: no more than the model's layers have in their plain form."""
-    config = case.config
+def model_design(
+    config: Config | VisionConfig,
+    *,
+    one_token: bool,
+    positions: bool,
+    donates: str = "state",
+    splits_logits: bool = False,
+) -> Design:
+    """Designs a step of the model, or the vision tower.
+
+    Collectives: two all-reduces a layer, one for the embedding, one gather of the logits unless
+    they stay split; in the tower two a layer and one in the merger. Reductions: a norm is one, a
+    softmax two. Queries and keys are normed at once. A layer norm is two, as are positions of
+    images: their highest, of the three rows and of all tokens.
+    """
     if isinstance(config, VisionConfig):
-        designed = _VISION_BLOCK * config.depth + _VISION_OTHERS
-    else:
-        tokens = [parameter.arrays[0].shape for _, parameter in case.argument("tokens")]
-        one_token = any(len(shape) == 1 for shape in tokens)
-        deltanet = _DELTANET_STEP if one_token else _DELTANET_CHUNKS
-        kinds = (_ATTENTION if kind == FULL else deltanet for kind in config.layer_types)
-        designed = sum(kinds) + _OTHERS
-    count = len(case.module.instructions)
-    return [f"{count} instructions, designed are {designed}"] if count > designed else []
+        return Design(
+            {"all-reduce": 2 * config.depth + 1},
+            reductions=(2 + 2 + 2) * config.depth + 2,
+            instructions=_VISION_BLOCK * config.depth + _VISION_OTHERS,
+            donates=(donates,),
+        )
+    layers, kinds = config.num_hidden_layers, config.layer_types
+    deltanet = _DELTANET_STEP if one_token else _DELTANET_CHUNKS
+    mixers = sum(3 if kind == FULL else 2 for kind in kinds)
+    return Design(
+        {"all-reduce": 2 * layers + 1, "all-gather": int(not splits_logits)},
+        reductions=2 * layers + mixers + 1 + 2 * positions,
+        instructions=sum(_ATTENTION if kind == FULL else deltanet for kind in kinds) + _OTHERS,
+        donates=(donates,),
+        splits_logits=splits_logits,
+    )
 
 
 RULES: tuple[Callable[[Case], list[str]], ...] = (
@@ -284,6 +352,7 @@ RULES: tuple[Callable[[Case], list[str]], ...] = (
     weights_are_arguments_read_once,
     state_is_donated,
     collectives_as_designed,
+    logits_stay_split,
     weights_are_used_as_stored,
     small_constants,
     reductions_as_designed,

@@ -15,20 +15,23 @@ from .environment import xla
 
 
 def device_put(tree: Any, device: str) -> Any:
-    """Return `tree`, any pytree, with every tensor on `device`: "cpu" or "xla".
+    """Return `tree`, any pytree, with every tensor on `device`: "cpu" or "xla"; or "meta", which
+    keeps of a tensor its shape and dtype.
 
     Tensors that are there already are not copied, and where all are, `tree` itself is returned.
     The result does not track gradients. Leaves other than tensors stay as they are. Raises
     ValueError for another device, RuntimeError if the XLA device can't be had.
     """
-    if str(device) not in ("cpu", "xla"):
-        raise ValueError(f'device must be "cpu" or "xla", got {device!r}')
+    if str(device) not in ("cpu", "xla", "meta"):
+        raise ValueError(f'device must be "cpu", "xla" or "meta", got {device!r}')
     target = str(device)
     tensors = trees.tensors(tree)
     if all(tensor.device.type == target for tensor in tensors):
         return tree
     with torch.no_grad():
-        if target == "xla":
+        if target == "meta":
+            moved = iter([tensor.to("meta") for tensor in tensors])
+        elif target == "xla":
             moved = iter([_upload(tensor) for tensor in tensors])
         else:
             moved = iter(_download(tensors))

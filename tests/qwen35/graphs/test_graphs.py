@@ -249,8 +249,10 @@ def test_a_loop_that_computes_with_its_64_bit_carry_is_found():
     assert any(f.startswith("integers_64_only_index") for f in findings(looped))
 
 
-def test_every_rule_is_broken_above():
-    assert {rule.__name__ for rule in rules.RULES} == BROKEN.keys() | BROKEN_TEXT.keys()
+def test_every_rule_is_broken():
+    """Above, and where an engine's graphs are (`test_engine_graphs.py`)."""
+    broken = BROKEN.keys() | BROKEN_TEXT.keys() | {"logits_stay_split"}
+    assert {rule.__name__ for rule in rules.RULES} == broken
 
 
 def test_weights_that_are_captured_instead_of_passed_are_found():
