@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--slots", type=positive, default=8, metavar="N",
            help="of the engine; default: %(default)s")  # fmt: skip
     option("--chunks", type=positive, nargs="+", metavar="N",
-           help="of the engine: sizes of its prefill steps; default: those of `Engine`")  # fmt: skip
+           help="of the engine: sizes of its prefill steps; default: the engine's own")  # fmt: skip
     option("out", metavar="OUT", help="directory to write to")
 
 

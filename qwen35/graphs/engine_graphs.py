@@ -111,7 +111,12 @@ def _design(config: Config, name: str) -> Design:
     if name.startswith("prefill") or name == "decode":
         one, seen = name == "decode", name == "prefill_images"
         return model_design(
-            config, one_token=one, positions=seen, donates="rows", splits_logits=True
+            config,
+            one_token=one,
+            positions=seen,
+            lengths=True,
+            donates="rows",
+            splits_logits=True,
         )
     donates: tuple[str, ...] = ("rows", "tree") if name.startswith("put") else ()
     if name not in _CHOICES:

@@ -304,7 +304,9 @@ def instructions_as_designed(case: Case) -> list[str]:
 
 
 # The most instructions of the plain form, in bfloat16 and split over a mesh, and a few to spare.
-_DELTANET_STEP, _DELTANET_CHUNKS, _ATTENTION, _OTHERS = 340, 810, 460, 200
+_DELTANET_STEP, _DELTANET_CHUNKS, _ATTENTION, _OTHERS = 340, 810, 460, 260
+_MASKED = 45  # for each layer, where rows have lengths
+_POSITIONS = 80  # where they are given
 _VISION_BLOCK, _VISION_OTHERS = 350, 215
 
 
@@ -313,6 +315,7 @@ def model_design(
     *,
     one_token: bool,
     positions: bool,
+    lengths: bool = False,
     donates: str = "state",
     splits_logits: bool = False,
 ) -> Design:
@@ -333,10 +336,11 @@ def model_design(
     layers, kinds = config.num_hidden_layers, config.layer_types
     deltanet = _DELTANET_STEP if one_token else _DELTANET_CHUNKS
     mixers = sum(3 if kind == FULL else 2 for kind in kinds)
+    instructions = sum(_ATTENTION if kind == FULL else deltanet for kind in kinds)
     return Design(
         {"all-reduce": 2 * layers + 1, "all-gather": int(not splits_logits)},
         reductions=2 * layers + mixers + 1 + 2 * positions,
-        instructions=sum(_ATTENTION if kind == FULL else deltanet for kind in kinds) + _OTHERS,
+        instructions=instructions + lengths * _MASKED * layers + positions * _POSITIONS + _OTHERS,
         donates=(donates,),
         splits_logits=splits_logits,
     )
