@@ -109,6 +109,22 @@ def token_ids(name: str, tokens: Iterable[Any], vocabulary: int) -> list[int]:
     return ids
 
 
+def check_text(name: str, text: str) -> None:
+    """Checks that a string can be written as UTF-8.
+
+    Raises:
+        ValueError: it has half of a character of UTF-16 (a lone surrogate), which is also what
+            Python makes of bytes of a command line that are not UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} has {shown(text[error.start])} at character {error.start}, which is no "
+            "character: half of one of UTF-16, or a byte that is not UTF-8"
+        ) from None
+
+
 def _integers(name: str, array: np.ndarray | torch.Tensor) -> list[int]:
     """Returns an array's values, of one that holds integers in one dimension."""
     kind = str(array.dtype).removeprefix("torch.")

@@ -48,6 +48,7 @@ from .presharded import is_presharded, load_rank, recorded_dtype
 _HEADS = ("lm_head.weight", "model.embed_tokens.weight")
 _GATES = ("in_proj_a.weight", "in_proj_b.weight")
 _SHARD_PATTERN = "model-[0-9]*-of-[0-9]*.safetensors"
+_GENERATION = "generation_config.json"
 _SHARD_BYTES = 4 * 2**30
 
 
@@ -195,7 +196,7 @@ def save(params: Params, directory: str | Path) -> None:
 
     Names are multimodal if there is a vision tower, else text-only. All files take the place of
     an earlier checkpoint's as one switch (`aside`), whenever the process dies; other files in the
-    directory stay.
+    directory stay. Where no generation_config.json is there, one with the end tokens is written.
 
     Args:
         params: unsplit parameters on any device.
@@ -224,6 +225,8 @@ def save(params: Params, directory: str | Path) -> None:
             }
             (new / INDEX).write_bytes(to_text({"metadata": {}, "weight_map": weight_map}))
         (new / "config.json").write_bytes(to_text(_config_dict(params)))
+        if not (directory / _GENERATION).exists():
+            (new / _GENERATION).write_bytes(to_text(_generation_dict(params)))
 
 
 def _shards(params: Params) -> Iterator[dict[str, torch.Tensor]]:
@@ -255,3 +258,9 @@ def _shard_names(count: int) -> list[str]:
 
 def _config_dict(params: Params) -> dict[str, Any]:
     return params.config.to_dict() | {"dtype": str(params.dtype).removeprefix("torch.")}
+
+
+def _generation_dict(params: Params) -> dict[str, Any]:
+    ends, pad = list(params.config.eos_token_ids), params.config.pad_token_id
+    named = {"eos_token_id": ends or None, "pad_token_id": pad}
+    return {name: value for name, value in named.items() if value is not None}

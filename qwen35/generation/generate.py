@@ -14,7 +14,7 @@ from ..model.state import State
 from ..model.vocabulary import scatter_vocabulary
 from ..prompts.inputs import Prompts, RowPictures, encode_pictures, encode_prompts, piece
 from ..prompts.processor import Prompt
-from ..prompts.tokenizer import TextStream, TokenizerLike
+from ..prompts.tokenizer import TextStream, TokenizerLike, own_end_tokens
 from ..xla.devices import device_put
 from ..xla.progress import prefill_bar, show_compilations
 from . import buckets, steps
@@ -45,7 +45,7 @@ def generate(
     Args:
         params: the parameters, on the device to run on.
         tokenizer: `Tokenizer`, `Processor`, or one of transformers' tokenizers. Its
-            `end_token_ids`, if any, and the config's `eos_token_id` end a row.
+            `end_token_ids` or `eos_token_id`, if any, and the config's `eos_token_id` end a row.
         prompts: one or several; each a text, token ids (a list, an integer array of NumPy or
             torch, or what a tokenizer of transformers returns, whose padding is left out), what a
             `Processor` made, or messages, for the `Processor` that must then be given.
@@ -113,8 +113,10 @@ def stream(
 
 
 def end_tokens(params: Params, tokenizer: TokenizerLike) -> frozenset[int]:
-    """Returns the ids that end a row of this model."""
-    return frozenset((*params.config.eos_token_ids, *getattr(tokenizer, "end_token_ids", ())))
+    """Returns the ids that end a row of this model: all that are named anywhere."""
+    ends = getattr(tokenizer, "end_token_ids", None)
+    named = own_end_tokens(tokenizer) if ends is None else ends
+    return frozenset((*params.config.eos_token_ids, *named))
 
 
 def _samplings(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampling]:

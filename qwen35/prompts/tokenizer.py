@@ -8,7 +8,11 @@ from typing import Any, Protocol
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object
-from ..checks.values import integer
+from ..checks.values import as_integer, check_text, integer
+
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
+_LONGEST = 4  # bytes of a character in UTF-8
+_OPEN = _LONGEST - 1  # of them without the last are replaced by one character each, at most
 
 
 class TokenizerLike(Protocol):
@@ -20,11 +24,12 @@ class TokenizerLike(Protocol):
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer and the end tokens that its `generation_config.json` names.
+    """A checkpoint's tokenizer, as its tokenizer.json says, whatever class is named beside it.
 
     Attributes:
         hf: transformers' tokenizer, for everything that this class does not pass on.
-        end_token_ids: ids that end a generation.
+        end_token_ids: ids that end a generation: of `generation_config.json` and the tokenizer's
+            own end token.
     """
 
     def __init__(self, hf: Any, end_token_ids: tuple[int, ...] = ()) -> None:
@@ -44,21 +49,39 @@ class Tokenizer:
         if not (directory / "tokenizer.json").is_file():
             raise CheckpointError(f"{directory}: no tokenizer.json, so text can't be tokenized")
         # Importing transformers takes seconds; only text needs it.
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
 
+        # Not AutoTokenizer: the classes that a tokenizer_config.json may name put a
+        # pre-tokenizer and a normalizer of their own in place of the file's.
         try:
-            hf = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            hf = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # the tokenizers library raises plain Exception
             raise CheckpointError(f"{directory}: tokenizer files are damaged ({error})") from None
-        return cls(hf, _end_tokens(directory / "generation_config.json"))
+        ends = (*_end_tokens(directory / "generation_config.json"), *own_end_tokens(hf))
+        return cls(hf, tuple(dict.fromkeys(ends)))
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of a text; special tokens written in it are recognised."""
+        """Returns the token ids of a text; special tokens written in it are recognised.
+
+        Raises:
+            ValueError: it is no text of Unicode characters.
+        """
+        check_text("the text", text)
         return self.hf.encode(text)
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Returns the text of token ids."""
-        return self.hf.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        return self.hf.decode(
+            list(tokens),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,  # which rewrites what the tokens say
+        )
+
+
+def own_end_tokens(hf: Any) -> tuple[int, ...]:
+    """Returns the end token that a tokenizer of transformers names, if it names one."""
+    token = as_integer(getattr(hf, "eos_token_id", None))
+    return () if token is None else (token,)
 
 
 def _end_tokens(file: Path) -> tuple[int, ...]:
@@ -77,38 +100,59 @@ def _end_tokens(file: Path) -> tuple[int, ...]:
 class TextStream:
     """Turns tokens into pieces of text as they come, special tokens left out.
 
-    A multi-byte character can span tokens: text is held back until its bytes are complete. The
-    text of a token may depend on the one before it (a leading space), so each piece is the
-    difference of two decodings that share their start. (`tokenizers.decoders.DecodeStream` does the
-    same, but has no way to give out what it holds back when a row ends, and takes no tokenizer
-    without a Rust half.)
+    A multi-byte character can span tokens: what may still become one is held back, which are at
+    most three replacement characters, since a character has four bytes. The text of a token may
+    depend on the one before it (a leading space), so each piece is the difference of two decodings
+    that share their start. (`tokenizers.decoders.DecodeStream` does the like, but holds back bytes
+    that never become a character for good, has no way to give them out when a row ends, and takes
+    no tokenizer without a Rust half.)
     """
 
     def __init__(self, tokenizer: TokenizerLike) -> None:
         self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._start = 0  # where both decodings begin
-        self._done = 0  # tokens whose text has been given out
+        self._tokens: list[int] = []  # those that are still decoded
+        self._known = 0  # how many of them came with the last whole piece or before
+        self._given = 0  # characters of their text that have been given out
 
     def push(self, token: int) -> str:
         """Adds a token and returns the text that it completes, maybe none."""
         self._tokens.append(token)
-        text = self._pending()
+        text, given = self._decode(self._tokens), self._given
         # Of bytes that are no character yet, some tokenizers make nothing at all.
-        if not text or text.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""
-        self._start, self._done = self._done, len(self._tokens)
-        return text
+        if len(text) > given and not text.endswith(_REPLACED):
+            self._keep(self._known)
+            self._given = len(self._decode(self._tokens))
+            return text[given:]
+        open_ = min(_OPEN, len(text) - len(text.rstrip(_REPLACED)))
+        self._given = max(given, len(text) - open_)
+        if len(self._tokens) - self._known > 2 * _LONGEST:
+            return text[given : self._cut(text)]
+        return text[given : self._given]
 
     def finish(self) -> str:
         """Returns the text still held back, incomplete characters replaced."""
-        text = self._pending()
-        self._start = self._done = len(self._tokens)
+        text = self._decode(self._tokens)[self._given :]
+        self._given += len(text)
         return text
 
-    def _pending(self) -> str:
-        given = self._decode(self._tokens[self._start : self._done])
-        return self._decode(self._tokens[self._start :])[len(given) :]
+    def _keep(self, start: int) -> None:
+        """Forgets the tokens before `start`; those after are known from now on."""
+        self._tokens = self._tokens[start:]
+        self._known = len(self._tokens)
+
+    def _cut(self, text: str) -> int:
+        """Forgets tokens of a long run that completes nothing, where no character spans the cut,
+        and returns how many characters of its text have been given out: each step would decode
+        the whole run again."""
+        given = self._given
+        for place in range(len(self._tokens) - _LONGEST, len(self._tokens)):
+            left = self._decode(self._tokens[:place])
+            if left + self._decode(self._tokens[place:]) == text:
+                given = max(given, len(left))
+                self._keep(place)
+                self._known, self._given = 0, given - len(left)
+                break
+        return given
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)

@@ -260,7 +260,10 @@ def test_a_text_without_a_token_to_score_is_named(text, tokenizer, params):
 
 
 def test_rows_that_cannot_be_scored_are_named(params):
-    for row, words in (([5], "row 1 has 1 tokens"), ([1, 1280], "continuation 1 has token id 1280")):
+    for row, words in (
+        ([5], "row 1 has 1 tokens"),
+        ([1, 1280], "row 1 has token id 1280"),
+    ):
         with pytest.raises(ValueError, match=words):
             score(params, [[1, 2], row])
     with pytest.raises(ValueError, match="row 0 has 1026 tokens"):

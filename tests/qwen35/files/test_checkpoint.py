@@ -689,7 +689,8 @@ def test_a_save_over_a_checkpoint_is_one_switch_whenever_it_is_killed(reference,
     files = {file.name for file in directory.iterdir()}
     shards = {name for name in files if name.startswith("model-")}
     assert len(shards) > 1
-    assert files - shards == {"config.json", "model.safetensors.index.json", "notes.txt"}
+    others = {"config.json", "generation_config.json", "model.safetensors.index.json", "notes.txt"}
+    assert files - shards == others
 
 
 def test_a_save_removes_the_files_of_the_last_one(load, checkpoint):

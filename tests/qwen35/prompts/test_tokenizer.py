@@ -1,4 +1,4 @@
-"""The end tokens that a checkpoint's generation_config.json names."""
+"""What a checkpoint's files say: how text is cut, and which tokens end a row."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Bare
+from tokenizers import normalizers
+from transformers import AutoTokenizer, GenerationConfig
 
 import qwen35
 from qwen35.generation.generate import end_tokens
@@ -33,10 +36,11 @@ def directory(tmp_path):
         ({"eos_token_id": [7, 5]}, (7, 5)),
     ],
 )
-def test_end_tokens_are_those_of_the_file(directory, content, ids):
+def test_end_tokens_are_those_of_the_file_and_the_tokenizers(directory, content, ids):
     if content is not None:
         (directory / "generation_config.json").write_text(json.dumps(content))
-    assert qwen35.Tokenizer.from_pretrained(directory).end_token_ids == ids
+    own = Bare.from_file(str(directory / "tokenizer.json")).token_to_id("<|im_end|>")
+    assert qwen35.Tokenizer.from_pretrained(directory).end_token_ids == (*ids, own)
 
 
 @pytest.mark.parametrize("ids", ["5", [5, "6"], [1.5], -1, True])
@@ -50,16 +54,16 @@ def test_they_end_a_row_beside_those_of_the_configuration(load):
     params = load("equal_heads")
     params = dataclasses.replace(params, config=dataclasses.replace(params.config, eos_token_id=3))
     tokenizer = qwen35.Tokenizer(None, end_token_ids=(5, 3))
-    [free] = qwen35.generate(params, Bare(), [[1, 2]], max_new_tokens=9)
-    assert end_tokens(params, tokenizer) == {3, 5} and end_tokens(params, Bare()) == {3}
+    [free] = qwen35.generate(params, Ids(), [[1, 2]], max_new_tokens=9)
+    assert end_tokens(params, tokenizer) == {3, 5} and end_tokens(params, Ids()) == {3}
     second = free.tokens[1]
-    [cut] = qwen35.generate(params, Bare(second), [[1, 2]], max_new_tokens=9)
+    [cut] = qwen35.generate(params, Ids(second), [[1, 2]], max_new_tokens=9)
     assert (
         cut.finish_reason == "stop" and cut.tokens == free.tokens[: 1 + free.tokens.index(second)]
     )
 
 
-class Bare:
+class Ids:
     """A tokenizer of ids that are no text, with end tokens or none of its own."""
 
     def __init__(self, *ends):
@@ -68,3 +72,68 @@ class Bare:
 
     def decode(self, tokens, skip_special_tokens=False):
         return ""
+
+
+def test_a_tokenizer_of_transformers_ends_rows_with_its_own(load):
+    params = load("equal_heads")
+    theirs = AutoTokenizer.from_pretrained(DEMO)
+    assert end_tokens(params, theirs) == {3, theirs.eos_token_id}
+
+
+TEXTS = (
+    "हिन्दी में उत्तर दीजिए। ตอบเป็นภาษาไทย",
+    "don't say 12345, e\u0301 or A\u030a\n\n  x",
+    "<|im_start|>user\n\ufb01ne<|im_end|>",
+)
+
+
+@pytest.mark.parametrize("changed", ["", "normalizer", "pre_tokenizer"])
+@pytest.mark.parametrize("model_type", ["qwen3_5", "qwen3_5_text"])
+@pytest.mark.parametrize("named", ["Qwen2Tokenizer", "GPT2Tokenizer", "TokenizersBackend", "None"])
+def test_the_file_decides_whatever_class_is_named(tmp_path, named, model_type, changed):
+    """The right ids are those of `tokenizers`, which reads tokenizer.json alone."""
+    for file in DEMO.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    bare = Bare.from_file(str(tmp_path / "tokenizer.json"))
+    content = json.loads(bare.to_str())
+    if changed == "normalizer":
+        bare.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.Lowercase()])
+    elif changed == "pre_tokenizer":
+        [split, _] = content["pre_tokenizer"]["pretokenizers"]
+        split["pattern"] = {"Regex": r"\s+|\p{L}"}
+        bare = Bare.from_str(json.dumps(content))
+    bare.save(str(tmp_path / "tokenizer.json"))
+    for name, key, value in (
+        ("tokenizer_config.json", "tokenizer_class", named),
+        ("config.json", "model_type", model_type),
+    ):
+        content = json.loads((tmp_path / name).read_text()) | {key: value}
+        (tmp_path / name).write_text(json.dumps(content))
+    ours = qwen35.Tokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        ids = bare.encode(text).ids
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == bare.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "\ud83d", "\ude00 a"])
+def test_half_a_character_is_refused(text):
+    tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
+    with pytest.raises(ValueError, match=r"has '\\ud...' at character \d, which is no character"):
+        tokenizer.encode(text)
+
+
+def test_what_is_saved_ends_where_the_original_does(tmp_path):
+    """Also with a config.json that names another end than the chat's, as published ones do."""
+    params = qwen35.load(DEMO)
+    config = dataclasses.replace(params.config, eos_token_id=952)  # <|endoftext|>
+    qwen35.save(dataclasses.replace(params, config=config), tmp_path)
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert saved.eos_token_id == [952] and saved.pad_token_id == params.config.pad_token_id
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, tmp_path)
+    tokenizer = qwen35.Tokenizer.from_pretrained(tmp_path)
+    assert end_tokens(qwen35.load(tmp_path), tokenizer) == {951, 952}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
+    qwen35.save(params, tmp_path)  # what somebody else wrote stays
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == 7
