@@ -31,11 +31,9 @@ from ..model.declarations import (
 )
 from ..model.params import Params, Runtime, as_dtype
 from ..xla.devices import device_put
+from .blocks import blocks, copy_rows, copy_transposed
 from .quantized.kept import joined, leaf
 
-_BLOCK = 2**18  # values
-_TILE = (64, 511)  # rows and columns of a tile: less than the 32,768 values that torch shares
-_GROUP = 128  # columns; those that share a scale are read together
 _WORKERS = 4
 
 
@@ -67,9 +65,9 @@ def materialize(
     shape = parameter.local_shape(sizes, runtime.mesh, runtime.own_rank)
 
     def write(target: torch.Tensor) -> None:
-        widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
-        for piece, part in zip(parameter.pieces, target.split(widths, -1), strict=True):
-            held = [held_units(dim, sizes, runtime.mesh, runtime.own_rank) for dim in piece.dims]
+        shares = _shares(parameter, sizes, runtime)
+        widths = [width for *_, width in shares]
+        for (piece, held, _), part in zip(shares, target.split(widths, -1), strict=True):
             if any(None in units for units in held):
                 part.zero_()
             _copy_blocks(parameter, piece, held, read(piece.source), part)
@@ -94,10 +92,9 @@ def keep(
     if not parameter.linear or not any(source.quantized for source in sources):
         return materialize(parameter, read, dtype, sizes, runtime, device)
     inputs, _ = parameter.local_shape(sizes, runtime.mesh, runtime.own_rank)
-    widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
     parts: list[torch.Tensor | forms.QuantizedWeight] = []
-    for piece, source, width in zip(parameter.pieces, sources, widths, strict=True):
-        held = [held_units(dim, sizes, runtime.mesh, runtime.own_rank) for dim in piece.dims]
+    shares = _shares(parameter, sizes, runtime)
+    for (piece, held, width), source in zip(shares, sources, strict=True):
         if source.quantized:
             down, across = (_runs(*pair) for pair in zip(piece.dims, held, strict=True))
             parts.append(leaf(source, down, across, (inputs, width), dtype))
@@ -125,10 +122,22 @@ def values_to_read(
     parameter: Parameter, sizes: dict[str, int], runtime: Runtime
 ) -> Iterator[tuple[Source, int]]:
     """Each piece's source, and how many of its values `materialize` reads for a rank."""
-    for piece in parameter.pieces:
-        held = ((dim, held_units(dim, sizes, runtime.mesh, runtime.own_rank)) for dim in piece.dims)
-        lengths = (sum(length for *_, length in _runs(dim, units)) for dim, units in held)
-        yield piece.source, math.prod(lengths)
+    for piece, held, _ in _shares(parameter, sizes, runtime):
+        runs = map(_runs, piece.dims, held)
+        yield piece.source, math.prod(sum(length for *_, length in run) for run in runs)
+
+
+def _shares(
+    parameter: Parameter, sizes: dict[str, int], runtime: Runtime
+) -> list[tuple[Piece, list[Sequence[int | None]], int]]:
+    """Each piece with the units that a rank holds of its dimensions, and its width there."""
+    mesh, rank = runtime.mesh, runtime.own_rank
+    return [
+        (piece, [held_units(dim, sizes, mesh, rank) for dim in piece.dims], width)
+        for piece, width in zip(
+            parameter.pieces, parameter.local_widths(sizes, mesh, rank), strict=True
+        )
+    ]
 
 
 def _copy_blocks(
@@ -148,37 +157,16 @@ def _copy_blocks(
     by_columns = getattr(source, "by_inputs", False)
     for row, file_row, rows in runs[0]:
         for column, file_column, columns in runs[1]:
-            for down, height, across, width in _blocks(rows, columns, by_columns):
+            for down, height, across, width in blocks(rows, columns, by_columns):
                 first, left = row + down, column + across
-                _copy_in_tiles(
-                    target[first : first + height, left : left + width],
-                    _file_block(
-                        piece, source, file_row + down, height, file_column + across, width
-                    ),
+                part = target[first : first + height, left : left + width]
+                block = _file_block(
+                    piece, source, file_row + down, height, file_column + across, width
                 )
-
-
-def _copy_in_tiles(target: torch.Tensor, block: torch.Tensor) -> None:
-    """Copies a matrix, most often to another order, in tiles that stay in the first-level cache.
-
-    They are small enough for torch to take them in one thread: its threads would wait for each
-    other, and for those of `build_all`.
-    """
-    for ours, theirs in zip(target.split(_TILE[0]), block.split(_TILE[0]), strict=True):
-        for tile, values in zip(ours.split(_TILE[1], 1), theirs.split(_TILE[1], 1), strict=True):
-            tile.copy_(values)
-
-
-def _blocks(rows: int, columns: int, by_columns: bool) -> Iterator[tuple[int, int, int, int]]:
-    """Parts of a matrix that are read at once: (row, how many, column, how many)."""
-    if by_columns:
-        step = max(_GROUP, _BLOCK // rows // _GROUP * _GROUP)
-        for start in range(0, columns, step):
-            yield 0, rows, start, min(step, columns - start)
-    else:
-        step = max(1, _BLOCK // columns)
-        for start in range(0, rows, step):
-            yield start, min(step, rows - start), 0, columns
+                if parameter.transposed:
+                    copy_transposed(part.T, block)
+                else:
+                    copy_rows(part, block)
 
 
 def _file_block(
