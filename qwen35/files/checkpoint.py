@@ -13,12 +13,11 @@ from safetensors.torch import save_file
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from .. import forms
 from ..checks.errors import CheckpointError
 from ..checks.json_file import to_text
 from ..checks.values import all_finite, integer, shown
-from ..forms import Weight, dense, is_special
-from ..forms.quantizing import int8_by_parts
+from ..forms import Weight, compact, dense, is_special
+from ..forms.quantizing import KINDS
 from ..model.all_ranks import load_all_ranks
 from ..model.config import Config
 from ..model.declarations import (
@@ -44,9 +43,9 @@ from .checkpoint_files import (
 )
 from .materialize import build_all, dematerialize, keep, materialize, values_to_read, with_tp_index
 from .presharded import is_presharded, load_rank, recorded_dtype
+from .quantized import Quantizing, compressed
+from .quantized.choice import kind_of
 
-_HEADS = ("lm_head.weight", "model.embed_tokens.weight")
-_GATES = ("in_proj_a.weight", "in_proj_b.weight")
 _SHARD_PATTERN = "model-[0-9]*-of-[0-9]*.safetensors"
 _GENERATION = "generation_config.json"
 _SHARD_BYTES = 4 * 2**30
@@ -83,12 +82,11 @@ def load(
         vision: load the vision tower too if the configuration has one. False gives the text model
             in it, `config.text_only()`, which `save` writes in the text-only form.
         weights: None keeps weights that are quantised as the files have them, "dense" makes them
-            tensors of `dtype`. Both give the same values, but for rounding to `dtype`. Of all
-            ranks in one process (`rank=None`), and where forms have no product of their own for
-            a scheme (on XLA:CPU all but int8 with a scale per output), they are dense. "int8"
-            makes int8 with a scale per output of the text layers' matrices, but for DeltaNet's
-            small projections to its gates (`in_proj_a`, `in_proj_b`).
-        head: "int8" quantises the head too, and with it a tied embedding.
+            tensors of `dtype`. Both give the same values, but for rounding to `dtype`. "int8",
+            "fp8" (a scale per output) and "int4" (a scale for 128 inputs of an output) quantise
+            the text layers' matrices, but for DeltaNet's small projections to its gates
+            (`in_proj_a`, `in_proj_b`). A rank's share is that of the whole.
+        head: "int8", "fp8" or "int4" quantises the head too, and with it a tied embedding.
         progress: draw a progress bar on standard error.
         tp: short for the ranks of `sharding.launch.join_ranks`, on which it also sets `device`:
             under torchrun this process is one of tp; otherwise all are here, on virtual devices
@@ -101,22 +99,24 @@ def load(
         CheckpointError: files or tensors are missing, damaged, of another shape or dtype, double
             or unknown; all of a checkpoint's faults are in the one message.
         ValueError: an unknown dtype, device or form of weights; ranks that can't be had; or
-            "int8" of a rank's share.
+            quantising rank files.
     """
     wanted = None if dtype is None or dtype == "auto" else as_dtype(dtype)
-    if weights not in (None, "dense", "int8"):
-        raise ValueError(f"weights must be None, 'dense' or 'int8', not {shown(weights)}")
-    if head not in (None, "int8"):
-        raise ValueError(f"head must be None or 'int8', not {shown(head)}")
+    if weights not in (None, "dense", *KINDS):
+        known = ", ".join(map(repr, ("dense", *KINDS)))
+        raise ValueError(f"weights must be None or one of {known}, not {shown(weights)}")
+    if head not in (None, *KINDS):
+        known = ", ".join(map(repr, KINDS))
+        raise ValueError(f"head must be None or one of {known}, not {shown(head)}")
     if tp is not None:
         if runtime.mesh is not None:
             raise ValueError(f"tp = {tp} stands for a mesh, but the runtime has {runtime.mesh}")
         ranks = join_ranks(integer("tp", tp), "xla" if device == "xla" else None)
         device = ranks.device
         runtime = dataclasses.replace(runtime, mesh=ranks.mesh, rank=ranks.rank)
-    split = runtime.rank is None or (runtime.mesh is not None and runtime.mesh.tp > 1)
-    if "int8" in (weights, head) and (split or is_presharded(Path(path))):
-        raise ValueError("int8 is made of whole matrices, not of a rank's share: tp must be 1")
+    made = next((kind for kind in (weights, head) if kind in KINDS), None)
+    if made and is_presharded(Path(path)):
+        raise ValueError(f"{made} is made of a whole checkpoint's matrices, not of rank files")
     if runtime.rank is None:
         load_one = functools.partial(
             load,
@@ -124,7 +124,8 @@ def load(
             dtype=wanted,
             check_finite=check_finite,
             vision=vision,
-            weights="dense",
+            weights=weights,
+            head=head,
             progress=progress,
         )
         return load_all_ranks(lambda rank: load_one(runtime=rank), runtime, device)
@@ -136,6 +137,8 @@ def load(
         loaded = load_rank(
             directory, dtype=own, runtime=runtime, check_finite=check_finite, vision=vision
         )
+        if weights == "dense":
+            loaded = pytree.tree_map(dense, loaded, is_leaf=is_special)
         return place_params(loaded, device)
     runtime = runtime.on(device)
     config = Config.from_pretrained(directory)
@@ -169,15 +172,18 @@ def load(
 
     def build(parameter: Parameter) -> torch.Tensor | Weight:
         read_as = functools.partial(read, kept=parameter.dtype or own)
-        names = [piece.source.name for piece in parameter.pieces]
-        of_text = parameter.linear and not names[0].startswith(VISION_PREFIX)
-        if of_text and (head if names[0] in _HEADS else weights) == "int8":
-            matrix = dense(materialize(parameter, read_as, own, sizes, runtime))
-            widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
-            weight = int8_by_parts(matrix, widths, [name.endswith(_GATES) for name in names])
-            return forms.get(runtime.forms).place(weight, device)
-        build_one = materialize if weights == "dense" else keep
-        return build_one(parameter, read_as, own, sizes, runtime, device)
+        kinds = {p.source: kind_of(parameter, p, weights, head) for p in parameter.pieces}
+        if not any(kinds.values()):
+            build_one = materialize if weights == "dense" else keep
+            return build_one(parameter, read_as, own, sizes, runtime, device)
+
+        @functools.cache  # a tensor can be several pieces
+        def quantized(source: Source) -> Any:
+            kind, tensor = kinds[source], read_as(source)
+            shape = source.shape[0], source.shape[1]
+            return Quantizing(tensor, shape, kind) if kind else tensor
+
+        return keep(parameter, quantized, own, sizes, runtime, device)
 
     with bar:
         params = build_all(build, declared)
@@ -194,9 +200,11 @@ def load(
 def save(params: Params, directory: str | Path) -> None:
     """Writes safetensors files and config.json that `load` and transformers read.
 
-    Names are multimodal if there is a vision tower, else text-only. All files take the place of
-    an earlier checkpoint's as one switch (`aside`), whenever the process dies; other files in the
-    directory stay. Where no generation_config.json is there, one with the end tokens is written.
+    Names are multimodal if there is a vision tower, else text-only. Quantised weights keep their
+    codes, in the form of compressed-tensors; a tied head that is quantised becomes dense. All files
+    take the place of an earlier checkpoint's as one switch (`aside`), whenever the process dies;
+    other files in the directory stay. Where no generation_config.json is there, one with the end
+    tokens is written.
 
     Args:
         params: unsplit parameters on any device.
@@ -210,8 +218,8 @@ def save(params: Params, directory: str | Path) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with aside.switched(directory, "config.json", (SINGLE, INDEX, _SHARD_PATTERN)) as new:
-        shards = []
-        for number, tensors in enumerate(_shards(params)):
+        shards, modules = [], dict[str, compressed.Form]()
+        for number, tensors in enumerate(_shards(params, modules)):
             save_file(tensors, new / str(number), metadata={"format": "pt"})
             shards.append(list(tensors))
         targets = _shard_names(len(shards))
@@ -224,29 +232,51 @@ def save(params: Params, directory: str | Path) -> None:
                 for name in names
             }
             (new / INDEX).write_bytes(to_text({"metadata": {}, "weight_map": weight_map}))
-        (new / "config.json").write_bytes(to_text(_config_dict(params)))
+        config = _config_dict(params)
+        if modules:
+            named = {name for names in shards for name in names if name.endswith(".weight")}
+            ignored = {name.removesuffix(".weight") for name in named} | {"lm_head"}
+            stated = compressed.configuration(modules, sorted(ignored - modules.keys()))
+            config["quantization_config"] = stated
+        (new / "config.json").write_bytes(to_text(config))
         if not (directory / _GENERATION).exists():
             (new / _GENERATION).write_bytes(to_text(_generation_dict(params)))
 
 
-def _shards(params: Params) -> Iterator[dict[str, torch.Tensor]]:
-    """The checkpoint's tensors by file name, in groups of at most about `_SHARD_BYTES`."""
+def _shards(
+    params: Params, modules: dict[str, compressed.Form]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The checkpoint's tensors by file name, in groups of at most about `_SHARD_BYTES`.
+
+    Notes in `modules` how those are stored that are quantised.
+    """
     multimodal = params.config.vision is not None
     tensors: dict[str, torch.Tensor] = {}
     size = 0
     declared = declare(params.config, params.runtime)
     leaves = pytree.tree_leaves(params, is_leaf=is_special)
     for parameter, leaf in zip(declarations(declared), leaves, strict=True):
-        for source, tensor in dematerialize(parameter, dense(device_put(leaf, "cpu"))):
-            if size and size + tensor.nbytes > _SHARD_BYTES:
-                yield tensors
-                tensors, size = {}, 0
+        weight = compact(device_put(leaf, "cpu"))
+        if parameter.pieces[0].source.name == TEXT_PREFIX + "embed_tokens.weight":
+            weight = dense(weight)  # the library has no form of an embedding
+        for source, tensor in dematerialize(parameter, weight):
             name = source.name
             of_text = name.startswith(TEXT_PREFIX) and not name.startswith(VISION_PREFIX)
             if multimodal and of_text:
                 name = MULTIMODAL_PREFIX + name.removeprefix(TEXT_PREFIX)
-            tensors[name] = tensor
-            size += tensor.nbytes
+            if isinstance(tensor, compressed.Coded):
+                stem = name.removesuffix("weight")
+                modules[stem.removesuffix(".")] = tensor.form
+                parts = compressed.tensors(tensor, torch.float32)
+                new = {stem + part: one for part, one in parts.items()}
+            else:
+                new = {name: tensor}
+            more = sum(one.nbytes for one in new.values())
+            if size and size + more > _SHARD_BYTES:
+                yield tensors
+                tensors, size = {}, 0
+            tensors |= new
+            size += more
     yield tensors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .. import forms
 from ..forms import Weight
+from ..forms.quantizing import group_of
 from ..model.all_ranks import load_all_ranks
 from ..model.config import Config
 from ..model.declarations import (
@@ -32,7 +34,9 @@ from ..model.declarations import (
 from ..model.params import Params, Runtime, as_dtype
 from ..xla.devices import device_put
 from .blocks import blocks, copy_rows, copy_transposed
-from .quantized.kept import joined, leaf
+from .quantized.choice import kind_of
+from .quantized.compressed import Coded
+from .quantized.kept import joined, leaf, shared_group
 
 _WORKERS = 4
 
@@ -196,19 +200,55 @@ def _runs(dim: Units, units: Sequence[int | None]) -> list[tuple[int, int, int]]
 
 
 def dematerialize(
-    parameter: Parameter, tensor: torch.Tensor
-) -> Iterator[tuple[Source, torch.Tensor]]:
-    """The inverse of `materialize` on one device: the checkpoint's tensors of a parameter, of which
-    `tensor` is the value on the CPU."""
-    files: dict[Source, torch.Tensor] = {}
+    parameter: Parameter, weight: torch.Tensor | Weight
+) -> Iterator[tuple[Source, torch.Tensor | Coded]]:
+    """The inverse of `materialize` and `keep` on one device: the checkpoint's tensors of a
+    parameter, of which `weight` is the value on the CPU. What is quantised comes as codes."""
     widths = parameter.local_widths({}, None, 0)
-    for piece, ours in zip(parameter.pieces, tensor.split(widths, -1), strict=True):
-        last = piece.dims[-1]
-        file = files.setdefault(piece.source, torch.empty(piece.source.shape, dtype=tensor.dtype))
-        matrix = file.view(file.shape[0], -1).T if parameter.transposed else file
-        for start, file_start, length in _runs(last, range(last.count)):
+    starts = itertools.accumulate(widths, initial=0)
+    pieces: dict[Source, list[Piece]] = {}
+    parts: dict[Source, list[torch.Tensor | forms.QuantizedWeight]] = {}
+    for piece, start, width in zip(parameter.pieces, starts, widths, strict=False):
+        pieces.setdefault(piece.source, []).append(piece)
+        part = forms.between(weight, start, start + width)
+        parts.setdefault(piece.source, []).append(part)
+    for source, ours in parts.items():
+        dims = [piece.dims[-1] for piece in pieces[source]]
+        tensors = [part for part in ours if isinstance(part, torch.Tensor)]
+        if tensors:
+            file = torch.empty(source.shape, dtype=tensors[0].dtype)
+            _put(file.view(file.shape[0], -1).T if parameter.transposed else file, dims, tensors)
+            yield source, file
+        else:
+            yield (
+                source,
+                _coded([part for part in ours if isinstance(part, forms.QuantizedWeight)], dims),
+            )
+
+
+def _coded(parts: Sequence[forms.QuantizedWeight], dims: Sequence[Units]) -> Coded:
+    """A checkpoint's tensor of which these are the columns, as codes."""
+    outputs = sum(part.shape[1] for part in parts)
+
+    def in_file_order(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+        table = torch.empty(outputs, len(columns[0]), dtype=columns[0].dtype)
+        _put(table.T, dims, columns)
+        return table
+
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return Coded(
+        in_file_order([forms.codes(part) for part in parts]),
+        in_file_order([part.scales for part in parts]),
+        in_file_order(zeros) if zeros else None,
+        parts[0].group,
+    )
+
+
+def _put(matrix: torch.Tensor, dims: Sequence[Units], parts: Sequence[torch.Tensor]) -> None:
+    """Copies columns that stand in our order to where a checkpoint has them."""
+    for dim, ours in zip(dims, parts, strict=True):
+        for start, file_start, length in _runs(dim, range(dim.count)):
             matrix[..., file_start : file_start + length] = ours[..., start : start + length]
-    yield from files.items()
 
 
 def init_params(
@@ -251,7 +291,12 @@ def init_params(
 
 
 def abstract_params(
-    config: Config, *, dtype: torch.dtype | str = torch.bfloat16, runtime: Runtime = Runtime()
+    config: Config,
+    *,
+    dtype: torch.dtype | str = torch.bfloat16,
+    runtime: Runtime = Runtime(),
+    weights: str | None = None,
+    head: str | None = None,
 ) -> Params:
     """Declares a rank's parameters on the meta device: shapes and dtypes, no memory.
 
@@ -259,15 +304,28 @@ def abstract_params(
         config: the model, with its vision tower if it has one.
         dtype: float32 or bfloat16; `a_log` and `dt_bias` are float32 always.
         runtime: with a mesh, the shapes are this rank's.
+        weights, head: how `load` is to quantise a dense checkpoint.
 
     Raises:
         ValueError: the mesh can't split the model, or an unknown dtype.
     """
     dtype, sizes = as_dtype(dtype), axis_sizes(config)
 
-    def abstract(parameter: Parameter) -> torch.Tensor:
+    def abstract(parameter: Parameter) -> torch.Tensor | Weight:
         shape = parameter.local_shape(sizes, runtime.mesh, runtime.own_rank)
-        return torch.empty(shape, dtype=parameter.dtype or dtype, device="meta")
+        kinds = [kind_of(parameter, piece, weights, head) for piece in parameter.pieces]
+        if not any(kinds):
+            return torch.empty(shape, dtype=parameter.dtype or dtype, device="meta")
+        widths = parameter.local_widths(sizes, runtime.mesh, runtime.own_rank)
+        parts = []
+        for piece, kind, width in zip(parameter.pieces, kinds, widths, strict=True):
+            dim = piece.dims[0]
+            runs = _runs(dim, held_units(dim, sizes, runtime.mesh, runtime.own_rank))
+            inputs = piece.source.shape[1]
+            group = group_of(kind, inputs) if kind else inputs
+            group = shared_group(group, inputs, runs, shape[0])
+            parts.append(forms.Part(width, kind, group if kind else 0))
+        return forms.abstract(shape[0], parts, dtype)
 
     params = map_declarations(abstract, declare(config, runtime.on("meta")))
     if runtime.mesh is None or runtime.mesh.tp == 1:

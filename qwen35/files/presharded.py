@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object, to_text
-from ..checks.values import shown
+from ..checks.values import all_finite, shown
+from ..forms import Part, Weight, abstract, is_special, parts_of
 from ..model.config import Config
 from ..model.params import Params, Runtime, as_dtype
 from ..xla import trees
@@ -79,7 +81,9 @@ def load_rank(
     digest = _check_facts(file, facts_of(config, tp, rank, dtype))
     tensors = TensorFile(file).read_verified(digest)
     config = config if vision else config.text_only()
-    abstract = abstract_params(config, dtype=dtype, runtime=runtime)
+    declared = abstract_params(config, dtype=dtype, runtime=runtime)
+    record = read_object(file.with_suffix(".json"), "a rank's record")
+    declared = _stored_as(declared, record, file)
 
     infinite = []
 
@@ -91,19 +95,48 @@ def load_rank(
                 f"{file}: {path} is {seen}, the config needs {list(expected.shape)} "
                 f"{expected.dtype}"
             )
-        if check_finite and not all(
-            block.isfinite().all() for block in tensor.view(-1).split(2**20)
-        ):
+        if check_finite and not all_finite(tensor):
             infinite.append(path)
         return tensor
 
-    taken = iter([take(path, leaf) for path, leaf in _named(abstract)])
+    taken = iter([take(path, leaf) for path, leaf in _named(declared)])
     if infinite:
         raise CheckpointError(
             f"{file}: NaN or infinite values in {', '.join(infinite)} "
             "(check_finite=False or --no-check-finite loads it all the same)"
         )
-    return trees.map_tensors(lambda _: next(taken), abstract)
+    return trees.map_tensors(lambda _: next(taken), declared)
+
+
+def _stored_as(params: Params, record: dict[str, Any], file: Path) -> Params:
+    """Declared parameters, those stored in a special way that the record says are."""
+    stated = record.get("stored", {})
+
+    def one(path: Any, leaf: Tensor) -> Weight:
+        name = pytree.keystr(path).removeprefix(".")
+        if name not in stated:
+            return leaf
+        try:
+            parts = [Part(**part) for part in stated[name]]
+            if sum(part.width for part in parts) != leaf.shape[1]:
+                raise ValueError(f"its parts are not {leaf.shape[1]} columns")
+            return abstract(leaf.shape[0], parts, leaf.dtype)
+        except (TypeError, ValueError, LookupError, ZeroDivisionError) as error:
+            raise CheckpointError(
+                f"{file.with_suffix('.json')}: no way to store {name} ({error})"
+            ) from None
+
+    return pytree.tree_map_with_path(one, params)
+
+
+def _stored(params: Params) -> dict[str, list[dict[str, Any]]]:
+    """How weights are stored that are not tensors, by their paths, as a record has it."""
+    leaves, _ = pytree.tree_flatten_with_path(params, is_leaf=is_special)
+    return {
+        pytree.keystr(path).removeprefix("."): [part._asdict() for part in parts_of(leaf)]
+        for path, leaf in leaves
+        if is_special(leaf)
+    }
 
 
 def _named(params: Params) -> Iterator[tuple[str, Tensor]]:
@@ -112,7 +145,7 @@ def _named(params: Params) -> Iterator[tuple[str, Tensor]]:
 
 
 def facts_of(config: Config, tp: int, rank: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Lists what a rank's file depends on, as its record has it."""
+    """Lists what a rank's file depends on, as its record has it; how it is quantised aside."""
     name = str(dtype).removeprefix("torch.")
     return {"tp": tp, "rank": rank, "dtype": name, "config": config.to_dict()}
 
@@ -160,6 +193,6 @@ def write_rank(file: Path, params: Params, facts: dict[str, Any]) -> str:
         save_file(tensors, new / file.name, metadata={"format": "pt"})
         with open(new / file.name, "rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
-        record = to_text(facts | {"sha256": digest})
+        record = to_text(facts | {"stored": _stored(params), "sha256": digest})
         (new / file.with_suffix(".json").name).write_bytes(record)
     return digest

@@ -32,6 +32,7 @@ _TORCH_DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
     "I8": torch.int8,
+    "U8": torch.uint8,
 }
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..xla.devices import device_put, indices, matmul_float32
 from ..xla.host_memory import written
-from .weights import JoinedWeight, QuantizedWeight, Weight, dense
+from .weights import JoinedWeight, QuantizedWeight, Weight, dense, numbers
 
 
 class Plain:
@@ -47,8 +47,8 @@ class Plain:
         if isinstance(weight, JoinedWeight):
             return torch.cat([self.matmul(x, part, dtype) for part in weight.parts], dim=-1)
         if isinstance(weight, QuantizedWeight) and weight.per_column:
-            # Integers to 127 are exact in bfloat16; the scales multiply what they add up to.
-            product = matmul_float32(x, weight.values[:, : weight.shape[1]].to(x.dtype))
+            # The scales multiply what products of the stored numbers add up to.
+            product = matmul_float32(x, numbers(weight, x.dtype))
             return (product * weight.scales[0]).to(dtype or x.dtype)
         matrix = dense(weight)
         return x @ matrix if dtype in (None, x.dtype) else matmul_float32(x, matrix)

@@ -1,50 +1,76 @@
-"""Making quantised weights out of dense ones."""
+"""Codes and scales of dense matrices: how int8, int4 and FP8 weights are made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from .weights import JoinedWeight, QuantizedWeight, Weight
+KINDS = ("int8", "int4", "fp8")
+GROUP = 128  # inputs that share a scale in "int4"
+_BLOCK = 2**20  # values at once
 
-_COLUMNS = 2**14  # at once: beside the result, a block of that many columns is in memory
+
+def group_of(kind: str, inputs: int) -> int:
+    """Return how many of a matrix's inputs share a scale in a kind of `KINDS`."""
+    return GROUP if kind == "int4" else inputs
 
 
-def int8(matrix: Tensor) -> QuantizedWeight:
-    """Return a matrix [K, N], float32 or bfloat16, as int8 with a scale per column, symmetric.
+class Rows(Protocol):
+    """A matrix, perhaps of a file."""
 
-    A column's largest value becomes 127 or -127; the error of a value is at most half a scale.
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Give some rows."""
+
+
+class Codes(NamedTuple):
+    """A matrix [out, in] as codes with scales.
+
+    Attributes:
+        values: [out, in]: int8, uint8 of 0 to 15 (of "int4", whose zeros are all 8) or
+            float8_e4m3fn.
+        scales: [out, groups] float32.
+        group: consecutive inputs that share a scale.
     """
-    values = torch.empty(matrix.shape, dtype=torch.int8)
-    scales = torch.empty(1, matrix.shape[1])
-    for start in range(0, matrix.shape[1], _COLUMNS):
-        block = matrix[:, start : start + _COLUMNS].float()
-        largest = block.abs().amax(0, keepdim=True) / 127
-        scale = torch.where(largest > 0, largest, 1.0)  # of a column of zeros: any
-        scales[:, start : start + _COLUMNS] = scale
-        values[:, start : start + _COLUMNS] = (block / scale).round()
-    return QuantizedWeight(values, scales, None, len(matrix), matrix.dtype)
+
+    values: Tensor
+    scales: Tensor
+    group: int
 
 
-def int8_by_parts(matrix: Tensor, widths: Sequence[int], kept: Sequence[bool]) -> Weight:
-    """Return a matrix [K, N] of parts side by side as int8, but for the parts that are kept dense.
+def encode(
+    rows: Rows, shape: tuple[int, int], kind: str, scale_dtype: torch.dtype = torch.float32
+) -> Codes:
+    """Return a matrix [out, in], float32 or bfloat16, as codes, symmetric.
+
+    "int8" and "fp8" have a scale for each output, "int4" one for `GROUP` inputs of it; the last
+    group may be shorter. The error of an integer's value is at most half a scale.
 
     Args:
-        matrix: on the CPU.
-        widths: of the parts; they add up to N.
-        kept: which parts stay dense.
+        rows: a tensor, or anything else that gives rows [n, in] when it is sliced.
+        shape: [out, in].
+        kind: one of `KINDS`.
+        scale_dtype: of which the scales are numbers.
     """
-    runs: list[tuple[int, bool]] = []  # neighbours alike are one part
-    for width, dense in zip(widths, kept, strict=True):
-        if runs and runs[-1][1] == dense:
-            runs[-1] = (runs[-1][0] + width, dense)
-        else:
-            runs.append((width, dense))
-    parts = matrix.split([width for width, _ in runs], dim=1)
-    stored = tuple(
-        part.contiguous() if dense else int8(part)
-        for part, (_, dense) in zip(parts, runs, strict=True)
-    )
-    return stored[0] if len(stored) == 1 else JoinedWeight(stored)
+    outputs, inputs = shape
+    group = group_of(kind, inputs)
+    count = -(-inputs // group)
+    dtype = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}[kind]
+    # Of 4 bits, codes -8 to 7: the largest is off by half a scale, not the others by more.
+    steps = {"int8": 127.0, "int4": 7.5, "fp8": 448.0}[kind]
+    lowest, highest = {"int8": (-127, 127), "int4": (-8, 7), "fp8": (-448, 448)}[kind]
+    values, scales = torch.empty(shape, dtype=dtype), torch.empty(outputs, count)
+    height = max(1, _BLOCK // inputs)
+    for start in range(0, outputs, height):
+        block = functional.pad(rows[start : start + height].float(), (0, count * group - inputs))
+        groups = block.unflatten(1, (count, group))
+        scale = (groups.abs().amax(2) / steps).to(scale_dtype).float()
+        scale = torch.where(scale == 0, 1.0, scale)  # of zeros: any; NaN stays
+        codes = groups / scale[:, :, None]
+        codes = (codes if kind == "fp8" else codes.round()).clamp(lowest, highest)
+        codes = codes + 8 if kind == "int4" else codes
+        values[start : start + height] = codes.flatten(1)[:, :inputs].to(dtype)
+        scales[start : start + height] = scale
+    return Codes(values, scales, group)

@@ -5,14 +5,15 @@ Everything but the forms sees a matrix [K, N] with a shape, a dtype and a device
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..xla.bits import from_bits, to_bits
+from ..xla.bits import from_bits, from_fp8, to_bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +66,14 @@ class QuantizedWeight:
     have equal scales: 3 % more bytes, and a matrix can be put together, or split, by columns.
 
     Attributes:
-        values: [K, N + spare] int8 or float8_e4m3fn; or [K / 2, N + spare] uint8, two 4-bit values
-            0 to 15 each: row 2i in the low bits of row i, row 2i + 1 in the high bits. What stands
-            in the spare columns has no effect.
+        values: [K, N + spare] int8, float8_e4m3fn, or the bits of that in uint8; or, of "int4",
+            [K / 2, N + spare] uint8, two values 0 to 15 each: row 2i in the low bits of row i,
+            row 2i + 1 in the high bits. What stands in the spare columns has no effect.
         scales: [ceil(K / group), N] float32.
-        zeros: like the scales, integers; None is 8 for 4-bit values and 0 for others.
+        zeros: like the scales, int8; None is 8 for 4-bit values and 0 for others.
         group: inputs that share a scale; K for a scale per column. The last group may be shorter.
         dtype: float32 or bfloat16, of the matrix that this stands for.
+        kind: "int4", "int8" or "fp8".
     """
 
     values: Tensor
@@ -79,6 +81,7 @@ class QuantizedWeight:
     zeros: Tensor | None
     group: int
     dtype: torch.dtype
+    kind: str
 
     @property
     def per_column(self) -> bool:
@@ -88,7 +91,7 @@ class QuantizedWeight:
     @property
     def bits(self) -> int:
         """Bits of a stored value: 4 or 8."""
-        return 4 if self.values.dtype == torch.uint8 else 8
+        return 4 if self.kind == "int4" else 8
 
     @property
     def shape(self) -> torch.Size:
@@ -148,10 +151,77 @@ def dense(weight: Weight) -> Tensor:
     return weight
 
 
+class Part(NamedTuple):
+    """How some neighbouring columns of a matrix are stored.
+
+    Attributes:
+        width: how many columns.
+        kind: "int4", "int8", "fp8", or "" of a plain tensor.
+        group: inputs that share a scale.
+        zeros: whether there are zeros.
+    """
+
+    width: int
+    kind: str = ""
+    group: int = 0
+    zeros: bool = False
+
+
+def parts_of(weight: Weight) -> list[Part]:
+    """Return how the columns of a matrix are stored, from left to right."""
+    if isinstance(weight, JoinedWeight):
+        return [part for one in weight.parts for part in parts_of(one)]
+    if isinstance(weight, QuantizedWeight):
+        width, zeros = weight.shape[1], weight.zeros is not None
+        return [Part(width, weight.kind, weight.group, zeros)]
+    return [Part(weight.shape[1])]
+
+
+def abstract(inputs: int, parts: Sequence[Part], dtype: torch.dtype) -> Weight:
+    """Return a compact matrix without data that is stored so; neighbours alike are one part.
+
+    Args:
+        inputs: K; even where parts are "int4".
+        parts: how its columns are stored.
+        dtype: of the matrix.
+    """
+    merged: list[Part] = []
+    for part in parts:
+        if merged and merged[-1][1:] == part[1:]:
+            merged[-1] = part._replace(width=merged[-1].width + part.width)
+        else:
+            merged.append(part)
+
+    def one(part: Part) -> Tensor | QuantizedWeight:
+        if not part.kind:
+            return torch.empty(inputs, part.width, dtype=dtype, device="meta")
+        stored = {"int4": torch.uint8, "int8": torch.int8, "fp8": torch.float8_e4m3fn}[part.kind]
+        rows = inputs // 2 if part.kind == "int4" else inputs
+        values = torch.empty(rows, part.width, dtype=stored, device="meta")
+        scales = torch.empty(-(-inputs // part.group), part.width, device="meta")
+        zeros = torch.empty_like(scales, dtype=torch.int8) if part.zeros else None
+        return QuantizedWeight(values, scales, zeros, part.group, dtype, part.kind)
+
+    stored = tuple(map(one, merged))
+    return stored[0] if len(stored) == 1 else JoinedWeight(stored)
+
+
+def as_bits(weight: Weight) -> Weight:
+    """Return the weight with FP8 as its bits, uint8: on XLA:CPU few operations take FP8."""
+    if isinstance(weight, JoinedWeight):
+        return JoinedWeight(tuple(map(as_bits, weight.parts)))
+    if isinstance(weight, QuantizedWeight) and weight.kind == "fp8":
+        return replace(weight, values=weight.values.view(torch.uint8))
+    return weight
+
+
 def compact(weight: Weight) -> Weight:
     """Return the weight in contiguous tensors without spare columns, quantised where it is."""
     if isinstance(weight, QuantizedWeight):
-        return replace(weight, values=weight.values[:, : weight.shape[1]].contiguous())
+        values = weight.values[:, : weight.shape[1]].contiguous()
+        if weight.kind == "fp8" and values.device.type != "xla":
+            values = values.view(torch.float8_e4m3fn)
+        return replace(weight, values=values)
     if isinstance(weight, JoinedWeight):
         return JoinedWeight(tuple(compact(part) for part in weight.parts))
     return dense(weight).contiguous()
@@ -168,6 +238,26 @@ def columns(weight: Weight, index: Tensor) -> Tensor:
         )
         return _dequantized(replace(weight, values=values, scales=scales, zeros=zeros))
     return dense(weight).index_select(1, index)
+
+
+def between(weight: Weight, start: int, end: int) -> Tensor | QuantizedWeight:
+    """Return some columns of a compact matrix, views of it where they are stored alike."""
+    if isinstance(weight, JoinedWeight):
+        for part in weight.parts:
+            width = part.shape[1]
+            if start < width:
+                if end <= width:
+                    return between(part, start, end)
+                break
+            start, end = start - width, end - width
+        raise ValueError("the columns are not those of one part")
+    if isinstance(weight, QuantizedWeight):
+        values, scales, zeros = (
+            None if part is None else part[:, start:end]
+            for part in (weight.values, weight.scales, weight.zeros)
+        )
+        return replace(weight, values=values, scales=scales, zeros=zeros)
+    return dense(weight)[..., start:end]
 
 
 def is_special(node: Any) -> bool:
@@ -191,17 +281,34 @@ def _values(stored: Tensor) -> Tensor:
     return from_bits(stored).to(torch.bfloat16) if stored.dtype == torch.int16 else stored
 
 
+def codes(weight: QuantizedWeight) -> Tensor:
+    """Return a compact weight's stored values, [K, N]: int8, float8_e4m3fn, or uint8 of 0 to 15."""
+    return unpacked(weight.values) if weight.kind == "int4" else weight.values
+
+
+def numbers(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """Return what a weight's stored values count, without zeros and scales: [K, N] of a dtype.
+
+    bfloat16 has every one of them.
+    """
+    values = weight.values[:, : weight.shape[1]]
+    if weight.kind == "int4":
+        values = unpacked(values)
+    if weight.kind == "fp8" and values.dtype == torch.uint8:
+        values = from_fp8(values)
+    return values.to(dtype)
+
+
 def _dequantized(weight: QuantizedWeight) -> Tensor:
-    inputs, width = weight.shape
-    values = weight.values[:, :width]
-    values = (unpacked(values) if weight.bits == 4 else values).float()
+    values = numbers(weight, torch.float32)
 
     def by_input(groups: Tensor) -> Tensor:
-        return groups if len(groups) == 1 else groups.repeat_interleave(weight.group, 0)[:inputs]
+        each = groups if len(groups) == 1 else groups.repeat_interleave(weight.group, 0)
+        return each[: len(values)]
 
     if weight.zeros is not None:
         values = values - by_input(weight.zeros)
-    elif weight.bits == 4:
+    elif weight.kind == "int4":
         values = values - 8.0
     return (values * by_input(weight.scales)).to(weight.dtype)
 

@@ -7,6 +7,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch.utils import _pytree as pytree
+
+from ..forms import as_bits, is_special
 from ..sharding import spmd
 from .params import Params, Runtime, VisionParams
 from .stacked_layers import StackedLayers
@@ -34,6 +37,8 @@ def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device:
         build(dataclasses.replace(runtime, rank=rank)).with_runtime(rank=None)
         for rank in range(runtime.mesh.size)
     ]
+    if runtime.on(device).forms == "xla_cpu":
+        ranks = [pytree.tree_map(as_bits, rank, is_leaf=is_special) for rank in ranks]
     ranks = [dataclasses.replace(rank, layers=stack_small(rank.layers)) for rank in ranks]
     # What the stacks were made of was on the CPU; their forms are those of the device.
     return spmd.stack(ranks, runtime.mesh).with_runtime()

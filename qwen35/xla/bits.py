@@ -1,8 +1,9 @@
-"""bfloat16 numbers as int16 tensors of their bits.
+"""Numbers as integer tensors of their bits: bfloat16 in int16, FP8 in uint8, 4 bits two a byte.
 
 XLA:CPU keeps bfloat16 tensors of a loop or a gather in float32, so that every step would write down
-a float32 copy of whatever is read in one; integers it takes as they are. torch-xla lowers no
-`Tensor.view(dtype)`: these conversions are operations registered with it.
+a float32 copy of whatever is read in one; integers it takes as they are. It converts bfloat16 and
+FP8 one by one, and shifted bits many at a time. torch-xla lowers no `Tensor.view(dtype)`: these
+conversions are operations registered with it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,20 @@ def from_bits(bits: Tensor) -> Tensor:
     return bits.view(torch.bfloat16).float()
 
 
+def from_fp8(bits: Tensor) -> Tensor:
+    """Return the finite float8_e4m3fn numbers of these bits, uint8 of any shape, in float32."""
+    if bits.device.type == "xla":
+        return _operation(_from_fp8)(bits) * 256.0
+    return bits.view(torch.float8_e4m3fn).float()
+
+
+def low_half(values: Tensor) -> Tensor:
+    """Return what the low four bits of each byte, uint8 of any shape, count: 0 to 15, float32."""
+    if values.device.type == "xla":
+        return _operation(_low_half)(values)
+    return (values & 15).float()
+
+
 @functools.cache
 def _operation(build: Any) -> Any:
     return private.register(build.__name__, build)
@@ -41,6 +56,24 @@ def _to_bits(x: Any) -> Any:
 
 def _from_bits(bits: Any) -> Any:
     # Half of a float32's bits: shifted, where a conversion from bfloat16 is one by one.
+    return (bits.cast(private.Type.S32) << _integer(bits, 16)).bitcast(private.Type.F32)
+
+
+def _from_fp8(bits: Any) -> Any:
+    # Shifted into a float16, whose exponents are 8 less: every number comes out 256 times too
+    # small, and subnormal ones are subnormal there, too.
     wide = bits.cast(private.Type.S32)
-    shift = private.Op.scalar(bits.builder(), 16, dtype=private.Type.S32)
-    return (wide << shift.broadcast(bits.shape().sizes)).bitcast(private.Type.F32)
+    magnitude = (wide & _integer(bits, 127)) << _integer(bits, 7)
+    sign = (wide & _integer(bits, 128)) << _integer(bits, 8)
+    half = (magnitude | sign).cast(private.Type.S16).bitcast(private.Type.F16)
+    return half.cast(private.Type.F32)
+
+
+def _low_half(values: Any) -> Any:
+    return (values.cast(private.Type.S32) & _integer(values, 15)).cast(private.Type.F32)
+
+
+def _integer(like: Any, value: int) -> Any:
+    """An int32 in the shape of another operation's result."""
+    scalar = private.Op.scalar(like.builder(), value, dtype=private.Type.S32)
+    return scalar.broadcast(like.shape().sizes)

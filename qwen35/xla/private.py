@@ -73,12 +73,14 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "_spmd_shard_to_full_shape": ("give the split tensor of such a view", SPMD),
         "_mark_manual_sharding": ("declare a tensor to be such a view", SPMD),
         "OpSharding": ("describe how a tensor is split over devices", SPMD),
+        "_xla_create_placeholder_tensor": ("make a tensor without data, of any type", EXPORT),
         "_xla_device_kind": ("name the kind of a device", NEURON),
     },
     "torch_xla.core.xla_builder": {
         "Op": ("build an operation out of XLA's", BITS),
         "Type": ("name XLA's types", BITS),
         "create_placeholder_tensor": ("make a tensor without data, to trace on", EXPORT),
+        "mkshape": ("describe a tensor by XLA's name of its type", EXPORT),
     },
     "torch_xla.core.xla_op_registry": {
         "register": ("make an operation of XLA's one of torch's", BITS),

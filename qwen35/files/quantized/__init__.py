@@ -2,6 +2,6 @@
 
 from .formats import MEMBERS, open_weight
 from .scheme import Scheme, scheme_of
-from .weight import QuantizedFile
+from .weight import QuantizedFile, Quantizing
 
-__all__ = ["MEMBERS", "QuantizedFile", "Scheme", "open_weight", "scheme_of"]
+__all__ = ["MEMBERS", "QuantizedFile", "Quantizing", "Scheme", "open_weight", "scheme_of"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -14,6 +15,8 @@ from ...forms import JoinedWeight, QuantizedWeight, packed
 
 # Consecutive indices: where ours start, where the file's do, how many.
 Run = tuple[int, int, int]
+
+_KINDS = {torch.uint8: "int4", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 
 
 class Stored(Protocol):
@@ -52,11 +55,11 @@ def leaf(
         shape: of the result, [K, N].
         dtype: of the matrix that the result stands for.
     """
-    group = _group(file, inputs, shape[0])
+    group = shared_group(file.group, file.shape[1], inputs, shape[0])
     sizes = (math.ceil(shape[0] / group), shape[1])
     values: Tensor | None = None
     scales = torch.zeros(sizes)
-    zeros = None if file.zeros is None else torch.zeros(sizes)
+    zeros = None if file.zeros is None else torch.zeros(sizes, dtype=torch.int8)
     for ours, theirs, length in inputs:
         groups = torch.arange(theirs, theirs + length, group) // file.group
         mine = slice(ours // group, ours // group + len(groups))
@@ -69,12 +72,13 @@ def leaf(
             if zeros is not None and file.zeros is not None:
                 zeros[mine, column : column + count] = file.zeros[row : row + count, groups].T
     assert values is not None, "a rank holds something of every weight"
-    if values.dtype == torch.uint8:
+    kind = _KINDS[values.dtype]
+    if kind == "int4":
         values = packed(values)
-    usual = 8 if values.dtype == torch.uint8 else 0
-    if zeros is not None and bool((zeros[scales != 0] == usual).all()):
+    usual = 8 if kind == "int4" else 0
+    if file.zeros is not None and bool((file.zeros == usual).all()):  # of all ranks alike
         zeros = None
-    return QuantizedWeight(values, scales, zeros, group, dtype)
+    return QuantizedWeight(values, scales, zeros, group, dtype, kind)
 
 
 def joined(parts: Sequence[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight | JoinedWeight:
@@ -83,14 +87,21 @@ def joined(parts: Sequence[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeigh
     return merged[0] if len(merged) == 1 else JoinedWeight(tuple(merged))
 
 
-def _group(file: Stored, inputs: Sequence[Run], length: int) -> int:
-    """The largest group of which all parts that the rank holds are made up."""
-    if file.group >= file.shape[1]:
+def shared_group(group: int, file_inputs: int, inputs: Sequence[Run], length: int) -> int:
+    """The largest group of which all parts that a rank holds are made up.
+
+    Args:
+        group: that of the file.
+        file_inputs: of the whole weight.
+        inputs: what the rank holds.
+        length: of the rank's weight, padding among it.
+    """
+    if group >= file_inputs:
         return length
-    cuts = [file.group]
+    cuts = [group]
     for ours, theirs, count in inputs:
         cuts += [ours, theirs]
-        if theirs + count < file.shape[1] or ours + count < length:
+        if theirs + count < file_inputs or ours + count < length:
             cuts.append(count)
     return math.gcd(*cuts)
 
@@ -112,4 +123,4 @@ def _merged(parts: list[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
         return torch.cat([getattr(part, name) for part in parts], dim=1)
 
     zeros = None if first.zeros is None else together("zeros")
-    return QuantizedWeight(together("values"), together("scales"), zeros, first.group, first.dtype)
+    return replace(first, values=together("values"), scales=together("scales"), zeros=zeros)

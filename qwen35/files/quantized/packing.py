@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # AWQ: the column that each four bits of a word hold, from the lowest bits up.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -40,3 +41,12 @@ def unpack_awq(words: Tensor) -> Tensor:
     order = torch.empty(8, dtype=torch.int64)
     order[list(_AWQ_ORDER)] = torch.arange(8)
     return plain[:, :, order].flatten(1)
+
+
+def pack_columns(values: Tensor, bits: int) -> Tensor:
+    """Packs values [R, N] uint8 into words: `unpack_columns` undone, columns of 0 at the end."""
+    per_word = 32 // bits
+    values = functional.pad(values, (0, -values.shape[1] % per_word))
+    if bits == 4:
+        values = values[:, ::2] | values[:, 1::2] << 4
+    return values.contiguous().view(torch.int32)

@@ -6,7 +6,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
+import torch
 from torch import Tensor
+
+from ...forms.quantizing import Rows, encode
 
 
 class QuantizedFile:
@@ -71,3 +74,36 @@ class QuantizedFile:
         cuts = sorted({start, end, *(cut for cut in (first, last) if start < cut < end)})
         for a, b in itertools.pairwise(cuts):
             yield slice(a - start, b - start), slice(a // size, -(-b // size))
+
+
+class Quantizing:
+    """A dense weight [out, in] of a checkpoint as it is once it is quantised: what `leaf` reads.
+
+    Its codes are made of all inputs, so that a rank's share is that of the whole.
+
+    Attributes:
+        shape: [out, in].
+        group: consecutive inputs that share a scale.
+
+    Args:
+        source: gives rows, or is a tensor.
+        shape: [out, in].
+        kind: one of `forms.quantizing.KINDS`.
+    """
+
+    quantized, by_inputs = True, False
+
+    def __init__(self, source: Rows, shape: tuple[int, int], kind: str) -> None:
+        self.shape = shape
+        self._codes = encode(source, shape, kind)
+        self.group, self.scales = self._codes.group, self._codes.scales
+
+    def codes(self, rows: range, columns: range) -> Tensor:
+        """Codes of a range of outputs and one of inputs."""
+        return self._codes.values[rows.start : rows.stop, columns.start : columns.stop]
+
+    @property
+    def zeros(self) -> Tensor | None:
+        """8 for codes of 4 bits, else None."""
+        four = self._codes.values.dtype == torch.uint8
+        return torch.full_like(self.scales, 8.0) if four else None

@@ -16,7 +16,7 @@ from ...xla.devices import device_put
 from ...xla.host_memory import written
 from ..plain import Plain
 from ..weights import JoinedWeight, QuantizedWeight, SpacedWeight, Weight, dense
-from . import attention, reductions
+from . import attention, grouped, reductions
 from .thin import WIDENED, is_thin, thin_matmul, widened
 
 _LINE = 64  # bytes of a cache line
@@ -54,13 +54,13 @@ class XlaCpu(Plain):
         return SpacedWeight(written(full, stored, device, write_rows), width)
 
     def place(self, weight: Weight, device: str) -> Weight:
-        """`Plain.place`; on XLA all are dense, and a cache line follows each row (see `store`)."""
+        """`Plain.place`; on XLA a cache line follows each row (see `store`)."""
         if device != "xla":
             return device_put(weight, device)
-        if isinstance(weight, JoinedWeight) and any(map(_is_int8, weight.parts)):
+        if isinstance(weight, JoinedWeight):
             return JoinedWeight(tuple(self.place(part, device) for part in weight.parts))
-        if _is_int8(weight):
-            return device_put(weight, device)
+        if isinstance(weight, QuantizedWeight):
+            return grouped.placed(weight)
         matrix = dense(weight)
         return self.store(matrix.shape, matrix.dtype, device, lambda room: room.copy_(matrix))
 
@@ -68,11 +68,22 @@ class XlaCpu(Plain):
         """`Plain.matmul` in float32; one row takes a weight in parts, and a few rows in a loop."""
         if isinstance(weight, JoinedWeight):
             return super().matmul(x, weight, dtype)
-        if _is_int8(weight):
-            product = self._product(x.float(), weight.values, weight.shape[1])
-            return (product * weight.scales[0]).to(dtype or x.dtype)
+        if isinstance(weight, QuantizedWeight):
+            return self._quantized(x.float(), weight).to(dtype or x.dtype)
         stored = weight.storage if isinstance(weight, SpacedWeight) else dense(weight)
         return self._product(x.float(), stored, weight.shape[1]).to(dtype or x.dtype)
+
+    def _quantized(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
+        """x [..., K] @ weight [K, N], float32."""
+        inputs, width = weight.shape
+        if weight.per_column:
+            return self._product(x, weight.values, width) * weight.scales[0]
+        if not grouped.reads(weight):
+            return x @ dense(weight).float()
+        rows = x.numel() // inputs
+        if rows <= grouped.ROWS and not tracked(x):
+            return grouped.few_rows(x.reshape(rows, inputs), weight).view(*x.shape[:-1], width)
+        return grouped.many_rows(x, weight)
 
     def _product(self, x: Tensor, stored: Tensor, width: int) -> Tensor:
         """x [..., K] @ the first `width` columns of what is stored, [K, width + spare]; float32."""
@@ -127,12 +138,6 @@ class XlaCpu(Plain):
     def attend_within(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> Tensor:
         """`Plain.attend_within` for a block of queries of a few heads at a time."""
         return attention.within_frames(query, key, value, valid)
-
-
-def _is_int8(weight: Weight) -> bool:
-    """Whether a weight is int8 with a scale per column."""
-    quantized = isinstance(weight, QuantizedWeight)
-    return quantized and weight.per_column and weight.values.dtype == torch.int8
 
 
 def _in_parts(x: Tensor, weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.loop import scan
-from ...xla.bits import from_bits
+from ...xla.bits import from_bits, from_fp8
 
 # Measured on an AVX2 machine with two cores.
 _ROWS = 12  # for more, XLA's own product is as fast
@@ -24,12 +24,14 @@ _ROUND = 2**19  # bytes of the matrices in a round of the loop, so that the work
 
 
 # What the loop widens as it reads it.
-WIDENED = (torch.float32, torch.int16, torch.int8)
+WIDENED = (torch.float32, torch.int16, torch.int8, torch.uint8)
 
 
 def widened(lines: Tensor) -> Tensor:
-    """Numbers (int8 too), or bfloat16's bits (int16), in float32."""
-    return from_bits(lines) if lines.dtype == torch.int16 else lines.float()
+    """Numbers (int8 too), or the bits of bfloat16 (int16) or FP8 (uint8), in float32."""
+    if lines.dtype == torch.int16:
+        return from_bits(lines)
+    return from_fp8(lines) if lines.dtype == torch.uint8 else lines.float()
 
 
 def is_thin(rows: int, inputs: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
@@ -42,7 +44,7 @@ def is_thin(rows: int, inputs: int, width: int, dtype: torch.dtype = torch.float
 
 
 def thin_matmul(x: Tensor, matrix: Tensor, width: int) -> Tensor:
-    """x [G, R, K] @ matrix[:, :, :width], float32: [G, R, width]; the matrix can be bits.
+    """x [G, R, K] @ matrix[:, :, :width], float32: [G, R, width]; matrix: see `WIDENED`.
 
     A loop over the matrix's lines. A round reads some of them, which lie side by side, and adds
     their products to the sums of all R rows while they are in the cache. Lines go to `parts` sums

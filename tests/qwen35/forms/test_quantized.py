@@ -8,15 +8,16 @@ from torch.utils import _pytree
 
 import qwen35
 from qwen35 import forms
+from qwen35.files.quantized import Quantizing
+from qwen35.files.quantized.kept import leaf
 from qwen35.forms import JoinedWeight, QuantizedWeight, SpacedWeight, packed, unpacked
-from qwen35.forms.quantizing import int8, int8_by_parts
-from qwen35.sharding.mesh import Mesh
+from qwen35.forms.quantizing import KINDS, encode
 
 FP8 = torch.float8_e4m3fn
 
 
 def quantized(inputs, width, group, kind, zeros=False, dtype=torch.float32, spare=0):
-    """Random values and scales; kind is "int4", "int8" or "fp8"."""
+    """Random values and scales of a kind."""
     draw = torch.Generator().manual_seed(inputs + width + group)
     shape = (inputs, width + spare)
     if kind == "fp8":
@@ -28,7 +29,13 @@ def quantized(inputs, width, group, kind, zeros=False, dtype=torch.float32, spar
     groups = (-(-inputs // group), width)
     scales = torch.rand(groups, generator=draw) + 0.5
     offsets = torch.randint(0, 16, groups, generator=draw).to(torch.int8) if zeros else None
-    return QuantizedWeight(values, scales, offsets, group, dtype)
+    return QuantizedWeight(values, scales, offsets, group, dtype, kind)
+
+
+def made(matrix, kind):
+    """A matrix [K, N] quantised as loading does it."""
+    every = [[(0, 0, size)] for size in matrix.shape]
+    return leaf(Quantizing(matrix.T, matrix.T.shape, kind), *every, matrix.shape, matrix.dtype)
 
 
 CASES = [
@@ -106,13 +113,39 @@ def test_a_tree_of_them_keeps_what_is_static(zeros):
 
 def test_int8_is_symmetric_and_rounds_to_the_nearest():
     matrix = torch.tensor([[1.0, 0.0, -3.0], [-0.25, 0.0, 1.5], [0.5, 0.0, 0.0]])
-    weight = int8(matrix)
+    weight = made(matrix, "int8")
     assert weight.values.tolist() == [[127, 0, -127], [-32, 0, 64], [64, 0, 0]]  # ties to even
     assert weight.scales.tolist() == [pytest.approx([1 / 127, 1.0, 3 / 127])]
-    assert weight.per_column and weight.dtype == torch.float32
-    drawn = torch.randn(64, 40000, generator=torch.Generator().manual_seed(0))  # several blocks
-    weight = int8(drawn)
-    assert ((forms.dense(weight) - drawn).abs() <= weight.scales / 2 * (1 + 1e-5)).all()
+    assert weight.per_column and weight.dtype == torch.float32 and weight.kind == "int8"
+
+
+def test_int4_has_a_scale_for_128_inputs_and_codes_from_minus_8_to_7():
+    matrix = torch.zeros(130, 2)
+    matrix[:3, 0] = torch.tensor([15.0, -15.0, 1.1])
+    matrix[127:, 1] = torch.tensor([3.0, 30.0, -7.0])
+    weight = made(matrix, "int4")
+    codes = unpacked(weight.values).int() - 8
+    assert weight.group == 128 and weight.zeros is None and weight.shape == (130, 2)
+    assert codes[:3, 0].tolist() == [7, -8, 1] and codes[3:, 0].eq(0).all()
+    assert codes[127:, 1].tolist() == [7, 7, -2]
+    assert weight.scales.tolist() == [[2.0, pytest.approx(0.4)], [1.0, 4.0]]
+
+
+def test_fp8_takes_the_largest_to_448():
+    matrix = torch.tensor([[8.96, 0.0], [1.3, -1.0]])
+    weight = made(matrix, "fp8")
+    assert weight.values.float().tolist() == [[448.0, 0.0], [64.0, -448.0]]  # 65 is 64 there
+    assert weight.scales.tolist() == [pytest.approx([0.02, 1 / 448])] and weight.per_column
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_are_at_most_half_a_step(kind):
+    drawn = torch.randn(3000, 700, generator=torch.Generator().manual_seed(0))  # several blocks
+    values, scales, group = encode(drawn, drawn.shape, kind)
+    numbers = values.float() - 8 * (kind == "int4")
+    scale = scales.repeat_interleave(group, 1)[:, :700]
+    step = numbers.abs().clamp(min=2.0**-6).log2().floor().exp2() / 8 if kind == "fp8" else 1
+    assert ((numbers * scale - drawn).abs() <= scale * step / 2 * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("device", ["cpu", "xla"])
@@ -122,14 +155,19 @@ def test_products_are_those_of_the_dequantised_matrix(form, rows, device):
     """Against float64: an error of a scale or of a part would be a thousand times as large."""
     draw = torch.Generator().manual_seed(rows)
     form = forms.get(form)
-    x = torch.randn(rows, 64, generator=draw)
-    matrix = torch.randn(64, 40, generator=draw)
-    joined = int8_by_parts(matrix, [16, 16, 8], [False, False, True])
-    assert [part.shape[1] for part in joined.parts] == [32, 8]
-    assert torch.equal(joined.parts[1], matrix[:, 32:])
-    whole = int8_by_parts(matrix, [16, 24], [False, False])
-    assert isinstance(whole, QuantizedWeight)
-    weights = (joined, whole, quantized(64, 40, 16, "int4"), quantized(64, 40, 16, "int4", True))
+    x = torch.randn(rows, 192, generator=draw)
+    matrix = torch.randn(192, 48, generator=draw)
+    weights = [made(matrix, kind) for kind in KINDS]
+    weights += [
+        JoinedWeight((weights[1], weights[0], matrix[:, :8].contiguous())),
+        quantized(192, 48, 16, "int4"),
+        quantized(192, 48, 64, "int4", True),
+        quantized(192, 40, 128, "int4", True),
+        quantized(192, 48, 48, "int8", True),
+        quantized(192, 20, 64, "fp8", spare=3),
+        quantized(192, 48, 80, "fp8"),
+        quantized(192, 48, 80, "int4", True),
+    ]
     for weight in weights:
         expected = x.double() @ forms.dense(weight).double()
         placed = form.place(weight, device)
@@ -167,7 +205,8 @@ def test_a_quantised_model_says_what_the_dense_one_says(device):
 
 def test_quantisations_that_are_not_there_are_refused():
     demo = Path(__file__).parents[3] / "demo"
-    with pytest.raises(ValueError, match="weights must be None, 'dense' or 'int8', not 'int3'"):
+    known = "'dense', 'int8', 'int4', 'fp8', not 'int3'"
+    with pytest.raises(ValueError, match=f"weights must be None or one of {known}"):
         qwen35.load(demo, weights="int3")
-    with pytest.raises(ValueError, match="tp must be 1"):
-        qwen35.load(demo, head="int8", runtime=qwen35.Runtime(mesh=Mesh(tp=2)))
+    with pytest.raises(ValueError, match="head must be None or one of"):
+        qwen35.load(demo, head="dense")

@@ -1,10 +1,10 @@
-"""bfloat16's bits: torch's own conversion is the right one, on both devices."""
+"""Bits of numbers: torch's own conversion is the right one, on both devices."""
 
 import pytest
 import torch
 
 from qwen35 import device_put
-from qwen35.xla.bits import from_bits, to_bits
+from qwen35.xla.bits import from_bits, from_fp8, low_half, to_bits
 
 EVERY = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(256, 256)
 
@@ -29,3 +29,15 @@ def test_rounds_to_the_nearest_and_ties_to_even(device):
     rounded = bits.view(torch.bfloat16).float()
     assert rounded[:3].tolist() == [1.0, 1 + 2 * one, 1 + one]
     assert torch.equal(rounded[3], numbers[3].bfloat16().float()) and rounded[4].isnan()
+
+
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+def test_every_byte_is_the_fp8_number_and_has_the_low_half_that_it_is(device):
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(16, 16)
+    placed = device_put(every, device)
+    numbers = device_put(from_fp8(placed), "cpu")
+    exact = every.view(torch.float8_e4m3fn).float()
+    finite = ~exact.isnan()
+    assert finite.sum() == 254
+    assert torch.equal(numbers.view(torch.int32)[finite], exact.view(torch.int32)[finite])
+    assert torch.equal(device_put(low_half(placed), "cpu"), (every % 16).float())

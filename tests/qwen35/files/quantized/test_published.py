@@ -353,7 +353,7 @@ def test_what_is_kept_moves_is_saved_and_computes_on_xla(write, tmp_path_factory
 @pytest.mark.parametrize("weights", ["int3", "Dense", 8])
 def test_an_unknown_form_of_weights_is_refused(write, weights):
     directory, _ = write("fp8")
-    with pytest.raises(ValueError, match="weights must be None, 'dense' or 'int8'"):
+    with pytest.raises(ValueError, match="weights must be None or one of 'dense', 'int8'"):
         qwen35.load(directory, weights=weights)
 
 
