@@ -31,6 +31,7 @@ def seconds(text: str) -> float:
 
 
 DTYPES = ("float32", "bfloat16")
+KINDS = ("int8", "int4", "fp8")
 DTYPE_HELP = "of weights and arithmetic; default: %(default)s"  # where there is no "auto"
 
 # What `add_argument` takes; an option is called by its name here, with - for _, unless it says.
@@ -41,6 +42,15 @@ _SHARED: dict[str, dict[str, Any]] = {
         "choices": ("auto", *DTYPES),
         "default": "auto",
         "help": "of weights and arithmetic; default: %(default)s, the checkpoint's own",
+    },
+    "weights": {
+        "choices": ("dense", *KINDS),
+        "help": "quantise the text layers' matrices as they are read, or make dense ones of "
+        "quantised; default: as the files have them",
+    },
+    "head": {
+        "choices": KINDS,
+        "help": "quantise the head too, and an embedding that is tied to it",
     },
     "device": {
         "choices": ("xla", "cpu"),

@@ -14,17 +14,8 @@ from ..model.params import Runtime, as_dtype
 from ..sharding.mesh import Mesh
 from . import aside
 from .checkpoint import load
+from .extras import copy_extras
 from .presharded import facts_of, is_complete, rank_file, write_rank
-
-# Of tokenizer and processor, taken over as they are.
-_EXTRAS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-)
 
 
 def convert(
@@ -34,6 +25,8 @@ def convert(
     *,
     dtype: torch.dtype | str = torch.bfloat16,
     vision: bool = True,
+    weights: str | None = None,
+    head: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Writes the rank files of a checkpoint. Started again, it goes on where it was stopped.
@@ -46,7 +39,7 @@ def convert(
         directory: the ranks', made if it is not there.
         tp: how many ranks share the tensors.
         dtype: float32 or bfloat16, of the files and of what `qwen35.load` must be asked for.
-        vision: that of `qwen35.load`.
+        vision, weights, head: those of `qwen35.load`.
         report: takes a line for each rank.
 
     Raises:
@@ -57,7 +50,8 @@ def convert(
     aside.settle(directory)
     config, mesh = Config.from_pretrained(source), Mesh(tp=tp)
     config = config if vision else config.text_only()
-    facts = [facts_of(config, tp, rank, as_dtype(dtype)) for rank in range(tp)]
+    made = {"weights": weights, "head": head}
+    facts = [facts_of(config, tp, rank, as_dtype(dtype)) | made for rank in range(tp)]
     files = [rank_file(directory, tp, rank) for rank in range(tp)]
     others = sorted(set(directory.glob("rank-*-of-*.safetensors")) - set(files))
     if others:
@@ -67,9 +61,7 @@ def convert(
         for file, expected in zip(files, facts, strict=True)
     ]
     directory.mkdir(parents=True, exist_ok=True)
-    for extra in _EXTRAS:
-        if (source / extra).is_file():
-            aside.write(directory / extra, (source / extra).read_bytes())
+    copy_extras(source, directory)
     content = (source / "config.json").read_bytes()
     if not vision:
         content = to_text(config.to_dict())
@@ -79,6 +71,6 @@ def convert(
             report(f"{file.name}: there already")
             continue
         runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
-        params = load(source, dtype=dtype, runtime=runtime, vision=vision, weights="dense")
+        params = load(source, dtype=dtype, runtime=runtime, vision=vision, **made)
         digest = write_rank(file, params, facts[rank])
         report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {digest[:12]}")

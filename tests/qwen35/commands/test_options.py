@@ -75,7 +75,7 @@ def test_help_is_printed(command, capsys):
         ("eval tasks --model m --tasks t --batch 0", "argument --batch: must be a positive"),
         ("eval agreement --model m --sing", "unrecognized arguments: --sing"),
         ("bench --sides 512 0", "argument --sides: must be a positive integer, not '0'"),
-        ("convert --dtype float32 in out", "the following arguments are required: --tp"),
+        ("convert --weights int3 in out", "argument --weights: invalid choice: 'int3'"),
         ("export --phase decode out", "one of the arguments --model --preset is required"),
         ("info 27b --context", "argument --context: expected one argument"),
         ("sing", "argument COMMAND: invalid choice: 'sing'"),
