@@ -40,7 +40,14 @@ class SlotRates:
     engines: tuple[SlotRate, ...]
 
 
-def measure_slots(model: str, slots: Sequence[int], prompt: int, steps: int) -> SlotRates:
+def measure_slots(
+    model: str,
+    slots: Sequence[int],
+    prompt: int,
+    steps: int,
+    weights: str | None = None,
+    head: str | None = None,
+) -> SlotRates:
     """Measures tokens per second while all slots are busy, medians over turns.
 
     Engines of so many slots take a few steps each in turn, so that a machine whose speed wanders
@@ -51,8 +58,9 @@ def measure_slots(model: str, slots: Sequence[int], prompt: int, steps: int) -> 
         slots: of the engines; speed-ups are over the first.
         prompt: tokens of each request's.
         steps: that are timed.
+        weights, head: as for `load`.
     """
-    params, tokenizer = _load(model)
+    params, tokenizer = _load(model, weights, head)
     engines = [_busy_engine(params, tokenizer, count, prompt, steps) for count in slots]
     turns = []
     for start in range(0, steps, _TURN):
@@ -144,6 +152,8 @@ def measure_arrivals(
     new_tokens: int,
     shares: Sequence[float],
     seed: int,
+    weights: str | None = None,
+    head: str | None = None,
 ) -> Arrivals:
     """Serves requests that arrive at random, independent of each other.
 
@@ -157,8 +167,9 @@ def measure_arrivals(
         prompt, new_tokens: the most tokens of each, drawn from a quarter of it up.
         shares: of the most requests per second.
         seed: of lengths and arrivals.
+        weights, head: as for `load`.
     """
-    params, tokenizer = _load(model)
+    params, tokenizer = _load(model, weights, head)
     source = random.Random(seed)
 
     def drawn(most: int) -> int:
@@ -228,15 +239,23 @@ class PrefixTimes:
     saved_tokens: int
 
 
-def measure_prefix(model: str, prefix: int, suffix: int, repeats: int) -> PrefixTimes:
+def measure_prefix(
+    model: str,
+    prefix: int,
+    suffix: int,
+    repeats: int,
+    weights: str | None = None,
+    head: str | None = None,
+) -> PrefixTimes:
     """Measures what the prefix cache saves.
 
     Args:
         model: a checkpoint directory.
         prefix, suffix: tokens that prompts share, and that follow.
         repeats: prefixes that are timed.
+        weights, head: as for `load`.
     """
-    params, tokenizer = _load(model)
+    params, tokenizer = _load(model, weights, head)
     capacity = prefix + suffix + 1
     without = Engine(params, tokenizer, slots=1, capacity=capacity, cache_bytes=0)
     engine = Engine(params, tokenizer, slots=1, capacity=capacity)
@@ -319,10 +338,13 @@ def _raise_errors(requests: list[Request]) -> None:
             raise request.error
 
 
-def _load(directory: str) -> tuple[Params, Tokenizer]:
+def _load(directory: str, weights: str | None, head: str | None) -> tuple[Params, Tokenizer]:
     """Loads parameters onto the device and the tokenizer, both without end tokens: how much there
     is to do must not depend on what the model writes."""
-    params = load(directory, dtype="float32", device="xla", check_finite=False, vision=False)
+    made = {"weights": weights, "head": head}
+    params = load(
+        directory, dtype="float32", device="xla", check_finite=False, vision=False, **made
+    )
     config = dataclasses.replace(params.config, eos_token_id=None)
     hf = Tokenizer.from_pretrained(directory).hf
     return dataclasses.replace(params, config=config), Tokenizer(hf)

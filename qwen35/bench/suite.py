@@ -51,6 +51,7 @@ class Settings:
         layers: of the models that are compiled.
         sides: of square pictures, in pixels.
         large_side: of the picture for memory and compilation.
+        weights, head: how text, the engine and memory are measured of this project, as for `load`.
     """
 
     parts: tuple[str, ...]
@@ -70,12 +71,14 @@ class Settings:
     layers: tuple[int, ...] = (24, 64)
     sides: tuple[int, ...] = (512, 1024)
     large_side: int = 2048
+    weights: str | None = None
+    head: str | None = None
 
     def __post_init__(self) -> None:
         counts: dict[str, Any] = {
             name: value
             for name, value in vars(self).items()
-            if name not in ("parts", "reference", "loads", "seed")
+            if name not in ("parts", "reference", "loads", "seed", "weights", "head")
         }
         for name, value in counts.items():
             values = value if isinstance(value, tuple) else (value,)
@@ -164,9 +167,10 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         "contexts": settings.decodes if "tpot" in parts else (),
         "steps": settings.steps,
     }
+    made = {"weights": settings.weights, "head": settings.head}
     jobs = {"machine": Job(machine.measure_rates, {})}
     if "ttft" in parts or "tpot" in parts:
-        jobs["text"] = Job(text.measure_ours, texts)
+        jobs["text"] = Job(text.measure_ours, texts | made)
         jobs["text, transformers"] = Job(text.measure_reference, texts)
     if "images" in parts:
         pictures = {"model": model, "sides": settings.sides, "repeats": 2}
@@ -181,7 +185,7 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
     if "memory" in parts:
         filled = {"model": model, "lengths": settings.lengths, "steps": settings.steps}
         after = {"lengths": (), "contexts": ((max(settings.lengths), 1),)}
-        jobs["memory"] = Job(text.measure_memory, filled, once=True)
+        jobs["memory"] = Job(text.measure_memory, filled | made, once=True)
         jobs["memory, transformers"] = Job(text.measure_reference, texts | after, once=True)
     if "compile" in parts:
         layers = {"layers": settings.layers}
@@ -189,7 +193,7 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
     if "throughput" in parts:
         busy = {"model": model, "slots": settings.slots, "prompt": 32, "steps": settings.steps}
         prompt, new_tokens = settings.request_tokens
-        jobs["slots"] = Job(serving.measure_slots, busy)
+        jobs["slots"] = Job(serving.measure_slots, busy | made)
         jobs["arrivals"] = Job(
             serving.measure_arrivals,
             {
@@ -200,13 +204,14 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
                 "new_tokens": new_tokens,
                 "shares": settings.loads,
                 "seed": settings.seed,
+                **made,
             },
             once=True,
         )
     if "prefix" in parts:
         shared, rest = settings.prefix_tokens
         same = {"model": model, "prefix": shared, "suffix": rest, "repeats": 1}
-        jobs["prefix"] = Job(serving.measure_prefix, same)
+        jobs["prefix"] = Job(serving.measure_prefix, same | made)
     if not settings.reference:
         jobs = {name: job for name, job in jobs.items() if "transformers" not in name}
     return jobs
@@ -250,6 +255,11 @@ def render(result: dict[str, Any]) -> str:
         "the highest less the lowest of them, over the median. Ratios are transformers' time over "
         "this project's."
     ]
+    if settings["weights"] or settings["head"]:
+        sections.append(
+            f"This project's text model was loaded with weights={settings['weights']!r} and "
+            f"head={settings['head']!r}; transformers' is float32."
+        )
     if "ttft" in parts:
         sections.append(text_report.render_ttft(parts["ttft"]))
     if "tpot" in parts:

@@ -86,7 +86,12 @@ class TextRun:
 
 
 def measure_ours(
-    model: str, lengths: Sequence[int], contexts: Sequence[Sequence[int]], steps: int
+    model: str,
+    lengths: Sequence[int],
+    contexts: Sequence[Sequence[int]],
+    steps: int,
+    weights: str | None = None,
+    head: str | None = None,
 ) -> TextRun:
     """Times this project, compiled.
 
@@ -95,10 +100,12 @@ def measure_ours(
         lengths: of prompts.
         contexts: pairs of tokens before a decode step, and rows of it.
         steps: of decode that are timed.
+        weights, head: as for `load`.
     """
     device_put(torch.zeros(1), "xla").cpu()  # starts the device
     start = time.perf_counter()
-    params = load(model, dtype="float32", device="xla", check_finite=False, vision=False)
+    made = {"weights": weights, "head": head}
+    params = _load(model, made)
     loading = time.perf_counter() - start
     # In what is timed from here on torch only copies results. Its threads for that would wait for
     # more of it in a loop, on the cores that XLA computes on.
@@ -111,10 +118,15 @@ def measure_ours(
         again += recompiled
     buffer = read_buffer()
     for context, batch in contexts:
-        one, recompiled = _time_decode(decode_step, params, context, batch, steps, buffer)
+        one, recompiled = _time_decode(decode_step, params, context, batch, steps, buffer, made)
         decodes.append(one)
         again += recompiled
     return TextRun(loading, tuple(prefills), tuple(decodes), recompilations=again)
+
+
+def _load(model: str, made: dict[str, str | None]) -> Params:
+    """Loads the text model onto the device."""
+    return load(model, dtype="float32", device="xla", check_finite=False, vision=False, **made)
 
 
 def _time_prefill(step: Callable[..., Any], params: Params, length: int) -> tuple[PrefillTime, int]:
@@ -138,8 +150,10 @@ def _time_decode(
     batch: int,
     steps: int,
     buffer: torch.Tensor,
+    made: dict[str, str | None],
 ) -> tuple[DecodeTime, int]:
-    """Times a compiled decode; returns also how often it compiled after the first call."""
+    """Times a compiled decode; returns also how often it compiled after the first call. `made` says
+    how the parameters are quantised."""
     state = _state_after(params, batch, context, buckets.capacity(context + steps + 1))
     token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
     first, state = _decode(step, params, state, token)
@@ -150,7 +164,7 @@ def _time_decode(
         one, state = _decode(step, params, state, token)
         taken.append(one)
     later = _middle(taken)
-    read = step_bytes(params.config, context, batch) / 1e9
+    read = step_bytes(params.config, context, batch, **made) / 1e9
     shares = [read / one.whole / rate for one, rate in zip(taken, rates, strict=True)]
     result = DecodeTime(
         context,
@@ -205,15 +219,21 @@ def measure_reference(
     return TextRun(loading, tuple(prefills), tuple(decodes), memory=memory)
 
 
-def step_bytes(config: Config, context: int, batch: int) -> int:
+def step_bytes(
+    config: Config,
+    context: int,
+    batch: int,
+    weights: str | None = None,
+    head: str | None = None,
+) -> int:
     """Counts the bytes that a decode step has to read: every weight of the text model once, less an
     embedding apart from the head, of which it takes a row for each token; and each row's keys and
-    values."""
-    sizes = summarize(config.text_only(), torch.float32)
-    weights = sizes["weight_bytes"]
+    values. `weights` and `head` are as for `load`."""
+    sizes = summarize(config.text_only(), torch.float32, weights=weights, head=head)
+    read = sizes["weight_bytes"]
     if not sizes["tied_embeddings"]:
-        weights -= 4 * sizes["parameters"]["embedding"]
-    return weights + batch * context * sizes["kv_bytes_per_token"]
+        read -= 4 * sizes["parameters"]["embedding"]
+    return read + batch * context * sizes["kv_bytes_per_token"]
 
 
 @dataclass(frozen=True)
@@ -229,11 +249,17 @@ class DecodeMemory:
     weights_and_state: int
 
 
-def measure_memory(model: str, lengths: Sequence[int], steps: int) -> DecodeMemory:
+def measure_memory(
+    model: str,
+    lengths: Sequence[int],
+    steps: int,
+    weights: str | None = None,
+    head: str | None = None,
+) -> DecodeMemory:
     """Measures the memory of decoding `steps` tokens after the longest prompt of `lengths`."""
     device_put(torch.zeros(1), "xla").cpu()
     start = anonymous_memory()
-    params = load(model, dtype="float32", device="xla", check_finite=False, vision=False)
+    params = _load(model, {"weights": weights, "head": head})
     step = jit(decode, donate=("state",))
     length = max(lengths)
     state = init_state(params, 1, length + steps)

@@ -19,6 +19,7 @@ own, in alternation.
   qwen35 bench                                  everything, on random weights of the 0.8B geometry
   qwen35 bench ttft tpot --model DIR            two parts, of a checkpoint
   qwen35 bench throughput --slots 1 8 --alone   the engine; nothing of transformers
+  qwen35 bench tpot --weights int8 --head int8  quantised here, float32 of transformers
   qwen35 bench images --sides 512 1024 --output report
 
 Parts:
@@ -48,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("parts", nargs="*", metavar="PART", help="see above; default: all that the model has")
     add_shared(parser, "model")
     add_shared(parser, "preset", default="0.8b")
+    add_shared(parser, "weights", "head")
     option("--device", choices=("xla", "neuron"), default="xla",
            help="neuron: another protocol, see above; default: %(default)s")  # fmt: skip
     option("--alone", action="store_true", help="leave transformers out")
@@ -83,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
     if options.device == "neuron":
         if options.parts:
             raise ValueError(f"--device neuron has no parts, such as {options.parts[0]}")
+        if options.weights or options.head:
+            raise ValueError("--weights and --head are for parts: --device neuron has none")
         _bench_neuron(options)
     else:
         if options.tp > 1:

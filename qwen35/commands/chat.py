@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "max_new_tokens", default=1024)
     add_shared(parser, "capacity")
     option("--load", metavar="PATH", help="go on with a saved conversation")
-    add_shared(parser, "dtype", "check_finite")
+    add_shared(parser, "dtype", "weights", "head", "check_finite")
     add_shared(parser, "device")
     add_shared(parser, "tp", default=1)
     add_shared(parser, "timeout")
@@ -82,6 +82,8 @@ def _chat(options: argparse.Namespace, ranks: Launch, sampling: Sampling) -> Non
         load,
         options.model,
         dtype=options.dtype,
+        weights=options.weights,
+        head=options.head,
         device=ranks.device,
         runtime=ranks.runtime,
         check_finite=options.check_finite,

@@ -58,6 +58,7 @@ compared too: what comes of rounding alone.
 
   qwen35 eval agreement --model demo --reference transformers
   qwen35 eval agreement --model DIR --dtype bfloat16 --prompts prompts.txt --output report
+  qwen35 eval agreement --model DIR --dtype float32 --weights int4 --head int8
 """
 
 
@@ -102,7 +103,7 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     option("--stride", type=positive, metavar="N", help="of the window; default: half of it")
     option("--prefix", default="", metavar="TEXT", help="before each text, not scored; for example "
            "'<|endoftext|>'. Without one a text's first token is not scored")  # fmt: skip
-    add_shared(parser, "batch", "dtype")
+    add_shared(parser, "batch", "dtype", "weights", "head")
 
 
 def _perplexity(options: argparse.Namespace, ranks: Launch) -> None:
@@ -119,6 +120,8 @@ def _perplexity(options: argparse.Namespace, ranks: Launch) -> None:
         load,
         options.model,
         dtype=options.dtype,
+        weights=options.weights,
+        head=options.head,
         device=ranks.device,
         runtime=ranks.runtime,
         check_finite=options.check_finite,
@@ -161,7 +164,7 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     option("--max-length", type=positive, metavar="N", help="tokens; default: the model's limit")
     option("--samples", action="store_true", help="keep requests and responses in the JSON")
     add_shared(parser, "batch", default=8)
-    add_shared(parser, "seed", "dtype")
+    add_shared(parser, "seed", "dtype", "weights", "head")
 
 
 def _tasks(options: argparse.Namespace, ranks: Launch) -> None:
@@ -184,6 +187,8 @@ def _tasks(options: argparse.Namespace, ranks: Launch) -> None:
         load,
         options.model,
         dtype=options.dtype,
+        weights=options.weights,
+        head=options.head,
         device=ranks.device,
         runtime=ranks.runtime,
         check_finite=options.check_finite,
@@ -226,6 +231,7 @@ def _add_agreement(parser: argparse.ArgumentParser) -> None:
            help="prompts to show; default: %(default)s")  # fmt: skip
     add_shared(parser, "dtype", nargs="+", choices=DTYPES, default=list(DTYPES),
                help="of weights and arithmetic; default: both")  # fmt: skip
+    add_shared(parser, "weights", "head")
 
 
 def _agreement(options: argparse.Namespace, ranks: Launch) -> None:
@@ -244,6 +250,8 @@ def _agreement(options: argparse.Namespace, ranks: Launch) -> None:
         options.model,
         texts,
         dtypes=dtypes,
+        weights=options.weights,
+        head=options.head,
         max_new_tokens=options.max_new_tokens,
         device=ranks.device,
         runtime=ranks.runtime,

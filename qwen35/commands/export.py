@@ -48,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(model, "model", "preset")
     option("--phase", required=True, metavar="PHASE", help="see above")
     add_shared(parser, "dtype", choices=DTYPES, default="bfloat16", help=DTYPE_HELP)
+    add_shared(parser, "weights", "head")
     add_shared(parser, "tp", default=1)
     option("--rank", type=int, default=0, metavar="N", help="whose graph; default: %(default)s")
     option("--tokens", type=positive, default=128, metavar="N",
@@ -75,9 +76,17 @@ def run(options: argparse.Namespace) -> int:
     }
     directory = Path(options.out)
     if options.phase == "engine":
+        if options.weights or options.head:
+            raise ValueError("--weights and --head are for graphs of one step, not for an engine's")
         return _export_engine(options, directory, shared)
     graph = trace(
-        config_from(options), options.phase, tokens=options.tokens, batch=options.batch, **shared
+        config_from(options),
+        options.phase,
+        tokens=options.tokens,
+        batch=options.batch,
+        weights=options.weights,
+        head=options.head,
+        **shared,
     )
     return 1 if _write(directory, graph) else 0
 

@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             help=f"show the model this {kind}, before the prompt; may be repeated{needs}",
         )
     add_shared(parser, "thinking", "max_new_tokens")
-    add_shared(parser, "dtype", "device", "check_finite", "json")
+    add_shared(parser, "dtype", "weights", "head", "device", "check_finite", "json")
     add_shared(parser, "tp", default=1)
     add_shared(parser, "timeout")
     add_sampling(parser, "0, or off")
@@ -122,6 +122,8 @@ def _generate(ranks: Launch, options, sampling, tokenizer, prompt) -> Completion
         load,
         options.model,
         dtype=options.dtype,
+        weights=options.weights,
+        head=options.head,
         device=ranks.device,
         runtime=ranks.runtime,
         check_finite=options.check_finite,

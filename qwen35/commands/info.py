@@ -17,6 +17,7 @@ and of KV cache per token. Takes a checkpoint directory or a preset.
   qwen35 info 27b --dtype bfloat16 --json
   qwen35 info 27b --tp 8                    what each rank holds
   qwen35 info 27b --tp 8 --hardware trn2    and floors of TTFT and TPOT
+  qwen35 info 27b --weights int4 --head int8   quantised as it is loaded
   qwen35 info 27b --tp 4 --slots 8 --context 32768   what an engine takes, refused if it can't fit
 """
 
@@ -26,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("model", metavar="DIR|PRESET", help="checkpoint directory or preset")
     add_shared(parser, "dtype", choices=DTYPES, default="bfloat16", help=DTYPE_HELP)
-    add_shared(parser, "tp", "batch", "json")
+    add_shared(parser, "weights", "head", "tp", "batch", "json")
     option("--hardware", metavar="NAME", help="show floors of TTFT and TPOT on it (trn2)")
     option("--context", type=positive, default=4096, metavar="N",
            help="tokens that the KV cache holds; default: %(default)s")  # fmt: skip
@@ -54,12 +55,13 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{name}: no such directory, and no preset either (presets: {known})")
     else:
         config = Config.from_pretrained(name)
-    summary = summarize(config, as_dtype(options.dtype))
+    made = {"weights": options.weights, "head": options.head}
+    summary = summarize(config, as_dtype(options.dtype), **made)
     parts = [render(name, summary)]
     mesh = Mesh(tp=options.tp or 1)
     if options.tp is not None:
         placed = placement.describe(
-            config, mesh, dtype=options.dtype, batch=options.batch, capacity=options.context
+            config, mesh, dtype=options.dtype, batch=options.batch, capacity=options.context, **made
         )
         summary["ranks"] = placed.to_dict()
         parts.append(placed.render())
@@ -73,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
             snapshot_every=settings.snapshot_every,
             cache_bytes=settings.cache_bytes,
             dtype=options.dtype,
+            **made,
         )
         engine_memory.check_fit(name, memory)
         summary["engine"] = memory.to_dict()
@@ -86,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
             prompt=options.prompt_tokens,
             batch=options.batch,
             dtype=options.dtype,
+            **made,
         )
         parts.append(roofline.render(summary["roofline"]))
     print(json.dumps(summary) if options.json else "\n\n".join(parts))

@@ -197,6 +197,8 @@ def measure(
     texts: Sequence[str] = PROMPTS,
     *,
     dtypes: Sequence[str] = ("float32", "bfloat16"),
+    weights: str | None = None,
+    head: str | None = None,
     max_new_tokens: int = 32,
     device: str = "xla",
     runtime: Runtime = Runtime(),
@@ -214,13 +216,14 @@ def measure(
     Args:
         directory: the checkpoint.
         texts: prompts.
+        weights, head: how this package quantises, as for `load`.
         max_new_tokens: the most tokens to write after each.
         device: "xla" or "cpu", where this package runs.
         runtime: on which ranks, of one dp row.
 
     Returns:
         Plain values for JSON: the settings, and `comparisons`, for each its `model`, `dtype`,
-        `device` and what `agreement` returns. `seconds` of it all.
+        `weights`, `head`, `device` and what `agreement` returns. `seconds` of it all.
 
     Raises:
         ValueError: transformers can't be imported; a prompt is empty or too long.
@@ -258,6 +261,8 @@ def measure(
             params = load(
                 directory,
                 dtype=dtype,
+                weights=weights,
+                head=head,
                 device=device,
                 runtime=runtime,
                 check_finite=check_finite,
@@ -276,8 +281,10 @@ def measure(
             decode=tokenizer.decode,
             progress=progress,
         )
-        where = "cpu" if name == NAME else device
-        comparisons.append({"model": name, "dtype": dtype, "device": where, **result})
+        ours = name != NAME
+        made = {"weights": weights if ours else None, "head": head if ours else None}
+        where = device if ours else "cpu"
+        comparisons.append({"model": name, "dtype": dtype, **made, "device": where, **result})
         del candidate
     return {
         "reference": {"model": NAME, "dtype": "float32", "device": "cpu"},

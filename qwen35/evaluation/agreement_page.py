@@ -15,7 +15,7 @@ def render(result: Mapping[str, Any], worst: int = 5) -> str:
     head = ("", "top-1", "top-5", "KL mean", "KL max", "logits ±", "tokens alike", "prompts alike")
     rows = [
         (
-            f"{one['model']} {one['dtype']}",
+            _label(one),
             f"{one['top1']:.2%}",
             f"{one['top5']:.2%}",
             f"{one['kl_mean']:.2e}",
@@ -39,9 +39,15 @@ def render(result: Mapping[str, Any], worst: int = 5) -> str:
         "first that differs, and in how many prompts all are.",
     ]
     for one in result["comparisons"]:
-        lines += ["", f"Worst prompts of {one['model']} {one['dtype']}, by mean KL:", ""]
+        lines += ["", f"Worst prompts of {_label(one)}, by mean KL:", ""]
         lines.append(_worst(one["prompts"], worst))
     return "\n".join(lines)
+
+
+def _label(one: Mapping[str, Any]) -> str:
+    """Names a comparison: "qwen35 float32, weights int8"."""
+    made = (f", {name} {one[name]}" for name in ("weights", "head") if one.get(name))
+    return f"{one['model']} {one['dtype']}" + "".join(made)
 
 
 def _worst(prompts: list[dict], count: int) -> str:
@@ -87,7 +93,7 @@ def _plot_divergence(comparisons: list[dict], axes: Any) -> None:
         positions = [entry["position"] for entry in one["by_position"]]
         for name, style in (("kl_mean", "-"), ("kl_max", ":")):
             values = [entry[name] for entry in one["by_position"]]
-            label = f"{one['model']} {one['dtype']}, {name.removeprefix('kl_')}"
+            label = f"{_label(one)}, {name.removeprefix('kl_')}"
             axes.plot(positions, values, style, color=f"C{index}", label=label)
     axes.set(yscale="symlog", xlabel="token", ylabel="KL from the reference, nats")
     axes.set_yscale("symlog", linthresh=1e-12)
@@ -98,7 +104,7 @@ def _plot_alike(comparisons: list[dict], axes: Any) -> None:
     for one in comparisons:
         positions = [entry["position"] for entry in one["by_position"]]
         values = [entry["equal"] for entry in one["by_position"]]
-        axes.step(positions, values, where="post", label=f"{one['model']} {one['dtype']}")
+        axes.step(positions, values, where="post", label=_label(one))
     axes.set(xlabel="token", ylabel="share of prompts alike up to it")
     axes.set_ylim(0, 1.05)
     axes.legend(fontsize="small")
