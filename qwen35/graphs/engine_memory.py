@@ -125,6 +125,8 @@ def engine_memory(
     snapshot_every: int,
     cache_bytes: int,
     dtype: torch.dtype | str = torch.bfloat16,
+    weights: str | None = None,
+    head: str | None = None,
 ) -> EngineMemory:
     """Counts what an engine takes on each rank.
 
@@ -135,13 +137,16 @@ def engine_memory(
         context: tokens that each can have.
         snapshot_every, cache_bytes: of `EngineSettings`.
         dtype: of weights, convolution state and KV cache.
+        weights, head: how `load` is to quantise, as there.
 
     Raises:
         ValueError: the mesh can't split the model, or has more than one dp row.
     """
     if mesh.dp > 1:
         raise ValueError(f"an engine has one dp row, not dp = {mesh.dp}: replicas are alike")
-    held: Placement = describe(config, mesh, dtype=dtype, batch=slots, capacity=context)
+    held: Placement = describe(
+        config, mesh, dtype=dtype, batch=slots, capacity=context, weights=weights, head=head
+    )
     row = (held.state_bytes + held.kv_bytes) // slots
     here = config.vocab_size // mesh.tp
     logits = here * _LOGIT_BYTES

@@ -136,6 +136,8 @@ def trace(
     capacity: int = 4096,
     batch: int = 1,
     dtype: torch.dtype | str = torch.bfloat16,
+    weights: str | None = None,
+    head: str | None = None,
     stablehlo: bool = False,
 ) -> Graph:
     """Traces a step of the model for one rank, as `qwen35.jit` would, on tensors without data.
@@ -152,6 +154,8 @@ def trace(
         capacity: tokens that the KV cache holds.
         batch: rows, or frames, of this rank.
         dtype: float32 or bfloat16.
+        weights, head: those of `load`, "int8" or "fp8": their scales, one per output, multiply
+            products, so that the graph has no dense copy of a weight.
         stablehlo: write the graph as StableHLO as well.
 
     Raises:
@@ -160,6 +164,9 @@ def trace(
     """
     if phase not in PHASES:
         raise ValueError(f"phase must be one of {PHASES}, not {phase!r}")
+    for kind in (weights, head):
+        if kind not in (None, "dense", "int8", "fp8"):
+            raise ValueError(f"a graph holds weights of int8 or fp8, not {kind!r}")
     tokens = 1 if phase == "decode" else tokens
     if not 1 <= tokens <= capacity:
         raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
@@ -178,7 +185,8 @@ def trace(
         )
         padded = frames.patches.shape[1] // config.vision.merge_factor
         return Graph(**vars(lowered), **traced, tokens=padded)
-    params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime)
+    made = {"weights": weights, "head": head}
+    params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime, **made)
     shape = (batch,) if phase == "decode" else (batch, tokens)
     ids = torch.empty(shape, dtype=torch.int32, device="meta")
     more = {}
@@ -286,6 +294,9 @@ def _named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
 
 
 def _placeholder(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dtype == torch.float8_e4m3fn:  # which the public function does not know
+        shape = private.mkshape("f8e4m3fn", tuple(tensor.shape))
+        return private._xla_create_placeholder_tensor(shape.shape)
     return private.create_placeholder_tensor(tensor.shape, tensor.dtype)
 
 

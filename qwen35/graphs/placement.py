@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from ..files.materialize import abstract_params
 from ..model.config import FULL, Config
-from ..model.declarations import Parameter, declarations, declare
+from ..model.declarations import Parameter, declare
 from ..model.params import Runtime, as_dtype
 from ..model.state import abstract_state, declare_state
 from ..sharding.mesh import Mesh
@@ -129,6 +130,8 @@ def describe(
     dtype: torch.dtype | str = torch.bfloat16,
     batch: int = 1,
     capacity: int = 4096,
+    weights: str | None = None,
+    head: str | None = None,
 ) -> Placement:
     """Describes what each rank holds.
 
@@ -138,6 +141,7 @@ def describe(
         dtype: of weights, convolution state and KV cache.
         batch: sequences of the whole mesh; each dp row takes its part.
         capacity: tokens that each sequence's KV cache holds.
+        weights, head: how `load` is to quantise, as there.
 
     Raises:
         ValueError: the mesh can't split the model, or dp the batch.
@@ -145,14 +149,16 @@ def describe(
     if batch % mesh.dp:
         raise ValueError(f"a batch of {batch} rows can't be split evenly over dp = {mesh.dp}")
     rows: Counter[Row] = Counter()
-    whole = abstract_params(config, dtype=dtype)
-    local = abstract_params(config, dtype=dtype, runtime=Runtime(mesh=mesh))
-    axes = [_axis(parameter) for parameter in declarations(declare(config))]
+    made = {"weights": weights, "head": head}
+    whole = abstract_params(config, dtype=dtype, **made)
+    local = abstract_params(config, dtype=dtype, runtime=Runtime(mesh=mesh), **made)
+    axes = {path: _axis(parameter) for path, parameter in trees.named_leaves(declare(config), "")}
     tensors = dataclasses.replace(local, tp_index=None)
-    for axis, (path, full), (_, mine) in zip(
-        axes, trees.named_leaves(whole, ""), trees.named_leaves(tensors, ""), strict=True
+    for (path, full), (_, mine) in zip(
+        trees.named_leaves(whole, ""), trees.named_leaves(tensors, ""), strict=True
     ):
         kind = "vision" if path.startswith(".vision") else "weights"
+        axis = next(axes[start] for start in (path, *_above(path)) if start in axes)
         rows[_row(kind, _name(config, path), axis, full, mine)] += 1
     state = abstract_state(whole, batch, capacity).layers
     local_state = abstract_state(local, batch // mesh.dp, capacity).layers
@@ -165,7 +171,15 @@ def describe(
         rows[_row(kind, _name(config, path), tensor.axis, full, mine)] += 1
     counted = tuple(Row(**(vars(row) | {"count": number})) for row, number in rows.items())
     name = str(as_dtype(dtype)).removeprefix("torch.")
+    name += "".join(f", {what} {kind}" for what, kind in made.items() if kind)
     return Placement(mesh, name, batch, capacity, counted)
+
+
+def _above(path: str) -> Iterator[str]:
+    """The nodes above a tensor: ".head" of ".head.parts[0].values"."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def _row(kind: str, name: str, axis: str, full: torch.Tensor, local: torch.Tensor) -> Row:

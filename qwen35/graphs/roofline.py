@@ -100,6 +100,8 @@ def roofline(
     prompt: int = 128,
     batch: int = 1,
     dtype: str = "bfloat16",
+    weights: str | None = None,
+    head: str | None = None,
 ) -> dict[str, Any]:
     """Floors of prefill and decode, from the graphs that a rank runs.
 
@@ -110,6 +112,7 @@ def roofline(
         prompt: tokens of each row that the prefill takes in one step.
         batch: sequences of the whole mesh.
         dtype: float32 or bfloat16.
+        weights, head: those of `export.trace`.
 
     Raises:
         ValueError: unknown hardware, or what `export.trace` refuses.
@@ -119,6 +122,7 @@ def roofline(
     if batch % mesh.dp:
         raise ValueError(f"a batch of {batch} rows can't be split evenly over dp = {mesh.dp}")
     shape = {"mesh": mesh, "capacity": context, "batch": batch // mesh.dp, "dtype": dtype}
+    made = {"weights": weights, "head": head}
     machine = HARDWARE[hardware]
     result: dict[str, Any] = {
         "hardware": machine.name,
@@ -128,11 +132,13 @@ def roofline(
         "prompt": prompt,
         "batch": batch,
         "dtype": dtype,
+        **made,
     }
     for name, phase in (("ttft", "prefill"), ("tpot", "decode")):
-        costs = count_costs(trace(config, phase, tokens=min(prompt, context), **shape))
+        costs = count_costs(trace(config, phase, tokens=min(prompt, context), **shape, **made))
         result[name] = floor(costs, machine) | {
-            key: costs[key] for key in ("flops", "bytes_read", "bytes_written")
+            key: costs[key]
+            for key in ("flops", "bytes_read", "bytes_read_per_token", "bytes_written")
         }
     names = [name for name, preset in presets.items() if preset == config]
     result["published"] = [
@@ -143,8 +149,9 @@ def roofline(
 
 def render(result: dict[str, Any]) -> str:
     """Renders the floors as lines for a terminal."""
+    made = "".join(f"{name} {result[name]}, " for name in ("weights", "head") if result[name])
     lines = [
-        f"floors on {result['hardware']} x {result['dp'] * result['tp']}, {result['dtype']}, "
+        f"floors on {result['hardware']} x {result['dp'] * result['tp']}, {result['dtype']}, {made}"
         f"batch {result['batch']}, context {result['context']:,}: documented figures, not measured",
         f"  {'':<22}{'floor':>10}{'memory':>10}{'compute':>10}{'links':>10}",
     ]

@@ -7,13 +7,22 @@ from typing import Any
 
 import torch
 
+from ..files.materialize import abstract_params
 from ..model.config import FULL, Config
 from ..model.declarations import VISION_PREFIX, declarations, declare
 from ..model.state import state_bytes
+from ..xla import trees
 
 
-def summarize(config: Config, dtype: torch.dtype) -> dict[str, Any]:
+def summarize(
+    config: Config, dtype: torch.dtype, *, weights: str | None = None, head: str | None = None
+) -> dict[str, Any]:
     """Sizes of the model, as plain values for printing or JSON.
+
+    Args:
+        config: the model.
+        dtype: of weights, hidden states and KV cache.
+        weights, head: how `load` is to quantise, as there.
 
     Returns:
         `layers` by kind, `parameters` by kind (the vision tower is one, of 0 where there is none)
@@ -26,16 +35,18 @@ def summarize(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     attention = config.num_hidden_layers - deltanet
     kinds = ("embedding", "deltanet", "attention", "mlp", "head", "norms", "vision")
     counts = dict.fromkeys(kinds, 0)
-    weight_bytes = 0
     for parameter in declarations(declared):
         name, size = parameter.pieces[0].source.name, math.prod(parameter.shape)
         counts[_kind(name)] += size
-        weight_bytes += size * (parameter.dtype or dtype).itemsize
+    held = abstract_params(config, dtype=dtype, weights=weights, head=head)
+    weight_bytes = sum(tensor.nbytes for tensor in trees.tensors(held))
     state_per_sequence, kv_per_token = state_bytes(config, dtype)
     return {
         "layers": {"deltanet": deltanet, "attention": attention},
         "parameters": counts | {"total": sum(counts.values())},
         "dtype": str(dtype).removeprefix("torch."),
+        "weights": weights,
+        "head": head,
         "weight_bytes": weight_bytes,
         "state_bytes_per_sequence": state_per_sequence,
         "kv_bytes_per_token": kv_per_token,
@@ -83,8 +94,9 @@ def render(name: str, summary: dict[str, Any]) -> str:
             else kind
         )
         lines.append(f"  {label:<24}{short_number(size):>10}  {size / total:6.1%}")
+    made = "".join(f", {name} {summary[name]}" for name in ("weights", "head") if summary[name])
     lines += [
-        f"weights     {short_bytes(summary['weight_bytes'])} in {summary['dtype']}",
+        f"weights     {short_bytes(summary['weight_bytes'])} in {summary['dtype']}{made}",
         f"state       {short_bytes(summary['state_bytes_per_sequence'])} per sequence, any length",
         f"KV cache    {short_bytes(summary['kv_bytes_per_token'])} per token",
         f"positions   up to {summary['max_position_embeddings']:,}",

@@ -49,6 +49,31 @@ def test_every_preset_keeps_every_rule(preset, phase, tp):
     assert trace(qwen35.presets[preset], phase, mesh=Mesh(tp=tp)).lint() == []
 
 
+@pytest.mark.parametrize(("kind", "tp"), [("int8", 1), ("fp8", 4)])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_quantised_graphs_keep_every_rule(phase, kind, tp):
+    """And read half the bytes: a scale for each output is little beside them."""
+    config, mesh = qwen35.presets["0.8b"].text_only(), Mesh(tp=tp)
+    config = dataclasses.replace(config, num_hidden_layers=4, layer_types=config.layer_types[:4])
+    graph = trace(config, phase, mesh=mesh, weights=kind, head=kind)
+    assert graph.lint() == []
+    stored = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[kind]
+    kinds = {slot.dtype for slot in graph.inputs if slot.path.endswith(".values")}
+    assert kinds == {stored}
+    dense, ours = (
+        count_costs(one)["bytes_read"] for one in (trace(config, phase, mesh=mesh), graph)
+    )
+    assert 0.5 * dense < ours < 0.54 * dense
+    held = describe(config, mesh, weights=kind, head=kind)
+    weights = count_costs(graph)["arguments"]["weights"]["bytes"]
+    assert weights == held.weight_bytes + (4 if tp > 1 else 0)
+
+
+def test_graphs_hold_no_weights_of_4_bits():
+    with pytest.raises(ValueError, match="a graph holds weights of int8 or fp8, not 'int4'"):
+        trace(SMALL, "decode", weights="int4")
+
+
 @pytest.mark.parametrize("tp", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_prefill_with_images_keeps_every_rule(tp):
     graph = trace(qwen35.presets["0.8b"], "prefill_images", mesh=Mesh(tp=tp))
@@ -95,13 +120,15 @@ def test_all_ranks_run_one_graph():
 PARAMS = {
     "w": torch.empty(1024, 512, device="meta"),
     "gain": torch.empty(1024, device="meta"),
+    "codes": torch.empty(1024, 1024, dtype=torch.int8, device="meta"),
 }
 STATE = {"s": torch.empty(1, 512, device="meta")}
 
 
 def step(params, state, tokens):
     """A graph without fault."""
-    y = (tokens.float() * params["gain"]) @ params["w"]
+    x = tokens.float() * params["gain"]
+    y = x @ params["w"] + (x @ params["codes"].float())[:, :512]
     return y, {"s": state["s"] + y}
 
 
@@ -124,6 +151,9 @@ BROKEN = {
     "no_float64": changed(logits=lambda p, s, t, y: y.double().exp().float()),
     "integers_64_only_index": changed(logits=lambda p, s, t, y: y * (t.long() * t.long()).sum()),
     "weights_are_used_as_stored": changed(logits=lambda p, s, t, y: y @ p["w"].T.exp()),
+    "quantised_weights_are_widened_in_products": changed(
+        logits=lambda p, s, t, y: y + (p["codes"].float() * p["gain"]).sum(0)[:512]
+    ),
     "weights_are_arguments_read_once": changed(logits=lambda p, s, t, y: y + (p["w"] * 2).sum()),
     "state_is_donated": changed(state=lambda p, s, t, y: {"s": (s["s"] + y).bfloat16()}),
     "collectives_as_designed": changed(
@@ -232,7 +262,7 @@ def test_loops_count_their_rounds_and_may_do_so_in_64_bits():
 
     lowered = lower(looped, PARAMS, STATE, torch.empty(1, 1024, dtype=torch.int32, device="meta"))
     module = Module(lowered.text)
-    assert module.flops() == 2 * 512 * (5 * 512 + 1024)
+    assert module.flops() == 2 * 512 * (5 * 512 + 1024) + 2 * 1024 * 1024
     repeated, of_a_round = 4 * 6 * 512 * 512, 4 * 512 * 512
     assert repeated < module.temporary_bytes() < 2.5 * repeated + 3 * of_a_round
     found = findings(looped)
