@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import importlib
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import alternation
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,60 +45,6 @@ class Side:
             sys.path.remove(str(self.root))
             mine = [name for name in sys.modules if name.partition(".")[0] == "qwen35"]
             self._modules = {name: sys.modules.pop(name) for name in mine}
-
-
-def prepared(side: Side, options: argparse.Namespace) -> dict[str, Callable[[], float]]:
-    """What is timed on one side: each function runs once and gives its seconds."""
-    package, device = side.package, options.device
-    config = package.presets[options.preset]
-    if options.layers:
-        kinds = config.layer_types[: options.layers]
-        vision = dataclasses.replace(config.vision, depth=min(options.layers, config.vision.depth))
-        config = dataclasses.replace(
-            config, num_hidden_layers=len(kinds), layer_types=kinds, vision=vision
-        )
-    params = package.init_params(config, device=device)
-
-    def put(tree: Any) -> Any:
-        return package.device_put(tree, device)
-
-    wrap = package.jit if device == "xla" else lambda step, donate=(): step
-    decode, prefill = (wrap(step, donate=("state",)) for step in (package.decode, package.prefill))
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, config.vocab_size, (8, 512), generator=generator)
-    patches = torch.randn(32 * 32, config.vision.patch_dim, generator=generator)
-
-    def timed(call: Callable[[], Any]) -> float:
-        with side.active(), torch.no_grad():
-            start = time.perf_counter()
-            package.device_put(call(), "cpu")  # waits for the device
-            return time.perf_counter() - start
-
-    def decoding(rows: int, steps: int = 8) -> Callable[[], float]:
-        token, state = put(ids[:rows, 0].contiguous()), None
-
-        def run() -> torch.Tensor:
-            nonlocal state
-            if state is None:  # in the round that is not counted
-                _, state = prefill(params, package.init_state(params, rows, 1024), put(ids[:rows]))
-            for _ in range(steps):
-                logits, state = decode(params, state, token)
-            state = state._replace(position=state.position * 0 + 512)
-            return logits
-
-        return lambda: timed(run) / steps
-
-    prompt = put(ids[:1])
-    return {
-        "decode, 1 row": decoding(1),
-        "decode, 8 rows": decoding(8),
-        "prefill of 512": lambda: timed(
-            lambda: prefill(params, package.init_state(params, 1, 1024), prompt)[0]
-        ),
-        "picture of 512²": lambda: timed(
-            lambda: package.encode_images(params.vision, patches, [(1, 32, 32)])
-        ),
-    }
 
 
 def main() -> int:
@@ -131,33 +74,21 @@ def main() -> int:
 
 def compare(new: Side, old: Side, options: argparse.Namespace) -> None:
     """Prints a row for each thing timed."""
-    processor = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     layers = f"{options.layers} layers of " if options.layers else ""
-    print(f"{processor}, {layers}{options.preset}, {options.device}, {options.rounds} pairs")
-    sides = []
-    for side in (new, old):
+    print(
+        f"{alternation.processor()}, {layers}{options.preset}, {options.device}, "
+        f"{options.rounds} pairs"
+    )
+    sides = {}
+    for name, side in (("old", old), ("new", new)):
         with side.active(), torch.no_grad():
-            sides.append(prepared(side, options))
-    for name in sides[0]:
-        if options.only not in name:
-            continue
-        for side in sides:
-            side[name]()
-        pairs = []
-        for number in range(options.rounds):
-            order = (0, 1) if number % 2 else (1, 0)
-            seconds = {index: sides[index][name]() for index in order}
-            pairs.append((seconds[0], seconds[1]))
-        ours, theirs = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-        ratio = statistics.median(b / a for a, b in pairs)
-        print(f"{name:<18} {ours:9.1f} ms, {theirs:9.1f} ms: {ratio:.3f}", flush=True)
+            config = alternation.cut(side.package.presets[options.preset], options.layers)
+            params = side.package.init_params(config, device=options.device)
+            sides[name] = alternation.prepared(side.package, params, side.active)
+    for row in alternation.alternate(sides, options.rounds, options.only):
+        ours, theirs = 1e3 * row.seconds["new"], 1e3 * row.seconds["old"]
+        ratio = row.ratios["new"]
+        print(f"{row.name:<18} {ours:9.1f} ms, {theirs:9.1f} ms: {ratio:.3f}", flush=True)
 
 
 if __name__ == "__main__":
