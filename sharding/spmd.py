@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..xla import private
-from ..xla.devices import run_pending_of, wait_for_device
+from ..xla.devices import numbers_as_constants, run_pending_of, wait_for_device
 from .mesh import Mesh
 
 
@@ -113,7 +113,10 @@ def shard_map(
             axis = row_axes.get(name, 0)
             enter = functools.partial(_enter, mesh=mesh, stacked=name in stacked, axis=axis)
             bound.arguments[name] = pytree.tree_map_only(Tensor, enter, value)
-        result = function(*bound.args, **bound.kwargs)
+        # A number that is an input of the graph belongs to no rank: where it meets tensors of one,
+        # as in the carry of a loop, XLA's partitioner aborts the process.
+        with numbers_as_constants():
+            result = function(*bound.args, **bound.kwargs)
         parts = result if len(returns_stacked) > 1 else (result,)
         whole = tuple(
             pytree.tree_map_only(Tensor, functools.partial(_leave, mesh=mesh, stacked=kind), part)

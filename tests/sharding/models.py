@@ -7,6 +7,7 @@ from torch.utils import _pytree as pytree
 
 import qwen35
 from qwen35.model.declarations import declarations, declare
+from qwen35.prompts.processor import Images, Prompt
 
 _SMALL = {
     "vocab_size": 160,
@@ -142,6 +143,29 @@ def exercise(
     return Said(said, torch.stack(chosen, 1), get(state))
 
 
+ROOM = 64  # tokens of a conversation, at most
+
+
+@torch.no_grad()
+def read(params: qwen35.Params, state, tokens: list[int], one_by_one: bool):
+    """Logits after the tokens of one row, and the state."""
+    pieces = torch.tensor([tokens]).split(1 if one_by_one else len(tokens), 1)
+    for piece in pieces:
+        step = (qwen35.decode, piece[:, 0]) if one_by_one else (qwen35.prefill, piece)
+        logits, state = step[0](params, state, step[1])
+    return logits, state
+
+
+@torch.no_grad()
+def follow(params: qwen35.Params, state, logits: torch.Tensor) -> list[int]:
+    """The likeliest tokens that come next."""
+    said = []
+    for _ in range(5):
+        said.append(int(logits.argmax(-1)))
+        logits, state = qwen35.decode(params, state, torch.tensor(said[-1:]))
+    return said
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference, as a share of the largest expected value (of 1 if all are 0)."""
     actual, expected = actual.double(), expected.double()
@@ -208,6 +232,18 @@ def picture_vectors(params: qwen35.Params) -> torch.Tensor:
     generator = torch.Generator().manual_seed(4)
     patches = torch.randn(count, params.config.vision.patch_dim, generator=generator)
     return qwen35.encode_images(params.vision, patches, GRID)
+
+
+def picture_prompt(config: qwen35.Config, words: list[int], seed: int) -> Prompt:
+    """Words, a picture of random patches of 4 x 6, and words again."""
+    before, after, places, side = words[:2], words[2:], 2 * 3, len(words[:2])
+    patches = torch.randn(4 * 6, config.vision.patch_dim, generator=torch.manual_seed(seed))
+    tokens = torch.tensor([[*before, *[config.image_token_id] * places, *after]])
+    rows = torch.stack([torch.zeros(6), torch.arange(6) // 3, torch.arange(6) % 3]) + side
+    text = torch.arange(side), torch.arange(len(after)) + side + 3
+    positions = torch.cat([text[0].expand(3, -1), rows.long(), text[1].expand(3, -1)], 1)
+    images = Images(patches, ((1, 4, 6),), torch.arange(side, side + places))
+    return Prompt("", tokens, positions[:, None], images)
 
 
 class Letters:

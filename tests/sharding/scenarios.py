@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 import qwen35
 from qwen35.generation import steps
 from qwen35.model.declarations import Units
+from qwen35.model.state_shares import gather_state, scatter_state
 from qwen35.sharding import collectives, process, spmd
 from qwen35.sharding.mesh import Mesh
 from qwen35.xla.jit import jit
@@ -273,6 +274,36 @@ def serve_in_processes(
     return served, dataclasses.asdict(engine.stats)
 
 
+def serve_on_a_device_each(mesh: Mesh, rank: int, path: str, count: int) -> list | None:
+    """An engine whose processes each have an XLA device, as on Trainium, and one on CPU tensors.
+
+    XLA:CPU has no collectives between processes: here all ranks hold the first one's share and
+    leave the others out, so that what they say is wrong, and the same.
+    """
+    process.start(mesh, backend="xla", timeout=60)
+    served = []
+    with (
+        mock.patch.object(collectives, "_xla_all_reduce", lambda x, mesh: x),
+        mock.patch.object(collectives, "_xla_all_gather", lambda x, mesh: _repeated(x, mesh)),
+        mock.patch.object(collectives._AllReduce, "apply", lambda x, mesh: x),
+        mock.patch.object(collectives._AllGather, "apply", lambda x, mesh: _repeated(x, mesh)),
+    ):
+        for device in ("cpu", "xla"):
+            runtime = qwen35.Runtime(mesh=mesh, rank=0)
+            params = qwen35.load(path, device=device, runtime=runtime).with_runtime(rank=rank)
+            engine = serving.engine_for(params, cache_bytes=100_000)
+            if not engine.leads:
+                engine.follow()
+                continue
+            served.append(serving.serve(engine, count))
+            engine.close()
+    return served
+
+
+def _repeated(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    return torch.cat([x] * mesh.tp, dim=-1)
+
+
 def grow_in_processes(mesh: Mesh, rank: int, path: str) -> list | None:
     """Slots that grow, in one process per rank."""
     engine = _engine_of_rank(mesh, rank, path, max_capacity=serving.LARGEST)
@@ -309,13 +340,16 @@ def engine_fails(mesh: Mesh, rank: int, path: str, place: str, how: str) -> None
     engine.close()
 
 
-def bad_text_in_processes(mesh: Mesh, rank: int, path: str) -> list | None:
-    """A token that no rank can decode ends its request in all of them; others go on."""
+def bad_text_in_processes(
+    mesh: Mesh, rank: int, path: str, failing: int | None = None
+) -> list | None:
+    """A token that can't be decoded in any rank, or only in the `failing` one, ends its request
+    there; others go on."""
     engine = _engine_of_rank(mesh, rank, path)
 
     class Broken(models.Letters):
         def decode(self, tokens, skip_special_tokens=False):
-            if 151 in tokens:
+            if 151 in tokens and failing in (None, rank):
                 raise RuntimeError("this token can't be decoded")
             return super().decode(tokens)
 
@@ -332,22 +366,45 @@ def bad_text_in_processes(mesh: Mesh, rank: int, path: str) -> list | None:
     return [(r.finish_reason, tuple(r.new_tokens)) for r in (bad, late, good)]
 
 
+def other_weights(mesh: Mesh, rank: int, paths: list[str]) -> None:
+    """Each rank's engine has another checkpoint."""
+    _engine_of_rank(mesh, rank, paths[rank])
+
+
 def engines_disagree(mesh: Mesh, rank: int, path: str) -> None:
     """Rank 1's engine has another number of slots."""
     _engine_of_rank(mesh, rank, path, slots=3 + rank)
 
 
+def see_in_processes(mesh: Mesh, rank: int, path: str) -> list | None:
+    """An engine that is given pictures, in one process per rank."""
+    engine = _engine_of_rank(mesh, rank, path)
+    if not engine.leads:
+        return engine.follow()
+    seen = serving.see(engine)
+    engine.close()
+    return seen
+
+
+def see_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> list:
+    """An engine that is given pictures, on the virtual devices of one process."""
+    spmd.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    return serving.see(serving.engine_for(qwen35.load(path, device="xla", runtime=runtime)))
+
+
 def _go_on_from_a_file(mesh: Mesh, rank: int | None, path: str, file: str, out: str) -> list:
-    """Goes on with a state from a file, in processes or (rank None) on virtual devices, and writes
-    what came of it to another."""
+    """Goes on with a state from a file, in processes or (rank None) on virtual devices, there in
+    compiled steps and then in lazy ones, and writes what came of it to another."""
     runtime = qwen35.Runtime(mesh=mesh, rank=rank)
     params = qwen35.load(path, device="cpu" if rank is not None else "xla", runtime=runtime)
     saved = qwen35.load_state(file, params, capacity=40)
     put = qwen35.device_put
     token, state, tokens = put(saved.logits, "cpu").argmax(-1), saved.state, []
-    step = qwen35.decode if rank is not None else qwen35.jit(qwen35.decode)
-    for _ in range(6):
+    compiled = qwen35.jit(qwen35.decode)
+    for place in range(6):
         tokens.append(token.tolist())
+        step = qwen35.decode if rank is not None or place > 3 else compiled
         logits, state = step(params, state, put(token, params.device.type))
         token = put(logits, "cpu").argmax(-1)
     qwen35.save_state(out, params, state, logits=logits)
@@ -364,3 +421,39 @@ def states_on_virtual_devices(mesh: Mesh, rank: int, path: str, file: str, out: 
     """The tokens of one process."""
     spmd.start(mesh)
     return _go_on_from_a_file(mesh, None, path, file, out)
+
+
+def conversations(
+    mesh: Mesh, rank: int, path: str, ways: list[int], told: list[list[tuple]], folder: str
+) -> list[tuple[list[torch.Tensor], list[int]]]:
+    """Texts of which each piece is read at another tp: the logits after each, and what follows.
+
+    told: of each text its pieces: tokens, tp, whether they are decoded one by one, and whether the
+    state comes there by a file. All ranks of the mesh take part at every tp, as so many dp rows.
+    """
+    process.start(mesh)
+    split = {tp: Mesh(dp=mesh.size // tp, tp=tp) for tp in ways}
+    params = {
+        tp: qwen35.load(path, runtime=qwen35.Runtime(mesh=mesh_of, rank=rank))
+        for tp, mesh_of in split.items()
+    }
+    results = []
+    for number, pieces in enumerate(told):
+        model = params[pieces[0][1]]
+        state, said = qwen35.init_state(model, 1, models.ROOM), []
+        for place, (tokens, tp, one_by_one, by_file) in enumerate(pieces):
+            if by_file:
+                row = split[model.runtime.mesh.tp].coordinates(rank)[0]
+                file = f"{folder}/{number}-{place}-"
+                qwen35.save_state(f"{file}{row}", model, state)
+                torch.distributed.barrier()
+                model = params[tp]
+                state = qwen35.load_state(f"{file}0", model, capacity=models.ROOM).state
+            else:
+                whole = gather_state(model, state)
+                model = params[tp]
+                state = scatter_state(model, whole)
+            logits, state = models.read(model, state, tokens, one_by_one)
+            said.append(logits)
+        results.append((said, models.follow(model, state, said[-1])))
+    return results

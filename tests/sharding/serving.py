@@ -3,8 +3,10 @@
 import dataclasses
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import models
+import torch
 
 import qwen35
 from qwen35 import Sampling
@@ -31,8 +33,9 @@ class Served:
 
 def engine_for(params: qwen35.Params, **settings) -> qwen35.Engine:
     """An engine that meets the ends of chunks, of its cache and of its slots all the time."""
-    usual = {"slots": 3, "capacity": CAPACITY, "prefill_chunk": 8, "snapshot_every": 16}
-    return qwen35.Engine(params, models.Letters(), **usual | {"top_logprobs": 2} | settings)
+    usual = {"slots": 3, "capacity": CAPACITY, "prefill_chunk": 8, "prefill_sizes": 2}
+    usual |= {"snapshot_every": 16, "top_logprobs": 2}
+    return qwen35.Engine(params, models.Letters(), **usual | settings)
 
 
 def asked(count: int, seed: int) -> Iterator[dict]:
@@ -114,3 +117,42 @@ def grow(engine: qwen35.Engine) -> list[tuple[int, ...]]:
         pass
     assert engine.batch.capacity == LARGEST
     return [tuple(request.new_tokens) for request in requests]
+
+
+def see(engine: qwen35.Engine) -> list[tuple[tuple[int, ...], int]]:
+    """Prompts with pictures, some of which the cache knows, and one of words: the tokens, and how
+    many of each prompt's came out of the cache."""
+    config, free = engine.batch.params.config, Sampling(banned=[3])
+    words, other = [7, 8, 9, 77, 31, 8, 20, 21, 22, 23], [7, 8, 9, 40]
+    prompts = [models.picture_prompt(config, *how) for how in ((words, 1), (other, 1), (words, 2))]
+    how = {"max_new_tokens": 5, "sampling": free, "boundaries": (2, 8)}  # around the picture
+    first = engine.submit(prompts[0], **how)
+    list(engine.stream(first))
+    later = [engine.submit(prompt, **how) for prompt in (*prompts, words)]
+    for _ in engine.run():
+        pass
+    return [(tuple(request.new_tokens), request.cached_tokens) for request in (first, *later)]
+
+
+@torch.no_grad()
+def check_likeliest(path: Path, count: int, served: Served, seed: int = 0) -> None:
+    """Where the likeliest token was asked for, transformers finds none likelier, but for rounding.
+
+    Args:
+        path: the checkpoint.
+        count, seed: of the requests.
+    """
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    checked = 0
+    for one, (tokens, _) in zip(asked(count, seed), served.ends, strict=True):
+        plain = one["sampling"] in (Sampling(), Sampling(logprobs=2))
+        if not plain or one["thinking"] or not tokens:
+            continue
+        read = torch.tensor([[*one["prompt"], *tokens]])
+        logits = theirs(read).logits[0, len(one["prompt"]) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        assert (logits.max(-1).values - chosen).max() < 1e-4
+        checked += len(tokens)
+    assert checked > 10

@@ -1,5 +1,8 @@
-"""States in files: written on one mesh, read on another."""
+"""States that go from one mesh to another, by files and without."""
 
+import random
+
+import models
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -64,3 +67,38 @@ def test_a_state_goes_on_at_another_tp(scenario, name, tp, saved, run_ranks, tmp
         assert torch.allclose(ours[tensor].float(), value.float(), atol=1e-4), tensor
     further, state = go_on(params, out)
     assert len({*map(tuple, further)}) > 1 and state.position.tolist() == [23, 18]
+
+
+def texts(ways, seed):
+    """Texts in pieces: tokens, the tp that reads them, whether one by one, whether by a file."""
+    rng = random.Random(seed)
+
+    def piece():
+        tokens = [rng.randrange(160) for _ in range(rng.randint(1, 9))]
+        return tokens, rng.choice(ways), rng.random() < 0.5, rng.random() < 0.5
+
+    return [[piece() for _ in range(rng.randint(2, 6))] for _ in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [("two_layers", [1, 2]), pytest.param("heads_of_27b", [1, 2, 4, 8], marks=slow)],
+)
+def test_a_text_is_read_piece_by_piece_at_any_tp(name, ways, checkpoint, run_ranks, tmp_path):
+    """Logits after each piece to 1e-5 of the largest of those of one device, which reads the whole
+    text at once; the likeliest tokens after it are the same."""
+    path, told = checkpoint(name), texts(ways, seed=ways[-1])
+    arguments = {"path": str(path), "ways": ways, "told": told, "folder": str(tmp_path)}
+    ranks = run_ranks("conversations", Mesh(tp=ways[-1]), **arguments)
+    params = qwen35.load(path)
+    for number, pieces in enumerate(told):
+        tokens = [token for piece in pieces for token in piece[0]]
+        state = qwen35.init_state(params, 1, models.ROOM)
+        hidden, state = qwen35.forward(params, state, torch.tensor([tokens]))
+        expected, end = qwen35.logits(params, hidden)[0], 0
+        following = models.follow(params, state, expected[-1:])
+        for piece, *said in zip(pieces, *(rank[number][0] for rank in ranks), strict=True):
+            end += len(piece[0])
+            for logits in said:
+                assert models.relative_error(logits[0], expected[end - 1]) < 1e-5
+        assert all(rank[number][1] == following for rank in ranks)
