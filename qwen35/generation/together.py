@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ..model.params import Params
 from ..sharding import process
 from ..sharding.following import Calls
+from ..xla.devices import device_put
 from ..xla.progress import show_compilations
 from .prefix_cache import CacheStats
 
@@ -43,12 +45,14 @@ class Together:
         """Joins the others.
 
         Raises:
-            ValueError: configuration, mesh, dtype or one of `facts` differs between processes.
+            ValueError: configuration, mesh, dtype, the layers' norms (a rank has those whole) or
+                one of `facts` differs between processes.
             RuntimeError: the processes were not started.
         """
         mesh, rank = params.runtime.mesh, params.runtime.own_rank
         assert mesh is not None
         facts |= {"config": params.config, "mesh": mesh, "dtype": params.dtype}
+        facts |= {"weights": _norms_digest(params)}
         process.tp_group(mesh)  # which says how to start, where that has not been done
         process.check_equal_on_ranks(**facts)
         self._rank = rank
@@ -119,6 +123,16 @@ class Together:
         except BaseException:
             self._over = True
             raise
+
+
+def _norms_digest(params: Params) -> str:
+    """Names the weights by those that every rank has whole: two checkpoints of one geometry would
+    else compute something together that belongs to neither."""
+    content = hashlib.sha256()
+    norms = (params.norm, *(layer.input_norm for layer in params.layers))
+    for norm in device_put(tuple(tensor.detach().float() for tensor in norms), "cpu"):
+        content.update(norm.contiguous().numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def join(params: Params, **facts: Any) -> Together | None:

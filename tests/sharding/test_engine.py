@@ -2,6 +2,7 @@
 
 import time
 
+import models
 import pytest
 import serving
 
@@ -48,6 +49,7 @@ def test_an_engine_on_virtual_devices(name, tp, count, checkpoint, run_ranks):
     engine = serving.engine_for(qwen35.load(path), cache_bytes=CACHE_BYTES[name])
     expected = serving.serve(engine, count)
     check_alike(said, expected, copies=name == "heads_of_27b")
+    serving.check_likeliest(path, count, said)
     assert said.compiled == (0, 0)
     assert said.stats["evictions"] and expected.stats["evictions"]
     assert said.stats["hits"] and {reason for _, reason in said.ends} > {"length", "cancelled"}
@@ -95,7 +97,18 @@ def test_an_engine_in_processes(name, dp, tp, count, checkpoint, run_ranks):
             continue
         assert rank % tp == 0
         check_alike(said, expected, copies=name == "heads_of_27b")
+        serving.check_likeliest(path, count, said)
         assert said.stats["evictions"] and said.stats["hits"]
+
+
+@slow
+def test_an_engine_of_processes_with_an_xla_device_each(checkpoint, run_ranks):
+    """All but the collectives: calls, steps that run ahead, snapshots of a rank's share."""
+    path = str(checkpoint("two_layers"))
+    [(eager, compiled), _] = run_ranks("serve_on_a_device_each", Mesh(tp=2), path=path, count=12)
+    check_alike(compiled, eager, copies=False)
+    assert compiled.stats == eager.stats and compiled.cached == eager.cached
+    assert compiled.stats["hits"]
 
 
 def test_slots_grow_in_processes(checkpoint, run_ranks):
@@ -132,6 +145,24 @@ def test_a_request_that_ends_alike_ends_nothing_else(checkpoint, run_ranks):
     ends, _ = run_ranks("bad_text_in_processes", Mesh(tp=2), path=str(checkpoint("two_layers")))
     assert [reason for reason, _ in ends] == ["error", "timeout", "length"]
     assert len(ends[2][1]) == 3
+
+
+def test_a_request_that_fails_on_one_rank_only_ends_the_engine(checkpoint, fail_ranks):
+    """The ranks would go on with different requests: they say which one, and end."""
+    path = str(checkpoint("two_layers"))
+    text = fail_ranks("bad_text_in_processes", Mesh(tp=2), path=path, failing=1, keep_going=True)
+    for rank in (0, 1):
+        assert f"[rank {rank}] RuntimeError: rank {rank} ends in" in text
+    assert text.count("the ranks disagree: ") >= 2 and "request 0: " in text
+
+
+def test_ranks_of_different_weights_are_refused_everywhere(checkpoint, fail_ranks, tmp_path):
+    """Of one geometry, where nothing else would tell: all ranks compute the same wrong tokens."""
+    qwen35.save(models.wide_params(models.CONFIGS["two_layers"], seed=1), tmp_path / "other")
+    paths = [str(checkpoint("two_layers")), str(tmp_path / "other")]
+    text = fail_ranks("other_weights", Mesh(tp=2), paths=paths, keep_going=True)
+    for rank in (0, 1):
+        assert f"[rank {rank}] ValueError: the ranks disagree: weights" in text
 
 
 def test_engines_that_differ_are_refused_everywhere(checkpoint, fail_ranks):
