@@ -6,9 +6,11 @@ have the batch's rows along their second dimension.
 """
 
 import dataclasses
+import functools
 
 import models
 import pytest
+import serving
 
 import qwen35
 from qwen35.sharding.mesh import Mesh
@@ -37,19 +39,26 @@ def test_virtual_devices(name, dp, tp, checkpoint, run_ranks):
 
 @pytest.fixture(scope="module")
 def seeing(tmp_path_factory):
-    """The directory of a model whose tower has the 16 heads of every published one."""
-    text = models.CONFIGS["heads_of_27b"]
-    tower = qwen35.VisionConfig(
-        depth=2,
-        hidden_size=64,
-        intermediate_size=96,
-        num_heads=16,
-        patch_size=4,
-        out_hidden_size=text.hidden_size,
-    )
-    directory = tmp_path_factory.mktemp("seeing")
-    qwen35.save(models.wide_params(dataclasses.replace(text, vision=tower)), directory)
-    return directory
+    """seeing(name, depth): the directory of a model of `models.CONFIGS` with a tower, which has the
+    16 heads of every published one."""
+
+    @functools.cache
+    def write(name: str, depth: int):
+        text = models.CONFIGS[name]
+        tower = qwen35.VisionConfig(
+            depth=depth,
+            hidden_size=64,
+            intermediate_size=96,
+            num_heads=16,
+            patch_size=4,
+            out_hidden_size=text.hidden_size,
+        )
+        directory = tmp_path_factory.mktemp("seeing")
+        config = dataclasses.replace(text, vision=tower, image_token_id=5, video_token_id=6)
+        qwen35.save(models.wide_params(config), directory)
+        return directory
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -63,8 +72,26 @@ def seeing(tmp_path_factory):
 )
 def test_the_tower_split_by_heads(seeing, run_ranks, scenario, tp, processes):
     """The order of the sums over ranks is all that may differ."""
-    expected = models.picture_vectors(qwen35.load(seeing))
+    path = seeing("heads_of_27b", 2)
+    expected = models.picture_vectors(qwen35.load(path))
     more = {} if processes is None else {"processes": processes}
-    for vectors in run_ranks(scenario, Mesh(tp=tp), path=str(seeing), **more):
+    for vectors in run_ranks(scenario, Mesh(tp=tp), path=str(path), **more):
         assert vectors.shape == expected.shape
         assert models.relative_error(vectors, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("scenario", "tp", "processes"),
+    [
+        ("see_in_processes", 2, None),
+        pytest.param("see_on_virtual_devices", 2, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_pictures_in_an_engine(seeing, run_ranks, scenario, tp, processes):
+    """Tokens, and what the prefix cache saves, are those of one device."""
+    path = seeing("two_layers", 1)
+    expected = serving.see(serving.engine_for(qwen35.load(path)))
+    saved = [cached for _, cached in expected]
+    assert saved == [0, 16, 8, 2, 2], "new; the same; other words; other pixels; words alone"
+    more = {} if processes is None else {"processes": processes}
+    assert run_ranks(scenario, Mesh(tp=tp), path=str(path), **more)[0] == expected

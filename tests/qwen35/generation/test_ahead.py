@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
@@ -125,7 +125,15 @@ def assert_same(ours, theirs):
         assert same, (one, other)
 
 
+def ending(prompt, new_tokens, **sampling):
+    """A request that comes at once, for tokens that are drawn."""
+    return Asked(prompt, new_tokens, Sampling(1.5, **sampling), None, 0, None)
+
+
 @settings(max_examples=60)
+@example(asked=[ending([1, 2, 3], 1), ending([4, 5], 1), ending([6], 1)])  # one-token answers
+@example(asked=[ending([7] * 40, 8), ending([8] * 47, 1), ending([9], 47)])  # full to capacity
+@example(asked=[ending([seed], 20, seed=seed, stop=range(0, 131, 5)) for seed in range(5)])
 @given(asked=st.lists(requests(), min_size=1, max_size=5))
 def test_an_engine_that_runs_ahead_shows_no_trace_of_it(params, letters, asked):
     """Pieces, states and the cache after each step; texts, log probabilities, ends."""
