@@ -168,7 +168,7 @@ class Batch:
                 steps.put_settings(old.controls, new.controls, at),
                 steps.put(self.params, old.per_token, new.per_token, at),
             )
-        stops = frozenset(sampling.stop)
+        stops = frozenset(sampling.stop_tokens)
         if stops != self._stops[slot]:
             self._ends = steps.put_settings(self._ends, self._ends_of([stops]), at)
             self._stops[slot] = stops

@@ -14,15 +14,16 @@ from typing import Any
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object, read_object
-from ..checks.values import integer
+from ..checks.values import check_text, integer
 from ..files.saved_state import read_state, write_state
 from ..prompts.processor import Processor, Prompt
 from ..prompts.tokenizer import Tokenizer
+from .continuation import cut_at
 from .engine import Engine
 from .request import Request, ThinkingBudget, cache_keys
 from .sampling import Sampling
 
-_END = "</think>"
+_START, _END = "<think>", "</think>"
 _CLOSE = "\n</think>\n\n"
 _FORMAT = "qwen35 chat 1"
 
@@ -37,6 +38,7 @@ class Chat:
         system: the system prompt.
         thinking: what the template's `enable_thinking` gets.
         thinking_tokens: the most tokens of a thought, which is then closed; None leaves it be.
+        template: further variables of the chat template, such as `{"reasoning_effort": "low"}`.
         sampling: how answers are sampled.
         max_new_tokens: the most tokens of an answer, thought included; fewer where the engine's
             capacity ends.
@@ -45,7 +47,8 @@ class Chat:
         messages: the conversation, as the template takes it.
 
     Raises:
-        ValueError: a thinking budget for a tokenizer that has no single token "</think>".
+        ValueError: a thinking budget for a tokenizer that has no single token "</think>"; a system
+            prompt that is no text; a variable of the template that is an argument here.
         CheckpointError: the tokenizer has no chat template.
     """
 
@@ -57,6 +60,7 @@ class Chat:
         system: str | None = None,
         thinking: bool = True,
         thinking_tokens: int | None = None,
+        template: Mapping[str, Any] | None = None,
         sampling: Sampling = Sampling(),
         max_new_tokens: int = 1024,
     ) -> None:
@@ -66,6 +70,12 @@ class Chat:
         self.max_new_tokens = max_new_tokens
         self._processor = tokenizer if isinstance(tokenizer, Processor) else None
         self._tokenizer = tokenizer.tokenizer if isinstance(tokenizer, Processor) else tokenizer
+        self._template = dict(template or {})
+        own = {"add_generation_prompt", "enable_thinking"} & self._template.keys()
+        if own:
+            raise ValueError(f"{', '.join(sorted(own))}: a chat sets this itself (`thinking`)")
+        if system:
+            _check(system)
         self._system = system
         self._budget = self._thinking_budget(thinking_tokens) if thinking else None
         self._keys: tuple[int, ...] = ()  # of all that has been read
@@ -101,6 +111,7 @@ class Chat:
         return self._ask(text, parts)
 
     def _ask(self, text: str, pictures: list[Mapping[str, Any]]) -> Request:
+        _check(text)
         if pictures:
             self._check_vision()
         content = [*pictures, {"type": "text", "text": text}] if pictures else text
@@ -161,14 +172,32 @@ class Chat:
         if request.error is not None:
             raise request.error
         self._keys = (*request.keys, *request.new_tokens)
-        thought, found, answer = request.text.rpartition(_END)
-        if self.thinking and not found:  # cut short while thinking
-            thought, answer = request.text, ""
-        message = {"role": "assistant", "content": answer.strip("\n")}
-        if thought.strip():
-            message["reasoning_content"] = thought.strip("\n")
-        self.messages.append(message)
-        return message["content"]
+        thought, answer = self._split(request)
+        # A text, even if it is empty: without one, templates look for "</think>" in the answer.
+        self.messages.append({"role": "assistant", "content": answer, "reasoning_content": thought})
+        return answer
+
+    def _split(self, request: Request) -> tuple[str, str]:
+        """Returns thought and answer, told apart by the tokens: a text may say "</think>" too."""
+        start, end = (self._tokenizer.encode(mark) for mark in (_START, _END))
+        tokens = request.new_tokens
+        # What the template writes behind the messages; the thought may start there.
+        tail = request.tokens[request.boundaries[-1] :]
+        opened = _find_last(tail, start) > _find_last(tail, end)
+        first = len(start) if not opened and tokens[: len(start)] == start else 0
+        if not self.thinking or not (opened or first):
+            return "", request.text.strip("\n")
+        place = _find(tokens, end)
+        if place is None:  # cut short while thinking
+            return self._said(request, first), ""
+        return self._said(request, first, place), self._said(request, place + len(end))
+
+    def _said(self, request: Request, start: int, end: int | None = None) -> str:
+        """Returns the text of some of a request's tokens, as its own is cut."""
+        ends = {*request.ends, *request.sampling.stop_tokens}
+        tokens = [token for token in request.new_tokens[start:end] if token not in ends]
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text[: cut_at(text, request.sampling.stop_texts)].strip("\n")
 
     def save(self, path: str | Path) -> None:
         """Writes the conversation to a file, with the state that the next question goes on from:
@@ -267,12 +296,12 @@ class Chat:
         options = {
             "add_generation_prompt": add_generation_prompt,
             "enable_thinking": self.thinking,
+            **self._template,
         }
         if self._processor is not None:
             prompt = self._processor(messages, **options)
             return prompt, prompt.tokens[0].tolist()
-        text = self._tokenizer.hf.apply_chat_template(messages, tokenize=False, **options)
-        tokens = self._tokenizer.encode(text)
+        tokens = self._tokenizer.encode(self._tokenizer.render(messages, **options))
         return tokens, tokens
 
     def _thinking_budget(self, tokens: int | None) -> ThinkingBudget | None:
@@ -286,6 +315,26 @@ class Chat:
                 f"{len(end)}"
             )
         return ThinkingBudget(tokens, end[0], tuple(self._tokenizer.encode(_CLOSE)))
+
+
+def _check(text: Any) -> None:
+    """Checks what somebody says."""
+    if not isinstance(text, str):
+        raise ValueError(f"a message is a text, not of type {type(text).__name__}")
+    check_text("the message", text)
+
+
+def _find(tokens: Sequence[int], mark: Sequence[int]) -> int | None:
+    """Returns where the mark's tokens first stand."""
+    size = len(mark)
+    places = range(len(tokens) - size + 1)
+    return next((n for n in places if list(tokens[n : n + size]) == list(mark)), None)
+
+
+def _find_last(tokens: Sequence[int], mark: Sequence[int]) -> int:
+    """Returns behind how many tokens the mark last ends, and -1 where it is not."""
+    place = _find(tokens[::-1], mark[::-1])
+    return -1 if place is None else len(tokens) - place
 
 
 def _shared(tokens: Sequence[int], others: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -101,6 +101,7 @@ class Engine:
         timeout: float | None = None,
         thinking: ThinkingBudget | None = None,
         boundaries: Sequence[int] = (),
+        template: Mapping[str, Any] | None = None,
     ) -> Request:
         """Queues a request; requests start in the order of their submission.
 
@@ -112,12 +113,13 @@ class Engine:
             thinking: ends a thought that gets too long.
             boundaries: prompt lengths at which the prefix cache keeps the state: where another
                 prompt may go on differently, such as the end of a chat's last message.
+            template: variables of the chat template, for a prompt of messages.
 
         Raises:
             QueueFull: as many requests wait as may.
             ValueError: the prompt is empty or does not fit, or settings are out of range.
         """
-        row, seen = encode_prompt(self.batch.params, self._tokenizer, prompt)
+        row, seen = encode_prompt(self.batch.params, self._tokenizer, prompt, template)
         tokens, pictures = tuple(row), seen if seen is not None and seen.images.grid else None
         max_new_tokens = integer("max_new_tokens", max_new_tokens)
         vocabulary = self.batch.params.config.vocab_size

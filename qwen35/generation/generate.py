@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,7 @@ def generate(
     sampling: Sampling | Sequence[Sampling] = Sampling(),
     capacity: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
+    template: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> list[Completion]:
     """Continues a batch of prompts, of any lengths, and returns one `Completion` for each.
@@ -48,17 +49,19 @@ def generate(
             `end_token_ids` or `eos_token_id`, if any, and the config's `eos_token_id` end a row.
         prompts: one or several; each a text, token ids (a list, an integer array of NumPy or
             torch, or what a tokenizer of transformers returns, whose padding is left out), what a
-            `Processor` made, or messages, for the `Processor` that must then be given.
+            `Processor` made, or messages, where the tokenizer has a chat template.
         max_new_tokens: the most tokens to add to each.
         sampling: how tokens are chosen; one for all rows, or one for each.
         capacity: tokens the state holds per row; None is as many as this call needs.
         prefill_chunk: the most prompt tokens that one prefill step takes.
+        template: variables of the chat template for prompts of messages, such as
+            `{"enable_thinking": False}` or `{"reasoning_effort": "low"}`.
         progress: draw progress of compilation and prefill on standard error.
 
     Raises:
         ValueError: an empty prompt, or one that does not fit the capacity or the model's
-            `max_position_embeddings`, the numbers are in the text; messages without a processor,
-            or pictures without vision parameters.
+            `max_position_embeddings`, the numbers are in the text; messages that can't be
+            rendered, or pictures without vision parameters.
     """
     pieces = stream(
         params,
@@ -68,6 +71,7 @@ def generate(
         sampling=sampling,
         capacity=capacity,
         prefill_chunk=prefill_chunk,
+        template=template,
         progress=progress,
     )
     while True:
@@ -86,6 +90,7 @@ def stream(
     sampling: Sampling | Sequence[Sampling] = Sampling(),
     capacity: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
+    template: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Generator[Piece, None, list[Completion]]:
     """Generates like `generate`, but yields a `Piece` for every token as it comes.
@@ -95,7 +100,7 @@ def stream(
     """
     max_new_tokens = integer("max_new_tokens", max_new_tokens)
     prefill_chunk = integer("prefill_chunk", prefill_chunk)
-    prompts, seen = encode_prompts(params, tokenizer, prompts)
+    prompts, seen = encode_prompts(params, tokenizer, prompts, template)
     capacity = _capacity(params, prompts, max_new_tokens, capacity)
     ends = end_tokens(params, tokenizer)
     rows = [

@@ -57,7 +57,8 @@ class Sampling:
         frequency_penalty: the same for each time they are there.
         logit_bias: by token id, what is added to its logit.
         banned: ids that are never chosen.
-        stop: ids that end the row, besides the model's own end tokens.
+        stop: ids and texts that end the row, besides the model's own end tokens; none shows in the
+            row's text. A text may begin and end anywhere in tokens.
         logprobs: report log probabilities of the chosen token and of this many most likely ones,
             as the model gives them, before all of the above. None reports none.
     """
@@ -72,7 +73,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
     banned: Iterable[int] = ()
-    stop: Iterable[int] = ()
+    stop: str | int | Iterable[int | str] = ()
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -104,8 +105,15 @@ class Sampling:
         check("logit_bias", all(len(pair) == 2 and is_number(pair[1]) for pair in pairs), wanted)
         biased = ids("logit_bias", (token for token, _ in pairs), wanted)
         put("logit_bias", tuple(zip(biased, (value for _, value in pairs), strict=True)))
-        for name in ("banned", "stop"):
-            put(name, tuple(ids(name, getattr(self, name), "token ids")))
+        put("banned", tuple(ids("banned", self.banned, "token ids")))
+        wanted = "token ids and texts that are not empty"
+        single = isinstance(self.stop, str) or as_integer(self.stop) is not None
+        check("stop", single or isinstance(self.stop, Iterable), wanted)
+        stops = [self.stop] if single else list(cast("Iterable[int | str]", self.stop))
+        texts = [stop for stop in stops if isinstance(stop, str)]
+        check("stop", all(texts), wanted)
+        tokens = ids("stop", (stop for stop in stops if not isinstance(stop, str)), wanted)
+        put("stop", (*tokens, *texts))
 
     @property
     def penalized(self) -> bool:
@@ -130,6 +138,16 @@ class Sampling:
         return not self.temperature or 0 < self.top_k <= CANDIDATES
 
     @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The ids of `stop`."""
+        return tuple(stop for stop in cast("tuple", self.stop) if isinstance(stop, int))
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The texts of `stop`."""
+        return tuple(stop for stop in cast("tuple", self.stop) if isinstance(stop, str))
+
+    @property
     def biases(self) -> tuple[tuple[int, float], ...]:
         """`logit_bias` as it is kept, whatever it was given as."""
         return cast("tuple[tuple[int, float], ...]", self.logit_bias)
@@ -144,7 +162,11 @@ class Sampling:
     def check_vocabulary(self, vocabulary: int) -> None:
         """Raises ValueError for an id outside the vocabulary, or if nothing may be chosen."""
         biased = tuple(token for token, _ in self.biases)
-        for name, ids in (("logit_bias", biased), ("banned", self.banned), ("stop", self.stop)):
+        for name, ids in (
+            ("logit_bias", biased),
+            ("banned", self.banned),
+            ("stop", self.stop_tokens),
+        ):
             wrong = [token for token in ids if token >= vocabulary]
             if wrong:
                 raise ValueError(

@@ -167,9 +167,17 @@ class Schedule:
                 with self._guard(request):
                     pieces.append(request.choose(token, logprob, now))
                     if request.done:
-                        self._leave(slot, request.new_tokens[:-1])  # the last is not decoded
+                        self._leave(slot, self._decoded(request))
         if not self._batch.ahead:
             self._decode(pending=0)
+
+    def _decoded(self, request: Request) -> Sequence[int]:
+        """Returns the tokens that the device has read of a request that just ended: the last one
+        only where it was ended by a text, of which the device knows nothing, and steps run ahead.
+        """
+        ahead = self._batch.ahead and len(request.new_tokens) < request.max_new_tokens
+        last_too = request.stopped_by_text and ahead
+        return request.new_tokens if last_too else request.new_tokens[:-1]
 
     def _decode(self, pending: int) -> None:
         """Runs the tokens just chosen, `pending` of which are still to be read, but for those that
@@ -207,7 +215,7 @@ class Schedule:
         if request in self.running:
             self._leave(self.running.index(request), request.new_tokens)
         self._forget(request)
-        request.text += request.stream.finish()
+        request.finish()
 
     def _forget(self, request: Request) -> None:
         if self._filling is not None and self._filling.request is request:

@@ -13,7 +13,7 @@ from ..checks.values import as_integer, shown, token_ids
 from ..model.params import Params
 from ..vision.tower import encode_images
 from .processor import Processor, Prompt
-from .tokenizer import TokenizerLike
+from .tokenizer import Tokenizer, TokenizerLike
 
 Messages = Sequence[Mapping[str, Any]]
 Ids = Sequence[int] | np.ndarray | Tensor
@@ -39,33 +39,44 @@ class RowPictures(NamedTuple):
 
 
 def encode_prompts(
-    params: Params, tokenizer: TokenizerLike, prompts: Prompts
+    params: Params,
+    tokenizer: TokenizerLike,
+    prompts: Prompts,
+    template: Mapping[str, Any] | None = None,
 ) -> tuple[list[list[int]], list[Prompt | None]]:
     """Encodes one or several prompts as `encode_prompt` does, to a list of each of its results."""
     encoded = [
-        encode_prompt(params, tokenizer, prompt, f"prompt {number}")
+        encode_prompt(params, tokenizer, prompt, template, f"prompt {number}")
         for number, prompt in enumerate(_one_by_one(prompts))
     ]
     return [ids for ids, _ in encoded], [seen for _, seen in encoded]
 
 
 def encode_prompt(
-    params: Params, tokenizer: TokenizerLike, prompt: OnePrompt, name: str = "the prompt"
+    params: Params,
+    tokenizer: TokenizerLike,
+    prompt: OnePrompt,
+    template: Mapping[str, Any] | None = None,
+    name: str = "the prompt",
 ) -> tuple[list[int], Prompt | None]:
     """Returns a prompt's token ids and, if it has been through a processor, what that made.
 
+    Args:
+        params: of the model that will read it.
+        tokenizer: a `Processor`, a `Tokenizer`, or what has a tokenizer's two methods.
+        prompt: see `OnePrompt`.
+        template: variables of the chat template, for a prompt of messages.
+        name: what the prompt is called in errors.
+
     Raises:
         ValueError: it is empty, nothing that a prompt can be, or has what is no id of the
-            vocabulary, messages come without a `Processor`, it has pictures that these parameters
-            can't see, or a text places without pictures.
+            vocabulary, it is messages that can't be rendered, has pictures that these parameters
+            can't see, or a text places without pictures; a template for no messages.
     """
     if _are_messages(prompt):
-        if not isinstance(tokenizer, Processor):
-            raise ValueError(
-                f"{name} is messages, which need a qwen35.Processor, not a "
-                f"{type(tokenizer).__name__}"
-            )
-        prompt = tokenizer(prompt)
+        prompt = _rendered(tokenizer, prompt, template or {}, name)
+    elif template:
+        raise ValueError(f"{name} is no messages, so it takes no arguments of the chat template")
     if isinstance(prompt, Prompt):
         _check_pictures(params, prompt, name)
         return token_ids(name, prompt.tokens[0], params.config.vocab_size), prompt
@@ -74,6 +85,22 @@ def encode_prompt(
         raise ValueError(f"{name} is empty: at least one token is needed")
     _check_no_places(params, ids, name)
     return ids, None
+
+
+def _rendered(
+    tokenizer: TokenizerLike, messages: Messages, template: Mapping[str, Any], name: str
+) -> str | Prompt:
+    """Renders messages with whatever template the tokenizer has."""
+    if isinstance(tokenizer, Processor):
+        return tokenizer(messages, **template)
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.render(messages, **template)
+    if hasattr(tokenizer, "apply_chat_template"):  # one of transformers'
+        return Tokenizer(tokenizer).render(messages, **template)
+    raise ValueError(
+        f"{name} is messages, which need a qwen35.Tokenizer or Processor, not a "
+        f"{type(tokenizer).__name__}"
+    )
 
 
 def encode_rows(params: Params, rows: Prompts) -> list[list[int]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..checks.errors import CheckpointError
 from ..model.config import Config
 from .images import MAX_SOURCE_PIXELS, image_patches, read_image
+from .messages import for_template, render
 from .settings import PatchSettings, VideoSettings, read_settings
 from .tokenizer import Tokenizer
 from .video import read_video
@@ -170,11 +171,10 @@ class Processor:
         """
         pictures: dict[str, list[Picture]] = {"image": [], "video": []}
         plain = [
-            self._read_message(number, message, pictures) for number, message in enumerate(messages)
+            self._read_message(number, message, pictures)
+            for number, message in enumerate(for_template(messages))
         ]
-        if not plain:
-            raise ValueError("messages is empty: at least one is needed")
-        text = self._render(plain, add_generation_prompt, template)
+        text = render(self.tokenizer.hf, plain, add_generation_prompt, template)
         for kind, found in pictures.items():
             places = text.count(self._special[kind])
             if places != len(found):
@@ -193,14 +193,12 @@ class Processor:
         return {name: f"<|{token}|>" for name, token in names.items()}
 
     def _read_message(
-        self, number: int, message: Mapping[str, Any], pictures: dict[str, list[Picture]]
+        self, number: int, message: dict[str, Any], pictures: dict[str, list[Picture]]
     ) -> dict[str, Any]:
         """Returns the message as templates know it, and adds its pictures to `pictures`."""
-        if not isinstance(message, Mapping) or "role" not in message:
-            raise ValueError(f"message {number} must be a dict with role and content: {message!r}")
         content = message.get("content")
         if content is None or isinstance(content, str):
-            return dict(message)
+            return message
         if not isinstance(content, Sequence):
             raise ValueError(f"message {number}: content must be a text or a list of parts")
         parts = []
@@ -254,21 +252,6 @@ class Processor:
         limit = self.max_source_pixels
         timing = {key: part.get(key) for key in ("fps", "timestamps")}
         return Picture(*read_video(source, self.videos, **timing, max_source_pixels=limit))
-
-    def _render(
-        self, messages: list[dict[str, Any]], add_generation_prompt: bool, template: dict[str, Any]
-    ) -> str:
-        hf = self.tokenizer.hf
-        if not hf.chat_template:
-            raise CheckpointError("the checkpoint's tokenizer has no chat template")
-        from jinja2 import TemplateError
-
-        try:
-            return hf.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template
-            )
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses the messages: {error}") from None
 
     def _spread_videos(self, text: str, videos: list[Picture]) -> str:
         """Puts one placeholder per frame, each after its time, instead of one per video."""

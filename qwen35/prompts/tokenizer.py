@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object
 from ..checks.values import as_integer, check_text, integer
+from .messages import render, words_only
 
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 _LONGEST = 4  # bytes of a character in UTF-8
@@ -59,6 +60,27 @@ class Tokenizer:
             raise CheckpointError(f"{directory}: tokenizer files are damaged ({error})") from None
         ends = (*_end_tokens(directory / "generation_config.json"), *own_end_tokens(hf))
         return cls(hf, tuple(dict.fromkeys(ends)))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **template: Any,
+    ) -> str:
+        """Renders a chat of words with the checkpoint's template.
+
+        Args:
+            messages: dicts with a `role` and a `content`, a text or a list of parts of type
+                "text"; and `tool_calls`, as OpenAI's API has them.
+            add_generation_prompt: end with the start of the assistant's turn.
+            **template: further variables of the chat template, e.g. `enable_thinking=False`.
+
+        Raises:
+            CheckpointError: there is no chat template.
+            ValueError: a message can't be used, or the template refuses them.
+        """
+        return render(self.hf, words_only(messages), add_generation_prompt, template)
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text; special tokens written in it are recognised.

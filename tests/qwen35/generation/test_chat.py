@@ -239,3 +239,101 @@ def test_damaged_sampling_defaults(tmp_path, content):
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(qwen35.CheckpointError, match=r"generation_config\.json"):
         sampling_defaults(tmp_path)
+
+
+def answered(chat, tokenizer, said, question=JAPAN):
+    """A request of the chat whose answer is what is given here, its end token included."""
+    request = chat.ask(question)
+    chat.engine.cancel(request)
+    request.new_tokens = [*tokenizer.encode(said), *tokenizer.encode("<|im_end|>")]
+    request.text = tokenizer.decode(request.new_tokens, skip_special_tokens=True)
+    return request
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_an_answer_may_speak_of_the_end_of_thoughts(make, tokenizer, thinking):
+    """A thought ends at the first such token, where there is one; the template gets it apart."""
+    chat = make(thinking=thinking)
+    said = "A tag </think> closes what <think> opens; </think> again."
+    thought = "What is it?\n</think>\n\n" if thinking else ""
+    assert chat.finish(answered(chat, tokenizer, thought + said)) == said
+    assert chat.messages[-1]["content"] == said
+    assert chat.messages[-1]["reasoning_content"] == ("What is it?" if thinking else "")
+    assert f"{said}<|im_end|>" in tokenizer.render(chat.messages)  # and so it is shown later
+
+
+def test_a_thought_that_is_cut_short_is_no_answer(make, tokenizer):
+    chat = make(thinking=True)
+    assert chat.finish(answered(chat, tokenizer, "Well, <think> is")) == ""
+    assert chat.messages[-1]["reasoning_content"] == "Well, <think> is"
+
+
+@pytest.mark.parametrize(
+    ("opening", "said", "thought", "answer"),
+    [
+        ("", "no thought, but </think>", "", "no thought, but </think>"),
+        ("", "<think>\nhm\n</think>\n\nyes </think>", "hm", "yes </think>"),
+        ("<think>\n", "hm\n</think>\n\nyes", "hm", "yes"),
+        ("<think>\n\n</think>\n\n", "yes </think>", "", "yes </think>"),
+    ],
+)
+def test_who_opens_the_thought_decides(make, tokenizer, opening, said, thought, answer):
+    """The template, the model, or nobody; what the user writes does not."""
+    hf = copy.copy(tokenizer.hf)
+    hf.chat_template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+        "{{ message.content + '<|im_end|>\n' }}{% endfor %}"
+        "{{ '<|im_start|>assistant\n" + opening.replace("\n", "\\n") + "'"
+        " if add_generation_prompt else '' }}"
+    )
+    chat = Chat(make().engine, qwen35.Tokenizer(hf), thinking=True)
+    assert chat.finish(answered(chat, tokenizer, said, "What is <think>?")) == answer
+    assert chat.messages[-1]["reasoning_content"] == thought
+
+
+def test_where_the_tag_is_a_special_token_it_shows_nowhere_and_splits(make, tokenizer):
+    hf = copy.deepcopy(tokenizer.hf)
+    hf.add_special_tokens({"extra_special_tokens": ["</think>"]})
+    assert hf.decode(hf.encode("a</think>"), skip_special_tokens=True) == "a"
+    special = qwen35.Tokenizer(hf)
+    chat = Chat(make().engine, special, thinking=True)
+    assert chat.finish(answered(chat, special, "hm\n</think>\n\nyes")) == "yes"
+    assert chat.messages[-1]["reasoning_content"] == "hm"
+
+
+def test_arguments_of_the_template_reach_it(make, tokenizer, params):
+    hf = copy.copy(tokenizer.hf)
+    hf.chat_template = "{{ reasoning_effort }}|{{ messages[0].content }}|{{ keep.deep }}"
+    given = {"reasoning_effort": "low", "keep": {"deep": [1]}}
+    ours = qwen35.Tokenizer(hf)
+    wanted = hf.encode("low|" + JAPAN + "|[1]")
+    chat = Chat(make().engine, ours, template=given)
+    assert list(chat.ask(JAPAN).tokens) == wanted
+    engine = qwen35.Engine(params, ours, slots=1, capacity=256)
+    question = [{"role": "user", "content": JAPAN}]
+    assert list(engine.submit(question, template=given).tokens) == wanted
+    [by_ids] = qwen35.generate(params, ours, wanted, max_new_tokens=3)
+    [said] = qwen35.generate(params, ours, question, max_new_tokens=3, template=given)
+    assert said.tokens == by_ids.tokens
+    with pytest.raises(ValueError, match="enable_thinking: a chat sets this itself"):
+        Chat(chat.engine, ours, template={"enable_thinking": True})
+    with pytest.raises(ValueError, match="prompt 0 is no messages"):
+        qwen35.generate(params, ours, "text", template=given)
+
+
+@pytest.mark.parametrize("text", [b"bytes", [1, 2], None, 5, "half \ud83d"])
+def test_what_is_no_text_is_refused_and_the_conversation_stays(make, text):
+    chat = make()
+    with pytest.raises(ValueError, match="message"):
+        chat.ask(text)
+    assert chat.messages == []
+
+
+def test_a_stop_text_cuts_the_answer_and_the_next_turn_goes_on(make, from_scratch):
+    """The cache then holds what was read: the next answer is the one from scratch."""
+    chat = make(thinking=False, sampling=qwen35.Sampling(stop=["Paris"]))
+    request, answer = say(chat, FRANCE)
+    assert answer == PARIS[: PARIS.index("Paris")] and request.finish_reason == "stop"
+    chat.sampling = qwen35.Sampling()
+    following, _ = say(chat, JAPAN)
+    assert tuple(following.new_tokens) == from_scratch(chat.messages[:-1], False)

@@ -59,7 +59,8 @@ def test_a_row_ends_at_its_end_token_its_stop_token_or_its_length(run, settings,
     assert len(row.new_tokens) == len(pieces) == count
     assert {piece.row for piece in pieces} == {7}
     assert [piece.token for piece in pieces] == row.new_tokens
-    assert "".join(piece.text for piece in pieces) == row.text == "abefgh"[:count]
+    shows = count - (reason == "stop")  # the token that ends it has no text
+    assert "".join(piece.text for piece in pieces) == row.text == "abefgh"[:shows]
     if row.done:
         assert row.completed(TIMINGS).tokens == tuple(row.new_tokens)
 
@@ -70,3 +71,57 @@ def test_a_character_that_is_cut_off_is_not_lost(run, last):
     row, pieces = run(b"a" + "水".encode()[:2], **last)
     assert row.done and row.text == "".join(piece.text for piece in pieces)
     assert row.text == "a\N{REPLACEMENT CHARACTER}"
+
+
+def shown(pieces):
+    return [piece.text for piece in pieces]
+
+
+@pytest.mark.parametrize(
+    ("content", "stop", "pieces"),
+    [
+        (b"ab\n\ncd", "\n\n", ["a", "b", "", ""]),
+        (b"ab\nc", ["\n\n"], ["a", "b", "", "\nc"]),  # it was not the start of one
+        (b"aab", ["ab"], ["", "a", ""]),
+        (b"xabcabd", ["abd"], ["x", "", "", "abc", "", "", ""]),
+        (b"one two", ["wo", "tw"], ["o", "n", "e", " ", "", ""]),
+        (b"abc", ["bcd", "c"], ["a", "", "b"]),  # the earliest that is whole
+        ("a水b".encode(), ["水"], ["a", "", "", ""]),
+    ],
+)
+def test_a_stop_text_ends_a_row_and_shows_nowhere(run, content, stop, pieces):
+    """It is held back while it may still become whole, as is whatever begins like one."""
+    row, found = run(content, stop=stop)
+    assert shown(found) == pieces and row.text == "".join(pieces)
+    text = content.decode()
+    places = [text.find(one) for one in ([stop] if isinstance(stop, str) else stop)]
+    whole = [place for place in places if place >= 0]
+    assert row.finish_reason == ("stop" if whole else None)
+    assert row.stopped_by_text == bool(whole)
+    assert row.text == text[: min(whole, default=None)]
+    assert bytes(row.new_tokens) == content[: len(found)]  # tokens keep what the text leaves out
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "text"),
+    [
+        ({"most": 3}, "length", "ab\n"),  # held back, and never completed
+        ({"then": [END]}, "stop", "ab\n"),
+        ({"stop": ["\n\n", ord("b")]}, "stop", "a"),  # a stop token does not show either
+    ],
+)
+def test_what_is_held_back_comes_when_a_row_ends_otherwise(run, settings, reason, text):
+    row, pieces = run(b"ab\n", **({"stop": ["\n\n"]} | settings))
+    assert (row.finish_reason, row.text, row.stopped_by_text) == (reason, text, False)
+    assert "".join(shown(pieces)) == text
+
+
+def test_a_cancelled_row_gives_out_what_it_held(run):
+    row, _ = run(b"ab\n", stop=["\n\n"])
+    assert row.text == "ab" and row.finish() == "\n" and row.text == "ab\n"
+
+
+@pytest.mark.parametrize("stop", ["", ["a", ""], [1.5], [True], [-1], [None], 2.5, None])
+def test_a_stop_is_a_token_or_a_text(stop):
+    with pytest.raises(ValueError, match="stop must be token ids and texts"):
+        Sampling(stop=stop)

@@ -425,7 +425,7 @@ def test_one_setting_gives_each_row_draws_of_its_own(load, letters):
         ({"logit_bias": {3: math.inf}}, ["logit_bias", "inf"]),
         ({"logit_bias": {-3: 1.0}}, ["logit_bias", "-3"]),
         ({"banned": [-1]}, ["banned", "-1"]),
-        ({"stop": ["."]}, ["stop", "token ids"]),
+        ({"stop": [2.5]}, ["stop", "token ids"]),
         ({"logprobs": -1}, ["logprobs", "-1"]),
     ],
 )
