@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 import qwen35
 from qwen35.files.conversion import convert
+from qwen35.forms import dense
 from qwen35.sharding.mesh import Mesh
 
 HERE = Path(__file__).parent
@@ -156,6 +157,30 @@ def test_a_converted_rank_equals_a_loaded_one(dtype, small, tmp_path):
             pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True
         ):
             assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_quantised_rank_files_are_what_loading_quantises(kind, small, tmp_path):
+    """And the ranks' shares together are what the whole becomes."""
+    made = {"weights": kind, "head": kind}
+    convert(small, tmp_path, 2, dtype="float32", **made)
+    shares = []
+    for rank in range(2):
+        expected = qwen35.load(small, dtype="float32", runtime=runtime(2, rank), **made)
+        actual = qwen35.load(tmp_path, dtype="float32", runtime=runtime(2, rank))
+        for ours, theirs in zip(
+            pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True
+        ):
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours.float(), theirs.float())
+        assert actual.layers[0].down.kind == kind
+        shares.append(dense(actual.layers[0].down))
+        plain = qwen35.load(tmp_path, dtype="float32", runtime=runtime(2, rank), weights="dense")
+        assert torch.equal(plain.layers[0].down, shares[-1])
+    whole = qwen35.load(small, dtype="float32", **made).layers[0].down
+    assert torch.equal(torch.cat(shares), dense(whole))
+    with pytest.raises(qwen35.CheckpointError, match="made for weights"):
+        convert(small, tmp_path, 2, dtype="float32")
 
 
 def test_another_tp_dtype_config_or_rank_is_refused_by_name(converted):

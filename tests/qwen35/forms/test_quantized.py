@@ -176,15 +176,22 @@ def test_products_are_those_of_the_dequantised_matrix(form, rows, device):
         assert (product - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("device", ["cpu", "xla"])
-def test_a_quantised_model_says_what_the_dense_one_says(device):
-    """KL at most 1e-3 at every token of text that the demo knows; the same of a loaded copy."""
+# Mean KL that rounding alone gives on the demo, twice.
+LIMITS = {"int8": 1e-3, "fp8": 1.5e-2, "int4": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "device"), [("int8", "cpu"), ("fp8", "cpu"), ("int4", "cpu"), ("int8", "xla")]
+)
+def test_a_quantised_model_says_what_the_dense_one_says(kind, device):
+    """On text that the demo knows; the same of a copy on another device."""
     demo = Path(__file__).parents[3] / "demo"
     dense = qwen35.load(demo, device=device)
-    params = qwen35.load(demo, device=device, weights="int8", head="int8")
+    params = qwen35.load(demo, device=device, weights=kind, head=kind)
     assert isinstance(params.head, QuantizedWeight) and params.dtype == dense.dtype
     layer = params.layers[0]
     assert isinstance(layer.in_proj.parts[0], QuantizedWeight)
+    assert layer.in_proj.parts[0].kind == kind
     assert layer.in_proj.parts[1].shape[1] == 2 * len(layer.a_log)
     assert layer.in_proj.shape == dense.layers[0].in_proj.shape
     assert isinstance(layer.input_norm, torch.Tensor)
@@ -195,7 +202,7 @@ def test_a_quantised_model_says_what_the_dense_one_says(device):
         hidden, _ = qwen35.forward(tree, qwen35.init_state(tree, 1, 64), tokens)
         results.append(qwen35.device_put(qwen35.logits(tree, hidden), "cpu").log_softmax(-1))
     exact, ours = results
-    assert (exact.exp() * (exact - ours)).sum(-1).mean() <= 1e-3
+    assert (exact.exp() * (exact - ours)).sum(-1).mean() <= LIMITS[kind]
     moved = qwen35.device_put(params, "cpu" if device == "xla" else "xla")
     assert torch.equal(
         forms.dense(qwen35.device_put(moved.head, "cpu")),
