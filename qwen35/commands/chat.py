@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .options import add_sampling, add_shared, positive, sampling_from
+from .options import add_sampling, add_shared, positive, sampling_from, template_from
 
 if TYPE_CHECKING:
     from ..generation.chat import Chat
@@ -46,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `qwen35 chat`."""
     option = parser.add_argument
     add_shared(parser, "model", required=True)
-    add_shared(parser, "system", "thinking")
+    add_shared(parser, "system", "thinking", "template_arg", "reasoning_effort")
     option("--thinking-tokens", type=positive, metavar="N", help="close a thought of N tokens")
     add_shared(parser, "max_new_tokens", default=1024)
     add_shared(parser, "capacity")
@@ -110,6 +111,7 @@ def _chat(options: argparse.Namespace, ranks: Launch, sampling: Sampling) -> Non
             system=options.system,
             thinking=options.thinking,
             thinking_tokens=options.thinking_tokens,
+            template=template_from(options),
             sampling=sampling,
             max_new_tokens=options.max_new_tokens,
         )
@@ -125,15 +127,23 @@ def _converse(chat: Chat) -> None:
     for line in _lines():
         try:
             _handle(chat, line, images)
-        except (ValueError, OSError) as error:
-            _note(f"error: {error}")
         except EOFError:
             return
+        except (ValueError, OSError) as error:
+            _note(f"error: {error}")
+        except Exception as error:
+            # A conversation is worth more than a line that failed, unless processes that were to
+            # do the same have parted over it.
+            if chat.engine.batch.params.runtime.mesh is not None:
+                raise
+            _note(f"error: {type(error).__name__}: {error}")
 
 
 def _handle(chat: Chat, line: str, images: list[Mapping[str, Any]]) -> None:
     command, _, rest = line.partition(" ")
     rest = rest.strip()
+    if command in ("/image", "/save", "/load"):
+        rest = _path(rest)
     if not command.startswith("/"):
         shown, images[:] = list(images), []
         _answer(chat, chat.ask(line, shown))
@@ -157,6 +167,13 @@ def _handle(chat: Chat, line: str, images: list[Mapping[str, Any]]) -> None:
         raise EOFError
     else:
         sys.stderr.write(_COMMANDS)
+
+
+def _path(text: str) -> str:
+    """Returns a path as a shell would: without the quotes around it, and with a home for ~."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    return os.path.expanduser(text)
 
 
 def _answer(chat: Chat, request: Request) -> None:
@@ -207,9 +224,12 @@ def _lines() -> Iterator[str]:
         _note("/help lists commands")
     while True:
         try:
-            line = input("> ") if interactive else sys.stdin.readline()
+            line = input("> ") if interactive else _read_line()
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            _note(f"error: the line is not UTF-8 text ({error})")
+            continue
         except KeyboardInterrupt:
             _note("\nCtrl-D or /exit ends")
             continue
@@ -217,6 +237,12 @@ def _lines() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
+
+
+def _read_line() -> str:
+    """Reads a line of what is no terminal; one that is not UTF-8 does not spoil the next."""
+    source = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.readline() if source is None else source.readline().decode("utf-8")
 
 
 def _note(text: str) -> None:

@@ -159,8 +159,7 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     option("--num-fewshot", type=int, metavar="N", help="examples before each question; default: "
            "the task's")  # fmt: skip
     option("--limit", type=positive, metavar="N", help="only the first documents of each task")
-    option("--chat", action="store_true", help="put questions through the chat template")
-    add_shared(parser, "thinking", "system")
+    add_shared(parser, "chat", "thinking", "system")
     option("--max-length", type=positive, metavar="N", help="tokens; default: the model's limit")
     option("--samples", action="store_true", help="keep requests and responses in the JSON")
     add_shared(parser, "batch", default=8)

@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .options import add_sampling, add_shared, sampling_from
+from .options import add_sampling, add_shared, sampling_from, template_from
 
 if TYPE_CHECKING:
     from ..generation.results import Completion, Timings
@@ -24,7 +24,11 @@ Continue a prompt. Text streams to standard output as it is made.
   echo "Once upon a time" | qwen35 generate --model DIR --prompt - --temperature 0.8 --seed 1
   qwen35 generate --model DIR --prompt "..." --json > result.json
 
-With pictures, the prompt is a message to which the model answers, in the checkpoint's chat format:
+As a message to which the model answers, in the checkpoint's chat format:
+
+  qwen35 generate --model DIR --chat --prompt "Why is the sky blue?" --reasoning-effort low
+
+With pictures, the prompt is always such a message:
 
   qwen35 generate --model DIR --image a.png --image b.jpg --prompt "What differs?"
   qwen35 generate --model DIR --video clip.mp4 --prompt "What happens?" --no-thinking
@@ -50,7 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help=f"show the model this {kind}, before the prompt; may be repeated{needs}",
         )
-    add_shared(parser, "thinking", "max_new_tokens")
+    add_shared(
+        parser, "chat", "system", "thinking", "template_arg", "reasoning_effort", "max_new_tokens"
+    )
     add_shared(parser, "dtype", "weights", "head", "device", "check_finite", "json")
     add_shared(parser, "tp", default=1)
     add_shared(parser, "timeout")
@@ -62,13 +68,11 @@ def run(options: argparse.Namespace) -> int:
     from ..generation.sampling import Sampling
     from .launch import launch
 
-    pictures = bool(options.image or options.video)
-    if not options.thinking and not pictures:
-        raise ValueError("--no-thinking is for pictures: a prompt alone is continued as it is")
+    template = _template(options)
     sampling = sampling_from(options, Sampling())
-    prompt = _read_prompt(options.prompt, alone=not pictures)
+    prompt = _read_prompt(options.prompt, alone=not (options.image or options.video))
     with launch(options, options.device) as ranks:
-        tokenizer, seen = _prepare(ranks, options, prompt)
+        tokenizer, seen = _prepare(ranks, options, prompt, template)
         completion = _generate(ranks, options, sampling, tokenizer, seen)
         if options.json:
             result = {
@@ -88,8 +92,29 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _template(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Returns the chat template's variables where the prompt is a message, else None.
+
+    Raises:
+        ValueError: it is continued as it is, and there are options for messages.
+    """
+    template = template_from(options)
+    if not options.thinking:
+        template = {"enable_thinking": False} | template
+    if options.chat or options.image or options.video:
+        return template
+    for name, given in (
+        ("--no-thinking", not options.thinking),
+        ("--system", options.system is not None),
+        ("--template-arg and --reasoning-effort", bool(template)),
+    ):
+        if given:
+            raise ValueError(f"{name} is for messages: give --chat to have the prompt answered")
+    return None
+
+
 def _prepare(
-    ranks: Launch, options: argparse.Namespace, prompt: str
+    ranks: Launch, options: argparse.Namespace, prompt: str, template: dict[str, Any] | None
 ) -> tuple[Tokenizer | Processor, str | Prompt]:
     """Reads all but the weights, which a bad picture needs not wait for: tokenizer and prompt."""
     from ..model.config import Config
@@ -101,10 +126,12 @@ def _prepare(
     kind = Processor if pictures else Tokenizer
     tokenizer = ranks.on_all_ranks(kind.from_pretrained, options.model)
     seen = prompt
-    if pictures:
-        message = user_message(prompt, options.image, options.video)
-        template = {} if options.thinking else {"enable_thinking": False}
-        seen = ranks.on_all_ranks(tokenizer, [message], **template)
+    if template is not None:
+        messages = [user_message(prompt, options.image, options.video)]
+        if options.system:
+            messages.insert(0, {"role": "system", "content": options.system})
+        answer = tokenizer if pictures else tokenizer.render
+        seen = ranks.on_all_ranks(answer, messages, **template)
     if ranks.processes > 1:
         config = ranks.on_all_ranks(Config.from_pretrained, options.model)
         own = ("run", "model", "prompt", "device")  # may differ from rank to rank

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +98,25 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "the most tokens to write after a prompt; default: %(default)s",
     },
+    "chat": {
+        "action": "store_true",
+        "help": "put the prompt, or a task's questions, through the checkpoint's chat template",
+    },
     "system": {"metavar": "TEXT", "help": "the system prompt"},
     "thinking": {
         "flag": "--no-thinking",
         "action": "store_false",
         "help": "answer without thinking first, where the chat format lets one choose",
+    },
+    "template_arg": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=VALUE",
+        "help": "a variable of the chat template, its value JSON or else a text; may be repeated",
+    },
+    "reasoning_effort": {
+        "metavar": "LEVEL",
+        "help": "short for --template-arg reasoning_effort=LEVEL, where the template knows it",
     },
     "seed": {
         "type": int,
@@ -148,7 +163,35 @@ _SAMPLING: dict[str, dict[str, Any]] = {
         "metavar": "X",
         "help": "subtract X for each time that a token was written",
     },
+    "stop": {
+        "action": "append",
+        "metavar": "TEXT",
+        "help": "end where this text is written, and leave it out; may be repeated",
+    },
 }
+
+
+def template_from(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the variables of the chat template that --template-arg, --reasoning-effort name.
+
+    Raises:
+        ValueError: one has no name, or is named twice.
+    """
+    template: dict[str, Any] = {}
+    given = list(options.template_arg)
+    if options.reasoning_effort is not None:
+        given.append(f"reasoning_effort={json.dumps(options.reasoning_effort)}")
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--template-arg must be NAME=VALUE, not {text!r}")
+        if name in template:
+            raise ValueError(f"--template-arg {name} is given twice")
+        try:
+            template[name] = json.loads(value)
+        except ValueError:
+            template[name] = value
+    return template
 
 
 def add_shared(parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:

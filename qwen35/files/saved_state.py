@@ -106,7 +106,10 @@ def write_state(
     header = {"format": _FORMAT, "model": fingerprint(params), "sha256": _checksum(tensors)}
     header["metadata"] = json.dumps(dict(metadata or {}))
     with aside.replaced(Path(path)) as file:
-        save_file(tensors, file, metadata=header)
+        try:
+            save_file(tensors, file, metadata=header)
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(f"{path}: it can't be written ({error})") from None
 
 
 def load_state(path: str | Path, params: Params, capacity: int | None = None) -> SavedState:

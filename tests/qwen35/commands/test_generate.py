@@ -1,17 +1,21 @@
-"""`qwen35 generate --image … --video …` as a process, on one device and on four."""
+"""`qwen35 generate`: messages; pictures as a process, on one device and on four."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
+import qwen35
 from qwen35.commands import cli
 
+DEMO = Path(__file__).resolve().parents[3] / "demo"
 PROMPT = "What is in them?"
 STEPS = 32
 
@@ -138,3 +142,39 @@ def test_a_place_without_a_picture_is_one_line(multimodal, capfd):
     assert out == ""
     assert "qwen35: error: prompt 0 has 1 places for images or videos" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("options", "template"),
+    [
+        (["--chat"], {}),
+        (["--chat", "--no-thinking"], {"enable_thinking": False}),
+        (["--chat", "--template-arg", "enable_thinking=false"], {"enable_thinking": False}),
+        (
+            ["--chat", "--reasoning-effort", "low", "--template-arg", 'more={"a": [1]}'],
+            {"reasoning_effort": "low", "more": {"a": [1]}},
+        ),
+        (["--chat", "--template-arg", "reasoning_effort=x-high"], {"reasoning_effort": "x-high"}),
+        (["--chat", "--stop", "Tok", "--no-thinking"], {"enable_thinking": False}),
+    ],
+)
+def test_a_message_is_answered_as_transformers_renders_it(tmp_path, capsys, options, template):
+    """With a template that shows what reaches it, in front of the chat."""
+    for file in DEMO.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    template_file = tmp_path / "chat_template.jinja"
+    source = template_file.read_text()
+    template_file.unlink()
+    template_file.write_text("{{ reasoning_effort }}{{ more | default(0) | tojson }}" + source)
+    question, system = "What is the capital of Japan?", "You are brief."
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    ids = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False, **template
+    )
+    params, tokenizer = qwen35.load(tmp_path), qwen35.Tokenizer.from_pretrained(tmp_path)
+    [wanted] = qwen35.generate(params, tokenizer, ids, max_new_tokens=24)
+    text, stop = wanted.text, "Tok" if "--stop" in options else "\0"
+    arguments = ["--model", str(tmp_path), "--device", "cpu", "--prompt", question]
+    arguments += ["--system", system, "--max-new-tokens", "24", *options]
+    assert cli.main(["generate", *arguments]) == 0
+    assert capsys.readouterr().out == text.partition(stop)[0] + "\n"

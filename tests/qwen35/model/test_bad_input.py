@@ -310,7 +310,12 @@ def test_command_on_a_damaged_directory(capsys, model, damage, words):
         (["--prompt", "a", "--seed", "-1"], ["-1"]),
         (["--prompt", "a", "--dtype", "int8"], ["int8"]),
         (["--prompt", "a", "--device", "gpu"], ["gpu"]),
-        (["--prompt", "a", "--no-thinking"], ["--no-thinking is for pictures"]),
+        (["--prompt", "a", "--no-thinking"], ["--no-thinking is for messages"]),
+        (["--prompt", "a", "--system", "b"], ["--system is for messages"]),
+        (["--prompt", "a", "--reasoning-effort", "low"], ["--reasoning-effort is for messages"]),
+        (["--prompt", "a", "--chat", "--template-arg", "b"], ["must be NAME=VALUE, not 'b'"]),
+        (["--prompt", "caf\udce9"], ["'\\udce9' at character 3", "not UTF-8"]),
+        (["--prompt", "a", "--stop", ""], ["stop", "texts that are not empty"]),
         ([], ["--prompt"]),
     ],
 )
