@@ -211,8 +211,11 @@ class Module:
         return dict(Counter(pattern.search(i.attributes).group(1) for i in calls))
 
     def bytes_read(self, parameter: Instruction) -> int:
-        """Counts the bytes of an argument that a run has to read: all, or the gathered rows."""
+        """Counts the bytes of an argument that a run has to read: all, or the gathered rows, or
+        nothing where rows of it are replaced and it then is a result."""
         readers = self.readers(parameter)
+        if readers and all(_is_replaced(self, parameter, reader) for reader in readers):
+            return 0
         if readers and all(_is_lookup(self, parameter, reader) for reader in readers):
             return sum(reader.bytes for reader in readers)
         return parameter.bytes if readers else 0
@@ -269,6 +272,14 @@ def _is_lookup(module: Module, parameter: Instruction, reader: Instruction) -> b
     if reader.opcode != "gather":
         return False
     return module._origin(reader.operands[0]) == parameter.name
+
+
+def _is_replaced(module: Module, parameter: Instruction, reader: Instruction) -> bool:
+    """Whether `reader` puts rows into the parameter, and what comes of it is only a result."""
+    if reader.opcode != "scatter" or module._origin(reader.operands[0]) != parameter.name:
+        return False
+    through = [user.users if user.opcode == "transpose" else [user] for user in reader.users]
+    return all(user.opcode == "tuple" and user.root for users in through for user in users)
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -29,12 +29,13 @@ def settings() -> dict[str, list[Sampling]]:
         "short beside greedy": [
             Sampling(1.1, seed=row, top_k=40, min_p=0.02) if row % 2 else Sampling() for row in rows
         ],
+        # Hot enough that a rank which kept more than it should would draw that.
         "any": [
             Sampling(
-                *(0.9, row),
-                top_k=[0, 70, 100][row % 3],
-                top_p=[1, 0.8][row % 2],
-                min_p=row / 100,
+                *(5.0, row),
+                top_k=[0, 3, 100][row % 3],
+                top_p=[1, 0.3][row % 2],
+                min_p=row / 400,
             )
             for row in rows
         ],

@@ -91,6 +91,9 @@ def test_what_a_step_sends(tp):
         row = described["graphs"][f"prefill_{chunk}"]
         assert row["tokens"] == chunk and row["collectives"] == reduces
     assert row["flops"] > 1.5 * described["graphs"]["prefill_32"]["flops"]
+    # A row that is put into a slot is read, the slots are not.
+    put, take = (described["graphs"][name]["bytes_read"] for name in ("put", "take"))
+    assert take <= put <= take + 100
     text = render_engine(described)
     assert re.search(r"\| prefill_64 +\| +1 \| +64 \|", text)
     assert "| greedy" in text and "6 (6 with the gather)" in text
