@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..files.checkpoint import load
 from ..generation import steps
 from ..generation.engine import Engine
 from ..generation.engine_settings import PREFILL_CHUNK
@@ -19,8 +18,9 @@ from ..model.params import Params
 from ..prompts.tokenizer import Tokenizer
 from ..xla.devices import device_put, wait_for_device
 from .statistics import median, poisson_arrivals, quantile, ratio
+from .text import load_text, start_device
 
-_TURN = 8  # steps
+TURN = 8  # steps
 _PREFILLS = (PREFILL_CHUNK, 4 * PREFILL_CHUNK)  # tokens; which is the best depends on the machine
 
 
@@ -45,6 +45,7 @@ def measure_slots(
     slots: Sequence[int],
     prompt: int,
     steps: int,
+    tp: int = 1,
     weights: str | None = None,
     head: str | None = None,
 ) -> SlotRates:
@@ -58,13 +59,13 @@ def measure_slots(
         slots: of the engines; speed-ups are over the first.
         prompt: tokens of each request's.
         steps: that are timed.
-        weights, head: as for `load`.
+        tp, weights, head: as for `load_endless`.
     """
-    params, tokenizer = _load(model, weights, head)
-    engines = [_busy_engine(params, tokenizer, count, prompt, steps) for count in slots]
+    params, tokenizer = load_endless(model, tp, weights, head)
+    engines = [busy_engine(params, tokenizer, count, prompt, steps) for count in slots]
     turns = []
-    for start in range(0, steps, _TURN):
-        turns.append([_rate(engine, min(_TURN, steps - start)) for engine in engines])
+    for start in range(0, steps, TURN):
+        turns.append([_rate(engine, min(TURN, steps - start)) for engine in engines])
     return SlotRates(
         tuple(
             SlotRate(
@@ -77,7 +78,7 @@ def measure_slots(
     )
 
 
-def _busy_engine(
+def busy_engine(
     params: Params, tokenizer: Tokenizer, slots: int, prompt: int, steps: int
 ) -> Engine:
     """Makes an engine with a request in every slot, each with all timed steps before it."""
@@ -152,6 +153,7 @@ def measure_arrivals(
     new_tokens: int,
     shares: Sequence[float],
     seed: int,
+    tp: int = 1,
     weights: str | None = None,
     head: str | None = None,
 ) -> Arrivals:
@@ -167,9 +169,9 @@ def measure_arrivals(
         prompt, new_tokens: the most tokens of each, drawn from a quarter of it up.
         shares: of the most requests per second.
         seed: of lengths and arrivals.
-        weights, head: as for `load`.
+        tp, weights, head: as for `load_endless`.
     """
-    params, tokenizer = _load(model, weights, head)
+    params, tokenizer = load_endless(model, tp, weights, head)
     source = random.Random(seed)
 
     def drawn(most: int) -> int:
@@ -201,7 +203,7 @@ def _rates(params: Params, tokenizer: Tokenizer, slots: int) -> tuple[float, flo
     """Measures prompt tokens per second of the best prefill step, and tokens per second while all
     slots are busy."""
     prefill = max(_prefill_rate(params, tokens) for tokens in _PREFILLS)
-    return prefill, _rate(_busy_engine(params, tokenizer, slots, 32, _TURN), _TURN)
+    return prefill, _rate(busy_engine(params, tokenizer, slots, 32, TURN), TURN)
 
 
 def _prefill_rate(params: Params, tokens: int) -> float:
@@ -244,6 +246,7 @@ def measure_prefix(
     prefix: int,
     suffix: int,
     repeats: int,
+    tp: int = 1,
     weights: str | None = None,
     head: str | None = None,
 ) -> PrefixTimes:
@@ -253,9 +256,9 @@ def measure_prefix(
         model: a checkpoint directory.
         prefix, suffix: tokens that prompts share, and that follow.
         repeats: prefixes that are timed.
-        weights, head: as for `load`.
+        tp, weights, head: as for `load_endless`.
     """
-    params, tokenizer = _load(model, weights, head)
+    params, tokenizer = load_endless(model, tp, weights, head)
     capacity = prefix + suffix + 1
     without = Engine(params, tokenizer, slots=1, capacity=capacity, cache_bytes=0)
     engine = Engine(params, tokenizer, slots=1, capacity=capacity)
@@ -338,13 +341,18 @@ def _raise_errors(requests: list[Request]) -> None:
             raise request.error
 
 
-def _load(directory: str, weights: str | None, head: str | None) -> tuple[Params, Tokenizer]:
-    """Loads parameters onto the device and the tokenizer, both without end tokens: how much there
-    is to do must not depend on what the model writes."""
-    made = {"weights": weights, "head": head}
-    params = load(
-        directory, dtype="float32", device="xla", check_finite=False, vision=False, **made
-    )
+def load_endless(
+    directory: str, tp: int = 1, weights: str | None = None, head: str | None = None
+) -> tuple[Params, Tokenizer]:
+    """Loads parameters and the tokenizer, both without end tokens: how much there is to do must not
+    depend on what the model writes.
+
+    Args:
+        directory: a checkpoint.
+        tp: ranks, on virtual devices.
+        weights, head: as for `load`.
+    """
+    params = load_text(directory, start_device(tp), {"weights": weights, "head": head})
     config = dataclasses.replace(params.config, eos_token_id=None)
     hf = Tokenizer.from_pretrained(directory).hf
     return dataclasses.replace(params, config=config), Tokenizer(hf)

@@ -6,9 +6,10 @@ from typing import Any
 
 from ..reports.page import Plots
 from ..reports.tables import gigabytes, markdown_table, milliseconds, times
+from .host import HostWork
 from .records import medians, to_plain
 from .serving import Arrivals, SlotRates
-from .statistics import spread
+from .statistics import median, spread
 from .text import DecodeMemory, TextRun
 
 
@@ -29,6 +30,23 @@ def throughput(slots: list[SlotRates], arrivals: list[Arrivals]) -> dict[str, An
     ideal = to_plain(medians(arrivals))
     del ideal["loads"]
     return {"slots": rows, "arrivals": loads, "ideal": ideal}
+
+
+def host(rounds: dict[int, list[HostWork]]) -> list[dict[str, Any]]:
+    """Returns a row for each number of ranks, one device's first; `over_one` is the host's work
+    over one device's, of rounds that followed each other.
+
+    Args:
+        rounds: the records of all rounds, by ranks.
+    """
+    rows = []
+    for ranks, records in rounds.items():
+        pairs = zip(records, rounds[1], strict=True)
+        over_one = median(record.work / one.work for record, one in pairs)
+        works = [record.work for record in records]
+        row = {"tp": ranks, "spread": spread(works), "over_one": over_one}
+        rows.append(to_plain(medians(records)) | row)
+    return rows
 
 
 def memory(ours: DecodeMemory, theirs: list[TextRun]) -> dict[str, Any]:
@@ -96,6 +114,33 @@ def render_prefix(part: dict[str, float], prefix: int, suffix: int) -> str:
     ]
     title = f"TTFT, {prefix:,} + {suffix:,} tokens"
     return "\n".join(["## Prefix cache", "", markdown_table((title, "time", "speed-up"), rows)])
+
+
+def render_host(part: list[dict[str, Any]]) -> str:
+    """Renders a Markdown section."""
+    rows = [
+        (
+            f"{row['tp']}",
+            milliseconds(row["work"]),
+            f"{row['spread']:.0%}",
+            times(row["over_one"]),
+            milliseconds(row["seconds"]),
+            times(row["ahead"]),
+        )
+        for row in part
+    ]
+    head = ("tp", "host's work", "spread", "over tp 1", "step", "read first")
+    return "\n".join(
+        [
+            "## The host's part of an engine's step",
+            "",
+            markdown_table(head, rows),
+            "",
+            "The host's work is processor time of the thread that steps the engine. The last "
+            "column is how many times as long a step takes that reads its tokens before it decodes "
+            "them; engines start to decode first.",
+        ]
+    )
 
 
 def render_memory(part: dict[str, Any]) -> str:

@@ -13,9 +13,12 @@ import torch
 
 from ..checks.values import integer
 from ..model.config import Config
+from ..model.declarations import axis_sizes
 from ..reports.page import Plots
+from ..sharding import layout
+from ..sharding.mesh import Mesh
 from ..version import __version__
-from . import images, images_report, machine, serving, serving_report, text, text_report
+from . import host, images, images_report, machine, serving, serving_report, text, text_report
 from .processes import Job, alternate
 from .records import medians, to_plain
 
@@ -24,10 +27,13 @@ PARTS = {
     "tpot": "time per output token over contexts and batches",
     "throughput": "the engine: tokens per second over slots, and under random arrivals",
     "prefix": "what the engine's prefix cache saves",
+    "host": "what an engine's step costs the host, and what starting it ahead gains",
     "memory": "memory of a process that decodes",
     "compile": "compilation of models of many narrow layers, and what a decode step costs the host",
     "images": "the vision tower, an image prompt's first token, memory, compilation",
 }
+_PROMPT = 32  # tokens, of requests that keep slots busy
+ONE_DEVICE = frozenset(("memory", "compile", "images"))  # parts that take no ranks
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Settings:
 
     Attributes:
         parts: keys of `PARTS`.
+        tp: ranks that the model is split over, on virtual devices.
         reference: measure transformers too.
         rounds, threads: see `alternate`.
         lengths: of prompts.
@@ -55,6 +62,7 @@ class Settings:
     """
 
     parts: tuple[str, ...]
+    tp: int = 1
     reference: bool = True
     rounds: int = 3
     threads: int = 2
@@ -123,7 +131,7 @@ def measure(
     return {
         "model": name,
         "dtype": "float32",
-        "device": "xla:cpu",
+        "device": "xla:cpu" if settings.tp == 1 else f"xla:cpu, {settings.tp} virtual devices",
         "versions": _versions(settings.reference),
         "machine": rates | {"processor": _processor(), "threads": settings.threads},
         "settings": dataclasses.asdict(settings),
@@ -136,11 +144,15 @@ def check(config: Config, settings: Settings) -> None:
     """Refuses what would fail after minutes of other measurements.
 
     Raises:
-        ValueError: an unknown part, or one that the model can't do.
+        ValueError: an unknown part, or one that the model or its ranks can't do.
     """
     unknown = [part for part in settings.parts if part not in PARTS]
     if unknown or not settings.parts:
         raise ValueError(f"parts are {', '.join(PARTS)}; not {', '.join(unknown) or 'none'}")
+    layout.check_split(axis_sizes(config.text_only()), Mesh(tp=settings.tp))
+    single = [part for part in settings.parts if part in ONE_DEVICE]
+    if settings.tp > 1 and single:
+        raise ValueError(f"{', '.join(single)}: measured on one device only, not at --tp")
     if "images" in settings.parts and config.vision is None:
         raise ValueError("images: the checkpoint has no vision tower")
     limit = config.max_position_embeddings
@@ -149,6 +161,7 @@ def check(config: Config, settings: Settings) -> None:
         "tpot": max(settings.contexts) + settings.steps + 1,
         "throughput": sum(settings.request_tokens),
         "prefix": sum(settings.prefix_tokens) + 1,
+        "host": _PROMPT + settings.steps,
         "memory": max(settings.lengths) + settings.steps,
     }
     for part, tokens in longest.items():
@@ -168,9 +181,11 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         "steps": settings.steps,
     }
     made = {"weights": settings.weights, "head": settings.head}
+    split = made | {"tp": settings.tp}
+    busy = {"model": model, "prompt": _PROMPT, "steps": settings.steps}
     jobs = {"machine": Job(machine.measure_rates, {})}
     if "ttft" in parts or "tpot" in parts:
-        jobs["text"] = Job(text.measure_ours, texts | made)
+        jobs["text"] = Job(text.measure_ours, texts | split)
         jobs["text, transformers"] = Job(text.measure_reference, texts)
     if "images" in parts:
         pictures = {"model": model, "sides": settings.sides, "repeats": 2}
@@ -191,9 +206,8 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         layers = {"layers": settings.layers}
         jobs["compile"] = Job(text.measure_compilation, layers, once=True)
     if "throughput" in parts:
-        busy = {"model": model, "slots": settings.slots, "prompt": 32, "steps": settings.steps}
         prompt, new_tokens = settings.request_tokens
-        jobs["slots"] = Job(serving.measure_slots, busy | made)
+        jobs["slots"] = Job(serving.measure_slots, busy | split | {"slots": settings.slots})
         jobs["arrivals"] = Job(
             serving.measure_arrivals,
             {
@@ -204,17 +218,26 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
                 "new_tokens": new_tokens,
                 "shares": settings.loads,
                 "seed": settings.seed,
-                **made,
+                **split,
             },
             once=True,
         )
     if "prefix" in parts:
         shared, rest = settings.prefix_tokens
         same = {"model": model, "prefix": shared, "suffix": rest, "repeats": 1}
-        jobs["prefix"] = Job(serving.measure_prefix, same | made)
+        jobs["prefix"] = Job(serving.measure_prefix, same | split)
+    if "host" in parts:
+        most = {"slots": max(settings.slots)}
+        for name, ranks in _host_jobs(settings).items():
+            jobs[name] = Job(host.measure_host, busy | made | most | {"tp": ranks})
     if not settings.reference:
         jobs = {name: job for name, job in jobs.items() if "transformers" not in name}
     return jobs
+
+
+def _host_jobs(settings: Settings) -> dict[str, int]:
+    """Names the jobs of the part `host`: one device, and the ranks in turn with it."""
+    return {"host": 1} | ({"host, ranks": settings.tp} if settings.tp > 1 else {})
 
 
 def _parts(settings: Settings, runs: dict[str, list[Any]]) -> dict[str, Any]:
@@ -229,6 +252,9 @@ def _parts(settings: Settings, runs: dict[str, list[Any]]) -> dict[str, Any]:
         parts["throughput"] = serving_report.throughput(runs["slots"], runs["arrivals"])
     if "prefix" in settings.parts:
         parts["prefix"] = to_plain(medians(runs["prefix"]))
+    if "host" in settings.parts:
+        rounds = {ranks: runs[name] for name, ranks in _host_jobs(settings).items()}
+        parts["host"] = serving_report.host(rounds)
     if "memory" in settings.parts:
         parts["memory"] = serving_report.memory(
             runs["memory"][0], runs.get("memory, transformers", [])
@@ -255,6 +281,11 @@ def render(result: dict[str, Any]) -> str:
         "the highest less the lowest of them, over the median. Ratios are transformers' time over "
         "this project's."
     ]
+    if settings["tp"] > 1:
+        sections.append(
+            f"This project's figures are of {settings['tp']} ranks on virtual devices, which share "
+            "these threads: they show what ranks cost, not what cores of their own would gain."
+        )
     if settings["weights"] or settings["head"]:
         sections.append(
             f"This project's text model was loaded with weights={settings['weights']!r} and "
@@ -268,6 +299,8 @@ def render(result: dict[str, Any]) -> str:
         sections.append(serving_report.render_throughput(parts["throughput"]))
     if "prefix" in parts:
         sections.append(serving_report.render_prefix(parts["prefix"], *settings["prefix_tokens"]))
+    if "host" in parts:
+        sections.append(serving_report.render_host(parts["host"]))
     if "memory" in parts:
         sections.append(serving_report.render_memory(parts["memory"]))
     if "compile" in parts:

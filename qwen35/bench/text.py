@@ -21,12 +21,13 @@ from ..generation.generate import PREFILL_CHUNK
 from ..graphs.summary import summarize
 from ..model.config import Config
 from ..model.decoder import decode, prefill
-from ..model.params import Params
+from ..model.params import Params, Runtime
 from ..model.presets import presets
 from ..model.state import State, init_state
-from ..xla.devices import device_put
+from ..model.state_shares import fetch_state, place_state
+from ..sharding.launch import join_ranks
+from ..xla.devices import device_put, run_pending_of, wait_for_device
 from ..xla.jit import jit
-from ..xla.trees import map_tensors
 from .machine import anonymous_memory, read_buffer, read_gbps, timed
 from .statistics import median
 
@@ -90,6 +91,7 @@ def measure_ours(
     lengths: Sequence[int],
     contexts: Sequence[Sequence[int]],
     steps: int,
+    tp: int = 1,
     weights: str | None = None,
     head: str | None = None,
 ) -> TextRun:
@@ -100,12 +102,13 @@ def measure_ours(
         lengths: of prompts.
         contexts: pairs of tokens before a decode step, and rows of it.
         steps: of decode that are timed.
+        tp: ranks, on virtual devices.
         weights, head: as for `load`.
     """
-    device_put(torch.zeros(1), "xla").cpu()  # starts the device
+    runtime = start_device(tp)
     start = time.perf_counter()
     made = {"weights": weights, "head": head}
-    params = _load(model, made)
+    params = load_text(model, runtime, made)
     loading = time.perf_counter() - start
     # In what is timed from here on torch only copies results. Its threads for that would wait for
     # more of it in a loop, on the cores that XLA computes on.
@@ -124,18 +127,14 @@ def measure_ours(
     return TextRun(loading, tuple(prefills), tuple(decodes), recompilations=again)
 
 
-def _load(model: str, made: dict[str, str | None]) -> Params:
-    """Loads the text model onto the device."""
-    return load(model, dtype="float32", device="xla", check_finite=False, vision=False, **made)
-
-
 def _time_prefill(step: Callable[..., Any], params: Params, length: int) -> tuple[PrefillTime, int]:
     """Times a compiled prefill; returns also how often it compiled after the first call."""
     tokens = torch.randint(0, params.config.vocab_size, (1, length))
 
     def fill() -> float:
         state = init_state(params, 1, length)
-        map_tensors(lambda t: t.cpu(), state)
+        run_pending_of(pytree.tree_leaves(state))
+        wait_for_device()
         return timed(lambda: _fill(step, params, state, tokens))
 
     first, known = fill(), step.compile_count
@@ -183,7 +182,7 @@ def _time_decode(
 def measure_reference(
     model: str, lengths: Sequence[int], contexts: Sequence[Sequence[int]], steps: int
 ) -> TextRun:
-    """Times transformers, eager; the arguments are those of `measure_ours`."""
+    """Times transformers, eager; the arguments are those of `measure_ours`, without ranks."""
     from transformers import AutoModelForCausalLM
 
     start = time.perf_counter()
@@ -257,9 +256,9 @@ def measure_memory(
     head: str | None = None,
 ) -> DecodeMemory:
     """Measures the memory of decoding `steps` tokens after the longest prompt of `lengths`."""
-    device_put(torch.zeros(1), "xla").cpu()
+    runtime = start_device()
     start = anonymous_memory()
-    params = _load(model, {"weights": weights, "head": head})
+    params = load_text(model, runtime, {"weights": weights, "head": head})
     step = jit(decode, donate=("state",))
     length = max(lengths)
     state = init_state(params, 1, length + steps)
@@ -354,10 +353,27 @@ def _fill(step, params: Params, state: State, tokens: torch.Tensor) -> State:
 
 def _state_after(params: Params, batch: int, context: int, capacity: int) -> State:
     """Makes a state after `context` tokens; random, since its values cost no time."""
-    empty = device_put(init_state(params, batch, capacity), "cpu")
-    state = map_tensors(lambda t: torch.rand(t.shape).to(t.dtype), empty)
-    position = torch.full((batch,), context, dtype=torch.int32)
-    return device_put(state._replace(position=position, rope_offset=position * 0), "xla")
+    empty = fetch_state(params, init_state(params, batch, capacity))
+    state = pytree.tree_map(lambda t: torch.rand(t.shape).to(t.dtype), empty)
+    position = torch.full_like(empty.position, context)
+    return place_state(params, state._replace(position=position, rope_offset=position * 0))
+
+
+def start_device(tp: int = 1) -> Runtime:
+    """Starts XLA's device, or one for each of tp ranks, and returns how parameters are placed."""
+    ranks = join_ranks(tp, "xla")
+    device_put(torch.zeros(1), "xla").cpu()
+    return Runtime(mesh=ranks.mesh, rank=ranks.rank)
+
+
+def load_text(model: str, runtime: Runtime, made: dict[str, str | None]) -> Params:
+    """Loads a checkpoint's text model in float32 onto the devices of `start_device`.
+
+    Args:
+        made: `weights` and `head`, as for `load`.
+    """
+    how: dict[str, Any] = {"device": "xla", "check_finite": False, "vision": False}
+    return load(model, dtype="float32", runtime=runtime, **how, **made)
 
 
 def _repeats(length: int) -> int:

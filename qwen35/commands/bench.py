@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..sharding.process import launched
 from .options import add_shared, config_from, positive
 from .output import make_output, write_output
 
@@ -27,12 +28,18 @@ Parts:
   tpot        time per output token over contexts, and over rows of a batch
   throughput  the engine: tokens per second over slots; requests that arrive at random (Poisson)
   prefix      time to first token with the prefix cache, and without
+  host        what an engine's step costs the host, and what starting it ahead gains
   memory      of a process that decodes
   compile     models of many narrow layers: time to compile them, the host's time for a step
   images      vision tower, first token of an image prompt, memory, compile time by size
 
 Everything at once takes most of an hour on two cores: choose parts, or fewer --rounds. A machine
 that does something else meanwhile gives figures that mean little; look at the spread.
+
+--tp N splits this project's model over N ranks, on virtual devices of XLA:CPU that share the
+threads: what ranks cost, not what they gain. memory, compile and images are of one device.
+
+  qwen35 bench host --tp 4 --alone              the host's work at tp 4, over that at tp 1
 
 On Trainium --device neuron runs another protocol in place of the parts, the one that published
 figures of other ports follow: 128 tokens of prompt, batch 1, bfloat16, medians. It takes --model or
@@ -89,20 +96,24 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError("--weights and --head are for parts: --device neuron has none")
         _bench_neuron(options)
     else:
-        if options.tp > 1:
-            raise ValueError("--tp is for --device neuron: elsewhere one device is measured")
+        if launched():
+            raise ValueError(
+                "measurements start processes of their own: under torchrun there is only --device "
+                "neuron; elsewhere --tp takes virtual devices"
+            )
         _bench_parts(options)
     return 0
 
 
 def _bench_parts(options: argparse.Namespace) -> None:
     from ..bench.checkpoints import random_checkpoint
-    from ..bench.suite import PARTS, Settings, check, measure, plots, render
+    from ..bench.suite import ONE_DEVICE, PARTS, Settings, check, measure, plots, render
 
     config = config_from(options)
     parts = tuple(options.parts)
     if not parts:
-        parts = tuple(part for part in PARTS if part != "images" or config.vision is not None)
+        left_out = ONE_DEVICE if options.tp > 1 else set() if config.vision else {"images"}
+        parts = tuple(part for part in PARTS if part not in left_out)
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(options).items()

@@ -129,6 +129,26 @@ def test_the_engine_alone(capfd):
 
 
 @pytest.mark.slow
+def test_ranks_on_virtual_devices(small, capfd):
+    """The host's work at tp 2 and at tp 1 in turn; the other parts at tp 2 alone."""
+    options = ["--tp", "2", "--lengths", "8", "--contexts", "8", "--batches", "1", "--steps", "4"]
+    options += ["--slots", "2", "--rounds", "1", "--threads", "1", "--alone", "--json"]
+    assert main(["bench", "host", "ttft", "tpot", "--preset", small, *options]) == 0
+    printed, said = capfd.readouterr()
+    result = json.loads(printed)
+    assert result["device"] == "xla:cpu, 2 virtual devices" and result["settings"]["tp"] == 2
+    one, two = result["parts"]["host"]
+    assert (one["tp"], two["tp"], one["over_one"]) == (1, 2, 1)
+    assert two["over_one"] == pytest.approx(two["work"] / one["work"])
+    for row in (one, two):
+        assert 0 < row["work"] <= row["seconds"] < 60 and row["ahead"] > 0
+    for part in ("ttft", "tpot"):
+        assert all(0 < row["ours"] < 60 for row in result["parts"][part])
+    assert result["runs"]["text"][0]["recompilations"] == 0
+    assert "round 1 of 1: host, ranks" in said
+
+
+@pytest.mark.slow
 def test_the_protocol_for_neuron():
     """The function, on the CPU's XLA; no device has run it."""
     params = qwen35.load(DEMO, dtype="bfloat16", device="xla")
@@ -162,15 +182,21 @@ def test_neuron_from_the_command_line_to_the_report(neuron_stand_in, tmp_path, c
     assert "published by others: 27b, tp 8" in page
 
 
-def test_neuron_with_random_weights(neuron_stand_in, monkeypatch, capfd):
-    """As the help says: --model can be left out."""
-    narrow = {"hidden_size": 96, "intermediate_size": 112, "vocab_size": 208}
+@pytest.fixture
+def small(monkeypatch):
+    """The name of a preset of two narrow layers."""
+    narrow = {"hidden_size": 96, "intermediate_size": 112, "vocab_size": 272}
     kinds = ("linear_attention", "full_attention")
-    small = dataclasses.replace(
+    config = dataclasses.replace(
         qwen35.presets["0.8b"].text_only(), num_hidden_layers=2, layer_types=kinds, **narrow
     )
-    monkeypatch.setitem(qwen35.presets, "small", small)
-    assert main(["bench", "--device", "neuron", "--preset", "small"]) == 0
+    monkeypatch.setitem(qwen35.presets, "small", config)
+    return "small"
+
+
+def test_neuron_with_random_weights(neuron_stand_in, small, capfd):
+    """As the help says: --model can be left out."""
+    assert main(["bench", "--device", "neuron", "--preset", small]) == 0
     printed = capfd.readouterr().out
     assert "| small, random weights, bfloat16, tp 1 " in printed
 
@@ -187,7 +213,8 @@ def test_neuron_with_random_weights(neuron_stand_in, monkeypatch, capfd):
         (["tpot", "--model", str(DEMO), "--contexts", "5000"], "over the model's max_position"),
         (["--device", "neuron", "--model", str(DEMO)], "needs a Neuron device"),
         (["ttft", "--device", "neuron"], "--device neuron has no parts, such as ttft"),
-        (["ttft", "--tp", "2"], "--tp is for --device neuron"),
+        (["memory", "host", "--tp", "2"], "memory: measured on one device only, not at --tp"),
+        (["host", "--tp", "3"], "tp = 3 can't split this model: "),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, capfd):

@@ -36,7 +36,7 @@ def test_medians_of_numbers_field_by_field():
 
 def test_every_job_takes_its_arguments_and_returns_a_record():
     """What would else be found after minutes, in another process."""
-    jobs = _jobs("DIR", Settings(parts=tuple(PARTS)))
+    jobs = _jobs("DIR", Settings(parts=tuple(PARTS), tp=2))
     assert set(PARTS) <= {name.partition(",")[0] for name in jobs} | {"ttft", "tpot", "throughput"}
     for job in jobs.values():
         hints = get_type_hints(job.measure)

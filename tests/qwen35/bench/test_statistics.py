@@ -67,8 +67,8 @@ def test_engines_take_turns(monkeypatch):
         turns.append((slots, steps))
         return {1: 10.0, 3: 20.0}[slots] / (1 + (len(turns) - 1) // 2)
 
-    monkeypatch.setattr(serving, "_load", lambda model: (None, None))
-    monkeypatch.setattr(serving, "_busy_engine", lambda params, tokenizer, slots, *_: slots)
+    monkeypatch.setattr(serving, "load_endless", lambda *_: (None, None))
+    monkeypatch.setattr(serving, "busy_engine", lambda params, tokenizer, slots, *_: slots)
     monkeypatch.setattr(serving, "_rate", rate)
     result = serving.measure_slots("", slots=(1, 3), prompt=32, steps=20)
     assert turns == [(1, 8), (3, 8), (1, 8), (3, 8), (1, 4), (3, 4)]

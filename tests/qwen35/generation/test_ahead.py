@@ -227,7 +227,8 @@ def test_an_engine_starts_decoding_before_it_reads_the_token(device, letters):
     params, told = device
     endless = dataclasses.replace(params.config, eos_token_id=None)
     params = dataclasses.replace(params, config=endless)
-    engine = Engine(params, letters, slots=2, capacity=CAPACITY, prefill_chunk=8, cache_bytes=0)
+    small = {"slots": 2, "capacity": CAPACITY, "prefill_chunk": 8, "prefill_sizes": 1}
+    engine = Engine(params, letters, **small, cache_bytes=0)
     engine.warm_up()
     for sampling in (Sampling(), Sampling(1.0, frequency_penalty=0.5)):
         request = engine.submit([1, 2, 3], max_new_tokens=8, sampling=sampling)
