@@ -63,18 +63,14 @@ def random_checkpoint(preset: str, directory: Path, *, vision: bool) -> None:
     if preset not in presets:
         raise ValueError(f"no preset {preset!r}; presets: {', '.join(presets)}")
     config = presets[preset]
-    ids = _write_tokenizer(directory)
-    if vision:
-        config = dataclasses.replace(config, **ids)
-        for name, content in (("", _IMAGES), ("video_", _VIDEOS)):
-            (directory / f"{name}preprocessor_config.json").write_text(json.dumps(content))
-    else:
-        config = config.text_only()
+    ids = write_tokenizer(directory, vision=vision)
+    config = dataclasses.replace(config, **ids) if vision else config.text_only()
     save(init_params(config), directory)
 
 
-def _write_tokenizer(directory: Path) -> dict[str, int]:
-    """Writes the files; returns the placeholders' ids by their names in `Config`."""
+def write_tokenizer(directory: Path, *, vision: bool) -> dict[str, int]:
+    """Writes the files of a tokenizer of bytes with a chat template, and those of the processors of
+    pictures if asked for; returns the placeholders' ids by their names in `Config`."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen3_5Tokenizer
 
@@ -82,6 +78,9 @@ def _write_tokenizer(directory: Path) -> dict[str, int]:
     tokenizer = Qwen3_5Tokenizer(vocab=vocabulary, merges=[], chat_template=_TEMPLATE)
     tokenizer.add_special_tokens({"extra_special_tokens": list(_SPECIAL)})
     tokenizer.save_pretrained(directory)
+    if vision:
+        for name, content in (("", _IMAGES), ("video_", _VIDEOS)):
+            (directory / f"{name}preprocessor_config.json").write_text(json.dumps(content))
     names = {"image": "image_pad", "video": "video_pad"}
     names |= {name: name for name in ("vision_start", "vision_end")}
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,19 @@ def timed(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def processor_name() -> str:
+    """Returns the processor's name, where Linux tells it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def peak_memory() -> int:
+    """Returns the most bytes that this process ever had in memory, files' pages among them."""
+    return _status("VmHWM")
 
 
 def anonymous_memory() -> int:

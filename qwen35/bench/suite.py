@@ -6,7 +6,6 @@ import dataclasses
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,7 +132,7 @@ def measure(
         "dtype": "float32",
         "device": "xla:cpu" if settings.tp == 1 else f"xla:cpu, {settings.tp} virtual devices",
         "versions": _versions(settings.reference),
-        "machine": rates | {"processor": _processor(), "threads": settings.threads},
+        "machine": rates | {"processor": machine.processor_name(), "threads": settings.threads},
         "settings": dataclasses.asdict(settings),
         "parts": _parts(settings, runs),
         "runs": {name: list(map(to_plain, rounds)) for name, rounds in runs.items()},
@@ -327,11 +326,3 @@ def _versions(reference: bool) -> dict[str, str]:
 
         versions["transformers"] = transformers_version
     return versions | {"python": platform.python_version()}
-
-
-def _processor() -> str:
-    """Returns the processor's name, where Linux tells it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
