@@ -17,7 +17,7 @@ from ...xla.host_memory import written
 from ..plain import Plain
 from ..weights import JoinedWeight, QuantizedWeight, SpacedWeight, Weight, dense
 from . import attention, grouped, reductions
-from .thin import WIDENED, is_thin, thin_matmul, widened
+from .thin import WIDENED, is_thin, once_known, thin_matmul, widened
 
 _LINE = 64  # bytes of a cache line
 _PARTS = 16  # of a weight's rows, see `_in_parts`
@@ -97,7 +97,7 @@ class XlaCpu(Plain):
                 product = thin_matmul(x.reshape(1, rows, inputs), stored.unsqueeze(0), width)
                 return product.view(*x.shape[:-1], width)
         # The spare columns are multiplied and then cut off: a slice of the weight is a copy.
-        return (x @ self.widen(stored))[..., :width]
+        return (x @ self.widen(once_known(x, stored)))[..., :width]
 
     def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """int16 for bfloat16: XLA:CPU would widen a whole cache to write or read a slot of it."""

@@ -18,7 +18,7 @@ from ...xla.bits import low_half
 from ...xla.devices import device_put
 from ...xla.host_memory import written
 from ..weights import QuantizedWeight
-from .thin import widened
+from .thin import once_known, widened
 
 ROWS = 12  # of `few_rows`
 _LINE = 64  # bytes of a cache line
@@ -120,6 +120,7 @@ def many_rows(x: Tensor, weight: QuantizedWeight) -> Tensor:
     The weight is widened as a whole, which is little beside products of many rows.
     """
     groups, width = weight.scales.shape
+    weight = dataclasses.replace(weight, values=once_known(x, weight.values))
     zeros = _usual_zero(weight) if weight.zeros is None else weight.zeros[:, None].float()
 
     def product(x: Tensor, values: Tensor) -> Tensor:

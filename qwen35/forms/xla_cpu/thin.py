@@ -34,6 +34,17 @@ def widened(lines: Tensor) -> Tensor:
     return from_fp8(lines) if lines.dtype == torch.uint8 else lines.float()
 
 
+def once_known(x: Tensor, stored: Tensor) -> Tensor:
+    """Return what is stored, unchanged, but widened no sooner than x is known.
+
+    XLA:CPU computes first what waits for nothing: it would widen the weights of all layers, each in
+    memory of its own, four times as large as int8.
+    """
+    if stored.device.type != "xla" or stored.dtype == torch.float32:
+        return stored
+    return stored + (x.reshape(-1)[:1] > math.inf).to(stored.dtype)  # 0, for NaN too
+
+
 def is_thin(rows: int, inputs: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
     """Whether `thin_matmul` takes a product of [rows, inputs] with [inputs, width], and gains.
 
