@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -119,21 +120,76 @@ def result_of(done: subprocess.CompletedProcess) -> dict:
     return json.loads(done.stdout)
 
 
+def two_machines(ranks: int, *command: str) -> subprocess.CompletedProcess:
+    """What the first of two launchers says, which meet as those of two machines do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    launcher += ["--rdzv-endpoint", address, "--nproc-per-node", str(ranks)]
+    launchers = [
+        subprocess.Popen(
+            [*launcher, "--node-rank", str(node), *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for node in range(2)
+    ]
+    said = [launcher.communicate(timeout=300) for launcher in launchers]
+    assert launchers[1].returncode == 0 and said[1][0] == "", said[1]
+    return subprocess.CompletedProcess(command, launchers[0].returncode, *said[0])
+
+
 @pytest.mark.slow
-def test_perplexity_and_agreement_on_several_ranks():
-    """tp 2 x dp 2 in processes, and tp 2 on virtual devices: nats to 1e-5, tokens alike."""
+def test_perplexity_and_agreement_in_processes():
+    """Perplexity on two machines of tp 2: nats to 1e-5, and only the first of all prints."""
     command = ["-m", "qwen35", "eval", "perplexity", "--model", DEMO, "--text"]
     command += [str(EVALS / "story.txt"), "--window", "256", "--json"]
     alone = result_of(run(sys.executable, *command, "--device", "cpu"))["total"]
-    processes = result_of(torchrun(4, *command, "--tp", "2", "--dp", "2"))["total"]
-    devices = result_of(run(sys.executable, *command, "--tp", "2"))["total"]
-    for total in (processes, devices):
-        assert total["nats"] == pytest.approx(alone["nats"], rel=1e-5)
-        assert total | {"nats": 0} == pytest.approx(alone | {"nats": 0}, rel=1e-5)
+    total = result_of(two_machines(2, *command, "--tp", "2", "--dp", "2"))["total"]
+    assert total == pytest.approx(alone, rel=1e-5)
     command = ["-m", "qwen35", "eval", "agreement", "--model", DEMO, "--dtype", "float32"]
     command += ["--max-new-tokens", "8", "--json", "--tp", "2"]
     [compared] = result_of(torchrun(2, *command))["comparisons"]
     assert compared["top1"] == 1 and compared["equal_tokens"] == 1
+
+
+EVALUATIONS = """if True:
+    import sys
+    from qwen35.commands.cli import main
+    for words in sys.argv[2:]:
+        assert main(["eval", *words.split(), "--model", sys.argv[1], "--json"]) == 0
+"""
+
+
+@pytest.mark.slow
+def test_evaluations_on_virtual_devices(directory):
+    """tp 4, in one process: the numbers to 1e-5, accuracies and agreement the same."""
+    measures = [
+        f"perplexity --text {EVALS / 'story.txt'} --window 64 --dtype float32",
+        "agreement --dtype float32 --max-new-tokens 8",
+        f"tasks --tasks {EVALS / 'demo_facts.yaml'} --limit 7",
+    ]
+
+    def evaluated(ranks: str) -> list[dict]:
+        lines = [f"{words} {ranks}" for words in measures]
+        done = run(sys.executable, "-c", EVALUATIONS, str(directory), *lines)
+        assert done.returncode == 0, done.stderr
+        results, rest = [], done.stdout
+        while rest.strip():
+            result, end = json.JSONDecoder().raw_decode(rest.lstrip())
+            results.append(result)
+            rest = rest.lstrip()[end:]
+        return results
+
+    alone, split = evaluated("--device cpu"), evaluated("--tp 4")
+    assert split[0]["total"] == pytest.approx(alone[0]["total"], rel=1e-5)
+    [ours], [theirs] = split[1]["comparisons"], alone[1]["comparisons"]
+    assert ours["equal_tokens"] == theirs["equal_tokens"] == 1 and ours["top1"] == theirs["top1"]
+    [ours], [theirs] = split[2]["tasks"], alone[2]["tasks"]
+    assert ours["metrics"] == theirs["metrics"] and ours["metrics"]
 
 
 @pytest.mark.slow

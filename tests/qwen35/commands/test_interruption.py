@@ -64,23 +64,44 @@ def with_mark(mark: str) -> set[int]:
     return found
 
 
+def rank(number: int, processes: set[int]) -> int:
+    """The process of a rank of torchrun's."""
+    return next(
+        process
+        for process in processes
+        if f"RANK={number}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_no_rank_outlives_torchrun(number):
+@pytest.mark.parametrize(
+    ("command", "victim", "number"),
+    [
+        ("generate", "torchrun", signal.SIGTERM),
+        ("generate", "torchrun", signal.SIGINT),
+        ("chat", "torchrun", signal.SIGTERM),
+        ("chat", "rank 1", signal.SIGKILL),
+    ],
+)
+def test_no_rank_outlives_another_or_torchrun(command, victim, number):
+    """In the middle of an answer."""
     mark = uuid.uuid4().hex
-    options = ["--prompt", "Once upon a time", "--max-new-tokens", "900"]
-    options += ["--temperature", "9", "--seed", "0"]  # goes on for all 900
-    command = ["-m", "qwen35", "generate", "--model", str(DEMO), "--tp", "2", *options]
+    options = ["--max-new-tokens", "900", "--temperature", "9", "--seed", "0"]  # goes on for all
+    options += ["--prompt", "Once upon a time"] if command == "generate" else ["--no-thinking"]
+    command = ["-m", "qwen35", command, "--model", str(DEMO), "--tp", "2", *options]
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
     )
     try:
+        process.stdin.write(b"Once upon a time\n")
+        process.stdin.flush()
         assert process.stdout.read(1), "the first character: the ranks are at work"
         assert len(with_mark(mark)) >= 3
-        process.send_signal(number)
+        os.kill(process.pid if victim == "torchrun" else rank(1, with_mark(mark)), number)
         process.wait(timeout=60)
         assert process.returncode != 0
         assert with_mark(mark) == set()
