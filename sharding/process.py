@@ -29,8 +29,8 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
 
     Args:
         mesh: the mesh; there must be exactly mesh.size processes.
-        backend: "gloo" for CPU tensors; "xla" for torch-xla's beside it (on Trainium
-            torch-neuronx provides the devices; written from its documentation, not run there).
+        backend: "gloo" for CPU tensors; "xla" where each process has an XLA device (on Trainium
+            torch-neuronx provides them; written from its documentation, not run there).
         timeout: seconds that a rank waits for the others in any collective before it fails.
 
     Raises:
@@ -50,11 +50,12 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
             f"{world} processes were started, but dp {mesh.dp} x tp {mesh.tp} needs {mesh.size}"
         )
     if backend == "xla":
-        import torch_xla.distributed.xla_backend  # noqa: F401  registers the backend
+        import torch_xla.distributed.xla_backend  # noqa: F401  for the platform's plug-in, if any
 
-        backend = "cpu:gloo,xla:xla"  # checks between ranks exchange text over gloo
+    # Between XLA devices the collectives are torch-xla's own operations, which need no group. What
+    # ranks tell each other lies on the CPU, and torch-xla's backend beside gloo takes that as well.
     with _quiet():
-        distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout))
         _groups(mesh)
         if mesh.dp > 1:
             _replicas_group(mesh)

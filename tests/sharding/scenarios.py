@@ -13,10 +13,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 import qwen35
-from qwen35.generation import steps
+from qwen35.generation import steps, together
 from qwen35.model.declarations import Units
 from qwen35.model.state_shares import gather_state, scatter_state
 from qwen35.sharding import collectives, process, spmd
+from qwen35.sharding.following import Calls
 from qwen35.sharding.mesh import Mesh
 from qwen35.xla.jit import jit
 
@@ -277,8 +278,8 @@ def serve_in_processes(
 def serve_on_a_device_each(mesh: Mesh, rank: int, path: str, count: int) -> list | None:
     """An engine whose processes each have an XLA device, as on Trainium, and one on CPU tensors.
 
-    XLA:CPU has no collectives between processes: here all ranks hold the first one's share and
-    leave the others out, so that what they say is wrong, and the same.
+    XLA:CPU has no collectives between processes: here every process computes what the first rank
+    would without the others, so that what they say is wrong, and the same.
     """
     process.start(mesh, backend="xla", timeout=60)
     served = []
@@ -287,10 +288,11 @@ def serve_on_a_device_each(mesh: Mesh, rank: int, path: str, count: int) -> list
         mock.patch.object(collectives, "_xla_all_gather", lambda x, mesh: _repeated(x, mesh)),
         mock.patch.object(collectives._AllReduce, "apply", lambda x, mesh: x),
         mock.patch.object(collectives._AllGather, "apply", lambda x, mesh: _repeated(x, mesh)),
+        mock.patch.object(together, "Calls", lambda mesh, _: Calls(mesh, rank)),
     ):
         for device in ("cpu", "xla"):
             runtime = qwen35.Runtime(mesh=mesh, rank=0)
-            params = qwen35.load(path, device=device, runtime=runtime).with_runtime(rank=rank)
+            params = qwen35.load(path, device=device, runtime=runtime)
             engine = serving.engine_for(params, cache_bytes=100_000)
             if not engine.leads:
                 engine.follow()
