@@ -70,7 +70,8 @@ def alone(params):
 
 
 def engine_for(params, tokenizer=None, **options):
-    options = {"slots": 3, "capacity": CAPACITY, "prefill_chunk": 8, "snapshot_every": 16} | options
+    small = {"slots": 3, "capacity": CAPACITY, "prefill_chunk": 8, "prefill_sizes": 4}
+    options = small | {"snapshot_every": 16} | options
     return Engine(params, tokenizer or Letters(), **options)
 
 
