@@ -61,14 +61,25 @@ def integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int
     return found
 
 
-def is_number(value: Any) -> bool:
-    """Tells whether a value is a finite real number, a truth value not among them."""
+def as_number(value: Any) -> Any:
+    """Returns what acts as a finite real number as Python's own, and None for anything else.
+
+    NumPy's and torch's scalars do, with or without an array around them; truth values do not.
+    """
+    scalar = isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0
+    if scalar or isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return False
+        return None
     try:
-        return math.isfinite(value)
+        return value if math.isfinite(value) else None
     except OverflowError:  # an integer beyond float64
-        return False
+        return None
+
+
+def is_number(value: Any) -> bool:
+    """Tells whether a value acts as a finite real number (`as_number`)."""
+    return as_number(value) is not None
 
 
 def positive_number(name: str, value: Any) -> float | int:
@@ -77,9 +88,10 @@ def positive_number(name: str, value: Any) -> float | int:
     Raises:
         ValueError: it is not; the text has name and value.
     """
-    if not is_number(value) or value <= 0:
+    found = as_number(value)
+    if found is None or found <= 0:
         raise ValueError(f"{name} must be a positive number, not {shown(value)}")
-    return value
+    return found
 
 
 def token_ids(name: str, tokens: Iterable[Any], vocabulary: int) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..checks.values import as_integer, integer, is_number
+from ..checks.values import as_integer, as_number, integer, is_number
 from ..sharding.split import Split
 from .filters import Filters, kept, kept_candidates
 from .largest import first_largest, largest, largest_of
@@ -32,6 +32,10 @@ _IN_PROMPT = 1 << 20
 # A single setting for several rows gives each its own seed; the golden ratio spreads them.
 _SEED_STEP = 0x9E3779B97F4A7C15
 _SEEDS = 2**62
+_NUMBERS = (
+    *("temperature", "top_p", "min_p", "repetition_penalty"),
+    *("presence_penalty", "frequency_penalty"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,10 @@ class Sampling:
             check(name, all(token is not None and token >= 0 for token in found), wanted)
             return [token for token in found if token is not None]
 
+        for name in _NUMBERS:
+            found = as_number(getattr(self, name))
+            if found is not None:
+                put(name, found)
         check("temperature", is_number(self.temperature) and self.temperature >= 0, "a number >= 0")
         put("seed", integer("seed", self.seed, 0, _SEEDS - 1))
         put("top_k", integer("top_k", self.top_k, 0, 2**24 - 1))
@@ -104,7 +112,7 @@ class Sampling:
         pairs = list(bias.items() if isinstance(bias, Mapping) else map(tuple, bias))
         check("logit_bias", all(len(pair) == 2 and is_number(pair[1]) for pair in pairs), wanted)
         biased = ids("logit_bias", (token for token, _ in pairs), wanted)
-        put("logit_bias", tuple(zip(biased, (value for _, value in pairs), strict=True)))
+        put("logit_bias", tuple(zip(biased, (as_number(value) for _, value in pairs), strict=True)))
         put("banned", tuple(ids("banned", self.banned, "token ids")))
         wanted = "token ids and texts that are not empty"
         single = isinstance(self.stop, str) or as_integer(self.stop) is not None

@@ -153,3 +153,28 @@ def test_a_value_that_is_not_finite_is_found_wherever_it_is(dtype):
     assert not all_finite(tensor)
     tensor[:] = torch.finfo(dtype).max
     assert all_finite(tensor) and all_finite(-tensor) and all_finite(tensor[:, :0])
+
+
+@pytest.mark.parametrize(
+    "kind", [np.float64, np.array, torch.tensor, lambda value: torch.tensor(value).double()]
+)
+def test_what_acts_as_a_number_is_one_in_every_setting(kind):
+    """Halves, which are the same in every width; the setting is Python's own number."""
+    names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+    names += ("repetition_penalty",)
+    ours = qwen35.Sampling(**dict.fromkeys(names, 0.5), logit_bias={3: 1.5})
+    theirs = qwen35.Sampling(
+        **{name: kind(0.5) for name in names}, logit_bias={np.int64(3): kind(1.5)}
+    )
+    assert theirs == ours and hash(theirs) == hash(ours)
+    assert {type(getattr(theirs, name)) for name in names} == {float}
+    assert positive_number("fps", kind(0.5)) == 0.5
+
+
+@pytest.mark.parametrize(
+    "value", [np.True_, torch.tensor(True), np.nan, torch.tensor(torch.inf), np.ones(1), 1j, "1"]
+)
+def test_what_is_no_number_is_refused(value):
+    assert not is_number(value)
+    with pytest.raises(ValueError, match="temperature must be a number >= 0"):
+        qwen35.Sampling(temperature=value)
