@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
 import os
@@ -46,9 +45,9 @@ def read_image(source: Any, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Im
         return _open(io.BytesIO(source), "the image's bytes", max_source_pixels)
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
-        scheme = urlparse(text).scheme if isinstance(source, str) else ""
-        if scheme == "data":
-            return _open(io.BytesIO(_data_url(text)), "the data: URL", max_source_pixels)
+        content = data_url(text, "image") if isinstance(source, str) else None
+        if content is not None:
+            return _open(io.BytesIO(content), "the data: URL", max_source_pixels)
         path = local_path(text, "image")
         with path.open("rb") as file:
             return _open(file, str(path), max_source_pixels)
@@ -266,11 +265,22 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
     return np.rint(array * (255 // highest)).astype(np.uint8)
 
 
-def _data_url(text: str) -> bytes:
+def data_url(text: str, kind: str) -> bytes | None:
+    """Returns what a base64 `data:` URL holds, and None of any other text.
+
+    Line ends and percent signs in it are undone, as browsers do, and letters' case in its header
+    does not count.
+
+    Raises:
+        ValueError: it is a `data:` URL, but not of base64.
+    """
+    text = text.strip()
+    if text[:5].lower() != "data:":
+        return None
     header, comma, data = text.partition(",")
-    if not comma or not header.endswith(";base64"):
-        raise ValueError("a data: URL must be data:image/...;base64,...")
+    if not comma or not header.lower().endswith(";base64"):
+        raise ValueError(f"a data: URL must be data:{kind}/...;base64,...")
     try:
-        return base64.b64decode(data, validate=True)
-    except binascii.Error as error:
+        return base64.b64decode("".join(unquote(data).split()), validate=True)
+    except ValueError as error:
         raise ValueError(f"the data: URL is not base64 ({error})") from None

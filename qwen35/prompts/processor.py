@@ -23,7 +23,7 @@ from .video import read_video
 _SOURCES = {
     "image": ("image", "path", "url", "base64"),
     "image_url": ("image_url",),
-    "video": ("video", "path", "url"),
+    "video": ("video", "path", "url", "base64"),
     "video_url": ("video_url",),
 }
 
@@ -159,8 +159,9 @@ class Processor:
                 `{"type": "text", "text": …}`,
                 `{"type": "image", "image": …}` (or `path`, `url`, `base64`),
                 `{"type": "image_url", "image_url": {"url": …}}`,
-                `{"type": "video", "video": …}` (or `path`, `url`), with `fps` or `timestamps` if
-                it is given as frames, or `{"type": "video_url", "video_url": {"url": …}}`.
+                `{"type": "video", "video": …}` (or `path`, `url`, `base64`), with `fps` or
+                `timestamps` if it is given as frames, or
+                `{"type": "video_url", "video_url": {"url": …}}`.
                 Pictures are what `read_image` and `read_video` take, or what `read` returned.
             add_generation_prompt: end with the start of the assistant's turn.
             **template: further variables of the chat template, e.g. `enable_thinking=False`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checks.values import positive_number
-from .images import MAX_SOURCE_PIXELS, fit, local_path, patchify, read_image
+from .images import MAX_SOURCE_PIXELS, data_url, fit, local_path, patchify, read_image
 from .settings import VideoSettings
 
 
@@ -39,9 +40,9 @@ def read_video(
     """Samples a video and cuts it into patches.
 
     Args:
-        source: a path, a `file:` URL or a binary file (read through PyAV), whose own frame rate
-            counts; or frames: a sequence of what `read_image` takes, or an array [T, H, W, C] or
-            [T, C, H, W].
+        source: a path, a `file:` or `data:` URL, the bytes of a file or a binary file (read
+            through PyAV), whose own frame rate counts; or frames: a sequence of what
+            `read_image` takes, or an array [T, H, W, C] or [T, C, H, W].
         settings: sizes, limits and sampling.
         fps: frames per second of `source`'s frames: some of them are sampled.
         timestamps: the second of every frame instead: then all are taken.
@@ -52,6 +53,9 @@ def read_video(
             or neither of `fps` and `timestamps` are given for frames, or one for a file; PyAV is
             needed and not installed.
     """
+    content = data_url(source, "video") if isinstance(source, str) else source
+    if isinstance(content, bytes | bytearray):
+        source = io.BytesIO(content)
     if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
         if fps is not None or timestamps is not None:
             raise ValueError("fps and timestamps are for frames: a video file has its own")

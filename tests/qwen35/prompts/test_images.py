@@ -44,6 +44,12 @@ def test_every_way_to_give_a_picture(tmp_path):
     file = tmp_path / "a picture.png"
     file.write_bytes(data)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
+    lines = base64.encodebytes(data).decode()  # as in e-mail: a line end every 76 characters
+    urls = [url.replace(";base64", ";BASE64"), url.replace("data:", "DATA:"), f" {url}\n"]
+    urls += ["data:image/png;base64," + lines, url.replace("+", "%2B").replace("=", "%3D")]
+    assert "\n" in lines.strip()
+    for way in urls:
+        assert np.array_equal(pixels(way), COLOURS)
     with file.open("rb") as opened:
         ways = [file, str(file), file.as_uri(), url, data, io.BytesIO(data), opened, COLOURS]
         ways += [COLOURS.transpose(2, 0, 1), COLOURS.astype(np.int64), Image.fromarray(COLOURS)]

@@ -7,6 +7,7 @@ round to 8 bits between the two axes, with fixed-point weights of other precisio
 is stretched and the other shrunk, as of slivers, that comes to three levels at single pixels.
 """
 
+import base64
 import json
 import random
 
@@ -277,8 +278,15 @@ def test_video_file(multimodal, processor, tmp_path):
     frames = [clip(33, 64, 96)[index] for index in taken]
     parts = [{"type": "video", "video": file}, words("What happens?")]
     expected = their_video(multimodal, parts, frames, 10, taken)
-    for source in (file, str(file), file.as_uri(), file.open("rb")):
-        ours = processor([user({"type": "video", "video": source}, words("What happens?"))])
+    data = file.read_bytes()
+    lines = base64.encodebytes(data).decode()
+    sources = [file, str(file), file.as_uri(), file.open("rb"), data, bytearray(data)]
+    given = [{"type": "video", "video": source} for source in sources]
+    given.append({"type": "video", "base64": lines})
+    url = f"data:video/x-matroska;base64,{lines}"
+    given.append({"type": "video_url", "video_url": {"url": url}})
+    for part in given:
+        ours = processor([user(part, words("What happens?"))])
         assert_same_prompt(multimodal, ours, expected)
         change = ours.images.patches - expected["pixel_values_videos"]
         assert change.abs().max() <= GREY + ROUNDING
