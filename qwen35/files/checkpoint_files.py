@@ -24,7 +24,7 @@ TEXT_PREFIX, MULTIMODAL_PREFIX = "model.", "model.language_model."
 _DTYPES = ("F64", "F32", "F16", "BF16")
 # Known to carry nothing that the model reads: the multi-token-prediction head, and a buffer that
 # older exporters wrote.
-_SKIPPED = ("mtp.*", "*rotary_emb.inv_freq")
+_SKIPPED = ("mtp.*", "model.mtp.*", "*rotary_emb.inv_freq")
 _TOWER = ("model.visual.*", "visual.*")
 _MOST = 20  # faults that a message lists
 

@@ -286,6 +286,7 @@ def test_known_extras_are_accepted(checkpoint, load):
     extras = {
         "mtp.fc.weight": torch.randn(4, 8),
         "mtp.layers.0.self_attn.q_proj.weight": torch.randn(4, 4),
+        "model.mtp.layers.0.mlp.up_proj.weight": torch.randn(4, 4),
         "model.rotary_emb.inv_freq": torch.randn(4),
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.randn(4),
     }
