@@ -25,7 +25,7 @@ from qwen35.model.declarations import Parameter
 
 sys.path.insert(0, str(Path(__file__).parent))  # lets this file import the module beside it
 
-from multimodal_oracle import multimodal, multimodal_params  # noqa: F401
+from multimodal_oracle import multimodal, multimodal_params  # noqa: F401 - fixtures, by name
 
 logging.set_verbosity_error()  # it warns that the fast kernels, which are not wanted here, miss
 logging.disable_progress_bar()

@@ -242,7 +242,13 @@ def test_refusals(multimodal, params, processor):
         with pytest.raises(ValueError, match=message):
             qwen35.stream(model, tokenizer, prompts, **options)  # at the call, not the first piece
 
-    refused("pictures need .* its qwen35.Processor", params, processor.tokenizer, chat)
+    refused(
+        "message 0, part 1: only text can be shown to this model, not .*: pictures need a "
+        "checkpoint with vision and its qwen35.Processor",
+        params,
+        processor.tokenizer,
+        chat,
+    )
     text_only = qwen35.load(multimodal.directory, vision=False)
     refused("prompt 1 has 2 images .* no vision tower", text_only, processor, ["hello", chat])
     greedy(text_only, processor, CHATS["words"])
