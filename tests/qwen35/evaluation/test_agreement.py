@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 import qwen35
 from qwen35.commands.cli import main
-from qwen35.evaluation.agreement import Qwen35Model, agreement, compare, measure
+from qwen35.evaluation.agreement import agreement, compare, measure
 from qwen35.evaluation.agreement_page import render
+from qwen35.evaluation.models import Qwen35Model
 from qwen35.evaluation.reference import TransformersModel
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qwen35
-from qwen35.evaluation.agreement import Qwen35Model
+from qwen35.evaluation.models import Qwen35Model
 from qwen35.evaluation.scoring import score, score_continuations
 from qwen35.xla.compiled import compiled
 from qwen35.xla.devices import device_put

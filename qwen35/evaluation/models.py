@@ -1,0 +1,137 @@
+"""The models that `agreement` compares: this package's, and one that only the first process has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..generation.buckets import doubling
+from ..generation.generate import generate
+from ..generation.sampling import Sampling
+from ..model.decoder import forward, logits
+from ..model.params import Params
+from ..model.state import State, init_state
+from ..prompts.tokenizer import TokenizerLike
+from ..sharding import process
+from ..sharding.mesh import Mesh
+from ..xla.compiled import compiled
+from ..xla.devices import device_put
+from ..xla.progress import show_compilations
+from .scoring import CHUNK
+
+_BATCH = 8
+
+
+class Model(Protocol):
+    """What is compared."""
+
+    def logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        """Returns logits [last, V] float32, on the CPU, after each of the last tokens."""
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
+    ) -> list[list[int]]:
+        """Writes for each prompt the likeliest tokens, to an end token or `count` of them."""
+
+
+class OfFirstRank:
+    """A `Model` that only the first of several processes has; the others get its answers.
+
+    Args:
+        make: makes the model, where it is.
+        mesh: of the processes; its ranks are of one dp row.
+        rank: this process's.
+    """
+
+    def __init__(self, make: Callable[[], Model], mesh: Mesh, rank: int) -> None:
+        self._mesh = mesh
+        self._model = make() if rank == 0 else None
+
+    def logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        answer = self._model.logits(tokens, last) if self._model is not None else None
+        return process.from_first(answer, self._mesh)
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
+    ) -> list[list[int]]:
+        answer = self._model.greedy(prompts, count, ends) if self._model is not None else None
+        return process.from_first(answer, self._mesh)
+
+
+class Qwen35Model:
+    """Our parameters as a `Model`: `forward` for logits, `generate` for tokens.
+
+    Args:
+        params: on the device to run on.
+        tokenizer: the checkpoint's.
+        longest: tokens that a prompt and its continuation have at most.
+        chunk: tokens that a step takes.
+        progress: show compilations on standard error.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        tokenizer: TokenizerLike,
+        longest: int,
+        *,
+        chunk: int = CHUNK,
+        progress: bool = False,
+    ) -> None:
+        self.params = params
+        self._tokenizer = tokenizer
+        self._capacity = min(doubling(longest), params.config.max_position_embeddings)
+        self._chunk = min(chunk, self._capacity)
+        self._progress = progress
+
+    def logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        with show_compilations(self._progress):
+            return self._logits(tokens, last)
+
+    def _logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        read, project = compiled(_read_step, donate=("state",)), compiled(_logits_step)
+        state, parts = init_state(self.params, 1, self._capacity), []
+        for start in range(0, len(tokens), self._chunk):
+            piece = list(tokens[start : start + self._chunk])
+            row = torch.tensor([piece + [0] * (self._chunk - len(piece))])
+            inputs = device_put((row, torch.tensor([len(piece)])), self.params.device.type)
+            hidden, state = read(self.params, state, *inputs)
+            parts.append(device_put(hidden, "cpu")[0, : len(piece)])
+        # A whole power of two of positions, so that prompts share a graph.
+        hidden = F.pad(torch.cat(parts)[-last:], (0, 0, 0, doubling(last) - last))
+        result = project(self.params, device_put(hidden, self.params.device.type))
+        return device_put(result, "cpu")[:last]
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
+    ) -> list[list[int]]:
+        sampling = Sampling(stop=sorted(ends))
+        written: list[list[int]] = []
+        for start in range(0, len(prompts), _BATCH):
+            completions = generate(
+                self.params,
+                self._tokenizer,
+                [list(prompt) for prompt in prompts[start : start + _BATCH]],
+                max_new_tokens=count,
+                sampling=sampling,
+                capacity=self._capacity,
+                progress=self._progress,
+            )
+            written += [list(completion.tokens) for completion in completions]
+        return written
+
+
+@torch.no_grad()
+def _read_step(
+    params: Params, state: State, tokens: Tensor, lengths: Tensor
+) -> tuple[Tensor, State]:
+    return forward(params, state, tokens, lengths)
+
+
+@torch.no_grad()
+def _logits_step(params: Params, hidden: Tensor) -> Tensor:
+    return logits(params, hidden)
