@@ -182,6 +182,26 @@ def test_nothing_compiles_after_warm_up(load, alone):
         assert request.completion().tokens == alone(*what).tokens
 
 
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+def test_what_is_cached_of_a_row_that_a_text_ends_is_of_its_tokens(load, alone, device):
+    """Where steps run ahead, the device has read the token that completed the text."""
+    engine, prompt = engine_for(load(NAME, device), prefill_sizes=1), [5, 9, 2, 7]
+    sampling = Sampling(banned=_ends(engine.batch.params))
+    free = alone(prompt, 8, sampling)
+    stop = free.text[3:5]
+    request = engine.submit(
+        prompt, max_new_tokens=8, sampling=Sampling(banned=sampling.banned, stop=[stop])
+    )
+    collections.deque(engine.run(), maxlen=0)
+    assert request.text == free.text[: free.text.index(stop)] and request.finish_reason == "stop"
+    assert request.new_tokens == list(free.tokens[: free.text.index(stop) + 2])
+    further = [*prompt, *request.new_tokens, 11]
+    again = engine.submit(further, max_new_tokens=4)
+    collections.deque(engine.run(), maxlen=0)
+    assert again.cached_tokens == len(further) - (1 if device == "xla" else 2)
+    assert again.new_tokens == list(alone(further, 4).tokens)
+
+
 def test_requests_start_in_order_and_none_starves(params):
     engine = engine_for(params, slots=2, cache_bytes=0)
     requests = [engine.submit([n + 1] * 12, max_new_tokens=6) for n in range(7)]
