@@ -44,7 +44,7 @@ def directly(function, *args):
     return function(*args)
 
 
-@pytest.mark.parametrize("weights", ["int4", "int8"])
+@pytest.mark.parametrize("weights", [pytest.param("int4", marks=pytest.mark.slow), "int8"])
 def test_a_tiny_one_is_as_transformers_computes_it(tmp_path, weights):
     result = flagship.measure(TINY, tmp_path, weights, 3, directly)
     assert flagship.holds(result["errors"]), result["errors"]

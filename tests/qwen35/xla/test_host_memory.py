@@ -86,7 +86,10 @@ def test_memory_is_given_back():
 
 
 def test_a_process_ends_while_its_device_still_computes():
-    """The last steps of a look-ahead hold parameters when the interpreter goes."""
+    """The last steps of a look-ahead hold parameters when the interpreter goes.
+
+    With memory that a Python object owns, this process never ended, or crashed.
+    """
     program = (
         "import torch, qwen35; from qwen35.xla.host_memory import written\n"
         "fill = lambda room: room.fill_(1e-3)\n"
@@ -95,6 +98,7 @@ def test_a_process_ends_while_its_device_still_computes():
         "x = make(); y = step(x, make())\n"
         "for _ in range(8): y = step(make(), y)\n"
     )
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
