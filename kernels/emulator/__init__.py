@@ -12,6 +12,7 @@ from . import rules
 from .backends import nki_unavailable, simulate_with_nki
 from .errors import (
     EmulatorError,
+    IsaWarning,
     LanguageError,
     NotModelledError,
     RuleError,
@@ -19,11 +20,14 @@ from .errors import (
     UninitializedError,
 )
 from .loader import load
+from .schedule import Costs
 from .simulate import HostTensor, Simulation, simulate
 
 __all__ = [
+    "Costs",
     "EmulatorError",
     "HostTensor",
+    "IsaWarning",
     "LanguageError",
     "NotModelledError",
     "RuleError",

@@ -6,7 +6,7 @@ from .dtypes import decode, encode
 from .errors import NotModelledError, SignatureError, UninitializedError
 from .machine import Core
 from .rules import fail
-from .tensor import Tensor
+from .tensor import Tensor, free_dimensions
 
 ON_CHIP = ("sbuf", "psum")
 
@@ -56,18 +56,6 @@ def check_partitions(tensor: Tensor, role, count=None):
             f"{role} {tensor!r} starts at partition {start}; {count} partitions may start at "
             f"{', '.join(map(str, legal))}",
         )
-
-
-def free_dimensions(tensor: Tensor) -> int:
-    """Free dimensions of the access pattern, after merging those that are one stride."""
-    count, merged = 0, None
-    for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.strides[1:]), strict=True):
-        if size == 1:
-            continue
-        if merged is None or stride != merged:
-            count += 1
-        merged = stride * size
-    return count
 
 
 def destination(core: Core, value, role="dst", spaces=ON_CHIP) -> Tensor:

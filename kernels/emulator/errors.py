@@ -29,5 +29,9 @@ class UninitializedError(RuleError):
     """A read of storage that nothing has written."""
 
 
+class IsaWarning(UserWarning):
+    """What no page forbids and no published kernel does; of the strictness "isa" only."""
+
+
 class NotModelledError(EmulatorError):
     """Documented, but this emulator has no model of it, so it refuses instead of guessing."""

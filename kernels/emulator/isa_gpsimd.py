@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import cost
+from . import cost, isa_limits
 from .access import check_disjoint, destination, engine_operand, same_shape, store, values
 from .errors import SignatureError
 from .isa_vector import check_operator, number
@@ -53,6 +53,8 @@ def affine_select(
 ):
     """dst = on_true_tile where cmp_op(affine value, 0), else on_false_value."""
     check_operator(cmp_op, "cmp_op", (COMPARISONS,))
+    if core.strict:
+        isa_limits.check_comparison(cmp_op)
     dst = destination(core, dst, "dst", ("sbuf",))
     source = engine_operand(on_true_tile, "on_true_tile", ("sbuf",))
     same_shape("on_true_tile", source, dst)

@@ -14,6 +14,18 @@ from .rules import fail
 from .tensor import Tensor
 
 
+def _table_error(argument, bound):
+    """Factors of 1 - bound to 1 + bound, as a table of polynomials errs: by the argument alone.
+
+    exp(0) stays 1 and exp of what underflows 0; the kernels need both, and `qwen35 neuron run` asks
+    a device for both.
+    """
+    bits = np.ascontiguousarray(argument, np.float32).view(np.uint32)
+    scrambled = (bits ^ (bits >> 15)) * np.uint32(2654435761)  # Knuth's multiplicative hash
+    error = scrambled.astype(np.float64) / 2**31 - 1
+    return np.where(argument == 0, 1, 1 + bound * error).astype(np.float32)
+
+
 def _parameter(value, role, partitions, dtypes=None):
     """scale or bias as float32 [P, 1] values or a constant."""
     if isinstance(value, Tensor):
@@ -57,6 +69,8 @@ def activation(core: Core, dst, op, data, bias, scale, reduce_op, reduce_res, re
         argument = argument + _parameter(bias, "bias", partitions)
     _check_range(op, argument)
     result = ACTIVATIONS[op.name](argument).astype(np.float32, copy=False)
+    if op.name == "exp" and core.exp_error:
+        result = result * _table_error(argument, core.exp_error)
     _accumulate(core, data, result, reduce_op, reduce_cmd)
     store(dst, result)
     writes = [dst]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import cost
+from . import cost, isa_limits
 from .access import cells, check_disjoint, destination, engine_operand, store_cells, values
 from .enums import engine as engines
 from .enums import matmul_perf_mode
@@ -75,6 +75,8 @@ def nc_matmul(
             f"stationary starts at partition {stationary.partition}, moving at "
             f"{moving.partition}; the documentation describes operands on the same rows only"
         )
+    if core.strict:
+        isa_limits.check_matmul_shape(dst, moving)
     _one_bank(core, dst)
     for role, tensor, hint in (
         ("stationary", stationary, is_stationary_onezero),
@@ -90,7 +92,7 @@ def nc_matmul(
         reads=(stationary, moving),
         writes=(dst,),
     )
-    _accumulate(dst, product, accumulate)
+    _accumulate(core, dst, product, accumulate)
     return handle
 
 
@@ -113,7 +115,7 @@ def _check_tiling(stationary, tile_position, tile_size):
         )
 
 
-def _accumulate(dst: Tensor, product, accumulate):
+def _accumulate(core: Core, dst: Tensor, product, accumulate):
     storage = dst.storage
     target = dst.view_of(storage.cells)
     started = dst.view_of(storage.from_matmul)
@@ -135,6 +137,8 @@ def _accumulate(dst: Tensor, product, accumulate):
                 "with accumulate=False",
             )
         target[...] = np.where(started, target + product, product)
+    if core.strict:
+        isa_limits.note_product(dst, False if accumulate is False else started)
     started[...] = True
     if not storage.full:
         dst.view_of(storage.written)[...] = True

@@ -297,6 +297,15 @@ def tensor_copy_predicated(core: Core, dst, src, predicate, reverse_pred, name):
     )
 
 
+def _same_columns(a: Tensor, b: Tensor):
+    """Whether two views are of the same elements of their partitions, of one storage."""
+    columns = [
+        (tensor.extent()[0], tensor.shape[1:], tensor.strides[1:], tensor.storage.block.number)
+        for tensor in (a, b)
+    ]
+    return columns[0] == columns[1]
+
+
 @instruction
 def nc_stream_shuffle(core: Core, dst, src, shuffle_mask, name):
     """In every quadrant of 32 partitions: dst[i] = src[mask[i]]; 255 leaves dst[i] alone."""
@@ -312,7 +321,8 @@ def nc_stream_shuffle(core: Core, dst, src, shuffle_mask, name):
     active = -(-max(src.shape[0], dst.shape[0]) // 32) * 32
     check_partitions(src, "src", active)
     check_partitions(dst, "dst", active)
-    check_disjoint(dst, src)
+    if not _same_columns(dst, src):  # in place, rows may move within the tile
+        check_disjoint(dst, src)
     places = [i for i in range(dst.shape[0]) if mask[i % 32] != 255]
     rows = [i - i % 32 + mask[i % 32] for i in places]
     if max(rows) >= src.shape[0]:

@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from .access import store_cells
+from . import isa_dma
+from .access import operand, store_cells
 from .dtypes import encode, resolve
+from .enums import dge_mode, engine, oob_mode
 from .errors import NotModelledError, SignatureError
 from .isa_vector import number
 from .machine import Core
@@ -80,6 +82,8 @@ class TileSize:
     bn_stats_fmax = 512
     sbuf_size_bytes = 128 * 224 * 1024  # "across all partitions" (migration 0.3 to 0.4)
     sbuf_fmax_bytes = 224 * 1024
+    # Per partition. The device's is smaller by what the compiler reserves, which no page states.
+    total_available_sbuf_size = 224 * 1024
 
     def __getattr__(self, name):
         raise NotModelledError(f"nl.tile_size.{name} is not modelled")
@@ -162,6 +166,28 @@ def zeros_like(core, x, dtype, buffer, name):
     spaces = {"sbuf": "sbuf", "psum": "psum", "hbm": "private_hbm"}
     buffer = buffer or BUFFERS[spaces[x.space]]
     return _filled(core, x.shape, dtype or x.dtype, buffer, name, 0)
+
+
+@_function
+def load(core, src, dtype):
+    """A new SBUF tile with what a tensor in HBM holds, by a DMA."""
+    src = operand(src, "src", ("hbm",))
+    if src.ndim < 2:
+        raise NotModelledError(f"nl.load of {src!r}, of one dimension: reshape it to [P, N] first")
+    tile = core.allocate(src.shape, resolve(dtype or src.dtype), "sbuf")
+    tile.storage.buffer = BUFFERS["sbuf"]
+    _copy(core, tile, src)
+    return tile
+
+
+@_function
+def store(core, dst, value):
+    """An SBUF tile to a tensor in HBM, by a DMA."""
+    _copy(core, operand(dst, "dst", ("hbm",)), operand(value, "value", ("sbuf",)))
+
+
+def _copy(core, dst, src):
+    isa_dma.dma_copy(core, dst, src, None, oob_mode.error, dge_mode.unknown, engine.unknown, None)
 
 
 def _constant(core, key, array, dtype, space):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from . import isa_limits
 from .dtypes import DType
 from .rules import fail
 from .storage import Block, Storage
@@ -89,8 +90,19 @@ class Registers:
 class Core:
     """A physical core during one run of a kernel."""
 
-    def __init__(self, target: Target, version: tuple[int, int], rank: int, cores: int, shared):
+    def __init__(
+        self,
+        target: Target,
+        version: tuple[int, int],
+        rank: int,
+        cores: int,
+        shared,
+        strict: bool = False,
+        exp_error: float = 0.0,
+    ):
         self.target = target
+        self.strict = strict  # the limits of `isa_limits` hold, too
+        self.exp_error = exp_error  # of ScalarE's exp, relative
         self.version = version
         self.rank = rank
         self.cores = cores
@@ -200,6 +212,9 @@ class Core:
 
     def issue(self, op, engine, cycles=0.0, nanoseconds=0.0, moved=0, runs=0, reads=(), writes=()):
         """Append an instruction to the trace; returns its handle."""
+        if self.strict:
+            isa_limits.check_operands(op, engine, (*reads, *writes))
+            isa_limits.note_reads(reads)
         instruction = Instruction(
             len(self.trace),
             op,

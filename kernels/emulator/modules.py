@@ -1,4 +1,4 @@
-"""The emulated modules `nki`, `nki.language`, `nki.isa` and `nki.typing` as kernels see them.
+"""The emulated modules `nki`, `nki.language`, `nki.isa` and others as kernels see them.
 
 They are plain module objects that never enter `sys.modules`: the loader hands them to a kernel's
 `import` statements directly.
@@ -22,11 +22,11 @@ from .enums import ENGINE_ALIASES, ENUMS, nc_version
 from .errors import EmulatorError, NotModelledError, SignatureError
 from .frontend import check_language
 from .language import BUFFERS, FUNCTIONS, NKIObject, TileSize
-from .operators import OPERATORS
+from .operators import OPERATORS, Operator, Unmodelled
 from .registry import INSTRUCTIONS
 from .rules import fail
 from .running import current, running
-from .signatures import ISA, LANGUAGE, bind
+from .signatures import EXPERIMENTAL, ISA, LANGUAGE, bind
 
 
 class Kernel:
@@ -66,9 +66,11 @@ class Kernel:
 
 def jit(function=None, **options):
     """`nki.jit`. `mode=` is ignored by 0.3 and later; other options are refused."""
+    if {"compile_config", "specialization_config"} & set(options):  # of 0.7
+        raise NotModelledError(f"nki.jit({', '.join(options)}) is not modelled by this emulator")
     unknown = set(options) - {"mode"}
     if unknown:
-        raise SignatureError(f"nki.jit has no options {sorted(unknown)} in NKI 0.3 to 0.6")
+        raise SignatureError(f"nki.jit has no options {sorted(unknown)} in NKI 0.3 to 0.7")
     return jit if function is None else Kernel(function)
 
 
@@ -94,7 +96,7 @@ class _Module(types.ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        raise SignatureError(f"{self.__name__} has no {name} in NKI 0.3 to 0.6")
+        raise SignatureError(f"{self.__name__} has no {name} in NKI 0.3 to 0.7")
 
 
 def _build():
@@ -106,16 +108,23 @@ def _build():
         setattr(language, name, name)
     language.tile_size = TileSize()
     language.NKIObject = NKIObject
+    for name in EXPERIMENTAL:
+        vars(language).setdefault(name, Operator(name))
     for name in LANGUAGE:
         setattr(language, name, _call("nki.language", LANGUAGE, FUNCTIONS, name))
 
-    isa = _Module("nki.isa")
+    isa, constants = _Module("nki.isa"), _Module("nki.isa.constants")
     for enum in ENUMS:
         setattr(isa, enum.__name__, enum)
+        setattr(constants, enum.__name__, enum)
+    isa.__path__ = []
+    isa.constants = constants
     vars(isa).update(ENGINE_ALIASES)
     for name in ISA:
         setattr(isa, name, _call("nki.isa", ISA, INSTRUCTIONS, name))
     isa.get_nc_version = lambda: nc_version.gen3
+    for name in ("NkiScalar", "scalar_load", "scalar_store"):  # of 0.7
+        setattr(isa, name, Unmodelled(name))
 
     typing = _Module("nki.typing")
     typing.tensor = _Annotation()
@@ -123,7 +132,8 @@ def _build():
     nki = _Module("nki")
     nki.__path__ = []
     nki.jit, nki.language, nki.isa, nki.typing = jit, language, isa, typing
-    return {"nki": nki, "nki.language": language, "nki.isa": isa, "nki.typing": typing}
+    modules = (nki, language, isa, constants, typing)
+    return {module.__name__: module for module in modules}
 
 
 class _Annotation:

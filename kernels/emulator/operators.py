@@ -25,6 +25,16 @@ class Operator:
         )
 
 
+class Unmodelled:
+    """A documented name of `nki.isa` whose use is refused."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, *args, **kwargs):
+        raise NotModelledError(f"nisa.{self.name} is not modelled by this emulator")
+
+
 def _flag(function):
     return lambda a, b: function(a, b).astype(np.float32)
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from .cost import DMA_BYTES_PER_NS
 from .machine import Core
 from .rules import fail
-from .schedule import Span, capacity, live_peaks, schedule
+from .schedule import Costs, Span, capacity, live_peaks, schedule
 
 ENGINES = ("tensor", "vector", "scalar", "gpsimd", "dma")
 
@@ -39,6 +39,10 @@ class Report:
     def critical_path_ns(self) -> float:
         """Length of that schedule: the estimated time of the kernel."""
         return max((span.end for span in self.timeline), default=0.0)
+
+    def estimate_ns(self, costs: Costs) -> float:
+        """Returns the estimated time under other costs than the published ones."""
+        return max((span.end for span in schedule(self.core, costs)), default=0.0)
 
     def busy_ns(self, engine: str) -> float:
         """Time the engine works; for DMA its bytes at the achievable bandwidth."""

@@ -6,16 +6,17 @@ for the data it reads (and for the readers and writers of what it overwrites), s
 then for its fixed latency, then its bytes take the first gap in the core's shared bandwidth that
 is long enough (16 engines serve one transfer together). Tensors without an address get memory when
 first written and give it back after their last use, in program order, and whoever gets it waits
-for its last user. Not modelled: semaphores, instruction fetch, descriptor writing, and conflicts
-of engines over a memory port.
+for its last user. `Costs` says what the pages leave open. Not modelled: semaphores, instruction
+fetch, descriptor writing, and conflicts of engines over a memory port.
 """
 
 from bisect import bisect_left
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from .cost import ACCESS_LATENCY_CYCLES, DMA_BYTES_PER_NS
-from .machine import Access, Core
+from .machine import Access, Core, Instruction
 
 
 @dataclass(slots=True)
@@ -27,6 +28,28 @@ class Span:
     start: float
     end: float
     line: int
+
+
+class Costs(NamedTuple):
+    """What the published costs leave open: by default, that they hold as they stand.
+
+    Attributes:
+        gpsimd: how many times as long GpSimd takes as its formulas say; for elementwise work those
+            are VectorE's.
+        fixed_ns: nanoseconds that an instruction takes beside its cycles, by engine.
+    """
+
+    gpsimd: float = 1.0
+    fixed_ns: dict[str, float] | None = None
+
+    def nanoseconds(self, instruction: Instruction, clock: dict[str, float]) -> float:
+        """Returns how long an instruction keeps its engine."""
+        engine = instruction.engine
+        factor = self.gpsimd if engine == "gpsimd" else 1.0
+        return factor * instruction.cycles / clock[engine] + (self.fixed_ns or {}).get(engine, 0.0)
+
+
+PUBLISHED = Costs()
 
 
 def _physical(access):
@@ -62,7 +85,7 @@ def _covers(a, b):
     return a.p0 <= b.p0 and b.p1 <= a.p1 and a.lo <= b.lo and b.hi <= a.hi
 
 
-def schedule(core: Core) -> list[Span]:
+def schedule(core: Core, costs: Costs = PUBLISHED) -> list[Span]:
     """The spans of a core's instructions, in program order."""
     clock = core.target.clock_ghz
     free = dict.fromkeys(clock, 0.0)
@@ -95,7 +118,7 @@ def schedule(core: Core) -> list[Span]:
             end = seen = start + transfer
         else:
             start = max(ready, free[engine])
-            end = free[engine] = start + instruction.cycles / clock[engine]
+            end = free[engine] = start + costs.nanoseconds(instruction, clock)
             seen = end + ACCESS_LATENCY_CYCLES / clock[engine]
         visible[instruction.index] = seen
         spans.append(Span(engine, instruction.op, start, end, instruction.line))

@@ -14,8 +14,8 @@ from . import enums
 from .errors import SignatureError
 from .operators import OPERATORS
 
-FIRST, LAST = (0, 3), (0, 6)
-VERSIONS = ((0, 3), (0, 4), (0, 5), (0, 6))
+FIRST, LAST = (0, 3), (0, 7)
+VERSIONS = ((0, 3), (0, 4), (0, 5), (0, 6), (0, 7))
 
 
 class Entry(NamedTuple):
@@ -117,7 +117,7 @@ ISA = _table(
     local_gather(dst, src_buffer, index, num_elem_per_idx=1, num_valid_indices=None, name=None)
     nc_n_gather(dst, data, indices, name=None)
     nonzero_with_count(dst, src, index_offset=0, padding_val=-1, name=None)
-    topk(val_dst, idx_dst, src, n, name=None) [0.6-0.6]
+    topk(val_dst, idx_dst, src, n, name=None) [0.6-0.7]
     sequence_bounds(dst, segment_ids, name=None)
     dropout(dst, data, prob, name=None)
     rng(dst, engine=engine.unknown, name=None)
@@ -159,33 +159,40 @@ LANGUAGE = _table(
     affine_range(start, stop=None, step=1)
     sequential_range(start, stop=None, step=1)
     static_range(start, stop=None, step=1)
-    dynamic_range(start, stop=None, step=1)
-    fori_loop(lower, upper, body_fun, step=1) [0.6-0.6]
-    while_loop(init_reg, body_fun) [0.6-0.6]
+    dynamic_range(start, stop=None, step=1) [0.3-0.6]
+    fori_loop(lower, upper, body_fun, step=1) [0.6-0.7]
+    while_loop(init_reg, body_fun) [0.6-0.7]
     no_reorder()
     device_print(prefix, tensor)
-    load(src)
+    load(src, dtype=None)
     store(dst, value)
     """
 )
+
+# Compute functions of `nki.language`, experimental in every version: they exist, and have no model
+# here. Those that are operators as well are `operators.OPERATORS`.
+EXPERIMENTAL = (
+    "all broadcast_to ceil copy divide expand_dims floor fmod load_transpose2d matmul max mean min "
+    "mod negative prod rms_norm softmax sum transpose trunc var where"
+).split()
 
 TENSOR = _table(
     """
     ap(pattern, offset=None, scalar_offset=None, vector_offset=None, indirect_dim=0, dtype=None)
     reshape(shape)
     view(dtype)
-    slice(dim, start, end, step=1) [0.5-0.6]
-    select(dim, index) [0.5-0.6]
-    permute(dims) [0.5-0.6]
-    broadcast(dim, size) [0.5-0.6]
-    expand_dim(dim) [0.5-0.6]
-    squeeze_dim(dim) [0.5-0.6]
-    reshape_dim(dim, shape) [0.5-0.6]
-    flatten_dims(start_dim, end_dim) [0.5-0.6]
-    rearrange(src, dst, sizes=None) [0.5-0.6]
-    vector_select(dim, offsets) [0.5-0.6]
-    is_contiguous() [0.5-0.6]
-    get_pattern() [0.5-0.6]
+    slice(dim, start, end, step=1) [0.5-0.7]
+    select(dim, index) [0.5-0.7]
+    permute(dims) [0.5-0.7]
+    broadcast(dim, size) [0.5-0.7]
+    expand_dim(dim) [0.5-0.7]
+    squeeze_dim(dim) [0.5-0.7]
+    reshape_dim(dim, shape) [0.5-0.7]
+    flatten_dims(start_dim, end_dim) [0.5-0.7]
+    rearrange(src, dst, sizes=None) [0.5-0.7]
+    vector_select(dim, offsets) [0.5-0.7]
+    is_contiguous() [0.5-0.7]
+    get_pattern() [0.5-0.7]
     """
 )
 

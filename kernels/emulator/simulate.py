@@ -10,6 +10,7 @@ import numpy as np
 from .access import cells
 from .dtypes import DTYPES, bfloat16, decode, encode, resolve
 from .errors import EmulatorError, NotModelledError
+from .isa_limits import STRICTNESSES
 from .language import BUFFERS
 from .machine import TARGETS, Core
 from .modules import Kernel
@@ -46,12 +47,24 @@ class Simulation(NamedTuple):
     report: Report
 
 
-def simulate(kernel: Kernel, *arrays, target="trn2", lnc=None, version="0.5", **static):
+def simulate(
+    kernel: Kernel,
+    *arrays,
+    target="trn2",
+    lnc=None,
+    version="0.5",
+    strictness="documented",
+    exp_error=0.0,
+    **static,
+):
     """Run `kernel` on host arrays and return a `Simulation`.
 
     arrays: NumPy arrays or `HostTensor`s, which the kernel sees as HBM tensors; anything else,
     positional or keyword, is a compile-time value. `lnc`: cores per logical core, 1 or 2 (the
     bracket's value by default, `kernel[2]`). `version`: the NKI version whose rules hold.
+    `strictness`: "documented", or "isa" for the limits of `isa_limits` as well.
+    `exp_error`: the largest relative error of ScalarE's exp, which is a table of polynomials on the
+    machine and NumPy's here; every argument has an error of its own up to it.
     """
     if not isinstance(kernel, Kernel):
         raise EmulatorError(f"simulate takes a kernel from emulator.load, got {kernel!r}")
@@ -59,16 +72,18 @@ def simulate(kernel: Kernel, *arrays, target="trn2", lnc=None, version="0.5", **
         raise NotModelledError(f"target {target!r}; modelled: {', '.join(TARGETS)}")
     number = tuple(int(part) for part in version.split("."))
     if number not in VERSIONS:
-        raise NotModelledError(f"NKI version {version!r}; modelled: 0.3 to 0.6")
+        raise NotModelledError(f"NKI version {version!r}; modelled: 0.3 to 0.7")
     kernel.check_language(number)
     lnc = kernel.lnc if lnc is None else lnc
     if lnc not in (1, 2):
         raise EmulatorError(f"lnc must be 1 or 2, got {lnc!r}")
+    if strictness not in STRICTNESSES:
+        raise EmulatorError(f"strictness must be one of {STRICTNESSES}, got {strictness!r}")
     machine = TARGETS[target]
     shared = []
     cores, results = [], []
     for rank in range(lnc):
-        core = Core(machine, number, rank, lnc, shared)
+        core = Core(machine, number, rank, lnc, shared, strictness == "isa", exp_error)
         with activate(core), np.errstate(all="ignore"), _located(kernel):
             positional = [_argument(core, f"argument {i}", a) for i, a in enumerate(arrays)]
             keywords = {name: _argument(core, name, a) for name, a in static.items()}
@@ -91,9 +106,9 @@ def _located(kernel):
         files = kernel.files()
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
         if frames:
-            frame = frames[-1]
-            place = f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
-            error.args = (f"{place}\n{error.args[0]}",)
+            places = [f"{Path(f.filename).name}:{f.lineno}: {f.line}" for f in reversed(frames)]
+            callers = "".join(f"\n  called at {place}" for place in places[1:])
+            error.args = (f"{places[0]}\n{error.args[0]}{callers}",)
         raise
 
 

@@ -39,6 +39,7 @@ class Storage:
         "readonly",
         "rivals",
         "row",
+        "seen",
         "shape",
         "shared",
         "size",
@@ -58,6 +59,7 @@ class Storage:
         # Every element was written. Reads then need no look at `written`, which may be stale.
         self.full = False
         self.from_matmul = np.zeros(self.size, np.bool_) if block.space == "psum" else None
+        self.seen = None  # PSUM, strictness "isa": what was read since a matmul wrote it
         self.readonly = False
         self.shared = False  # allocated in nl.shared_hbm
         self.owner = None  # LNC 2, shared HBM: which core wrote each element

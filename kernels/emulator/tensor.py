@@ -189,6 +189,18 @@ def contiguous(shape):
     return tuple(reversed(strides))
 
 
+def free_dimensions(tensor: Tensor) -> int:
+    """Free dimensions of the access pattern, after merging those that are one stride."""
+    count, merged = 0, None
+    for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.strides[1:]), strict=True):
+        if size == 1:
+            continue
+        if merged is None or stride != merged:
+            count += 1
+        merged = stride * size
+    return count
+
+
 def on_chip_2d(base: Tensor, offset, shape, strides) -> Tensor:
     """A narrowed view of `base`; on chip the last dimension is kept so that it stays 2-D."""
     if base.on_chip and len(shape) == 1:

@@ -4,6 +4,8 @@ Source: language: NkiTensor; the language guide's "Tensor Values"; aps. A view t
 copy, strides on partitions or dynamic addresses is refused.
 """
 
+import itertools
+
 import numpy as np
 
 from .errors import NotModelledError, SignatureError
@@ -85,9 +87,7 @@ def _reshaped(old, strides, new):
             group += 1
         if total != count:
             continue
-        for (_, outer), (inner, stride) in zip(
-            dims[place : group - 1], dims[place + 1 : group], strict=True
-        ):
+        for (_, outer), (inner, stride) in itertools.pairwise(dims[place:group]):
             if outer != inner * stride:
                 return None
         step = dims[group - 1][1] if group > place else 1

@@ -45,12 +45,13 @@ def run():
     `body` is its statements and may use sbuf(shape), psum(shape), load(x) and output(tile).
     """
 
-    def simulate(body, version="0.5", lnc=1, **arguments):
+    def simulate(body, version="0.5", lnc=1, strictness="documented", exp_error=0.0, **arguments):
         source = _FRAME.format(
             parameters=", ".join(arguments),
             body=textwrap.indent(textwrap.dedent(body).strip(), "    "),
         )
         kernel = emulator.load(source, "kernel")
-        return emulator.simulate(kernel, version=version, lnc=lnc, **arguments)
+        machine = {"strictness": strictness, "exp_error": exp_error}
+        return emulator.simulate(kernel, version=version, lnc=lnc, **machine, **arguments)
 
     return simulate

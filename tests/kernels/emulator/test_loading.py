@@ -231,20 +231,21 @@ CALLS = [
     ("nisa.memset(t, 0.0, nisa.engine.vector, None, 1)", "too many positional", ()),
     ("nisa.arange(4)", "nki.isa has no arange", ()),
     ("nl.mgrid[0:4]", "nki.language has no mgrid", ()),
-    ("nl.max(t)", "nki.language has no max", ()),
+    ("nl.par_dim(t)", "nki.language has no par_dim", ()),
     ("nl.ndarray((4, 4), dtype=nl.float32, buffer='sbuf')", "buffer must be", ()),
     ("nl.ndarray(4, dtype=nl.float32)", "must be a tuple", ()),
     ("nisa.tensor_copy(t, t, engine=5)", "must be an nisa.engine", ()),
     ("nisa.tensor_copy(1.0, t)", "dst must be a tensor", ()),
     ("nl.program_id(axis=1)", "one axis", ()),
-    ("nisa.topk(t, t, t, 2)", "exists in NKI 0.6 to 0.6, not in", ("0.6",)),
-    ("nl.fori_loop(0, 2, t)", "exists in NKI 0.6 to 0.6, not in", ("0.6",)),
+    ("nisa.topk(t, t, t, 2)", "exists in NKI 0.6 to 0.7, not in", ("0.6", "0.7")),
+    ("nl.fori_loop(0, 2, t)", "exists in NKI 0.6 to 0.7, not in", ("0.6", "0.7")),
+    ("nl.dynamic_range(2)", "exists in NKI 0.3 to 0.6, not in 0.7", ("0.3", "0.4", "0.5", "0.6")),
     ("nisa.tensor_copy_dynamic_src(t, t)", "exists in NKI 0.3 to 0.3, not in", ("0.3",)),
-    ("t.slice(1, 0, 2)", "exists in NKI 0.5 to 0.6, not in", ("0.5", "0.6")),
+    ("t.slice(1, 0, 2)", "exists in NKI 0.5 to 0.7, not in", ("0.5", "0.6", "0.7")),
 ]
 
 
-@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6"])
+@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6", "0.7"])
 @pytest.mark.parametrize(("call", "message", "exists"), CALLS)
 def test_signatures_per_version(run, call, message, exists, version):
     body = f"t = load(x)\n{call}\nreturn output(t)"
@@ -289,7 +290,7 @@ def test_arguments_that_nki_does_not_have(run):
     with pytest.raises(emulator.NotModelledError, match="float64"):
         run("return output(load(x))", x=np.ones((4, 4)))
     kernel = emulator.load(KERNEL, "kernel")
-    for options in ({"target": "trn1"}, {"version": "0.7"}, {"version": "0.2"}):
+    for options in ({"target": "trn1"}, {"version": "0.8"}, {"version": "0.2"}):
         with pytest.raises(emulator.NotModelledError):
             emulator.simulate(kernel, ones(), **options)
     with pytest.raises(emulator.EmulatorError, match="lnc must be"):

@@ -245,6 +245,9 @@ def test_the_report_script_prints_and_draws(kernel, tmp_path, capsys):
     picture = tmp_path / "out.png"
     script.main(["--kernel", kernel, "--tokens", "128", "--tp", "16", "--plot", str(picture)])
     text = capsys.readouterr().out
+    title = text.splitlines()[0]
+    assert title.startswith("gated_delta_") and "tp 16 (3 value and 1 key heads), float32" in title
+    assert ("128 tokens" in title) == (kernel != "step")
     assert "critical path" in text
     assert "cycles per" in text
     assert picture.read_bytes().startswith(b"\x89PNG")

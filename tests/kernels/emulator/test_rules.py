@@ -35,11 +35,12 @@ def kernels(kind):
     ]
 
 
-def options(name):
+def options(path, name):
     version = re.search(r"_v(\d)_(\d)$", name)
     return {
         "version": f"{version[1]}.{version[2]}" if version else "0.5",
         "lnc": 2 if name.endswith("_lnc2") else 1,
+        "strictness": "isa" if rule_of(path).startswith("isa-") else "documented",
     }
 
 
@@ -51,7 +52,7 @@ def static(path, name):
 
 def simulate(path, name):
     kernel = emulator.load(path, name)
-    return emulator.simulate(kernel, host_input(), **options(name), **static(path, name))
+    return emulator.simulate(kernel, host_input(), **options(path, name), **static(path, name))
 
 
 def host_input():
@@ -115,7 +116,7 @@ def test_every_check_has_a_kernel_that_it_rejects(monkeypatch):
 @pytest.mark.parametrize(("path", "name"), kernels("accept"))
 def test_accepted_by_the_real_simulator(path, name):
     ours = simulate(path, name).outputs
-    theirs = emulator.simulate_with_nki(path, name, host_input(), lnc=options(name)["lnc"])
+    theirs = emulator.simulate_with_nki(path, name, host_input(), lnc=options(path, name)["lnc"])
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 

@@ -162,7 +162,6 @@ def test_dma_transposes(run):
         "nisa.tensor_reduce(t[:, 0:1], nl.bitwise_and, t[:, 1:8], axis=1)",
         "sbuf((4, nl.tile_size.sbuf_fmax))",
         "nl.fori_loop(0, 4, load)",
-        "nl.load(x)",
         "nl.add(t, t)",
         "t.view(nl.int32)",
         "t.vector_select(0, t)",
@@ -177,3 +176,22 @@ def test_what_is_not_modelled_is_refused(run, call):
     """
     with pytest.raises(emulator.NotModelledError):
         run(body, x=normal(4, 8), version="0.6")
+
+
+def test_exp_can_be_off_as_a_table_is(run):
+    body = """
+        tile = load(x)
+        nisa.activation(dst=tile, op=nl.{op}, data=tile)
+        return output(tile)
+    """
+    x = np.concatenate([[0, -1e9], -np.geomspace(1e-6, 80, 510)]).astype(np.float32)[None]
+    exact, noisy, again = (
+        run(body.format(op="exp"), x=x, exp_error=error).outputs[0] for error in (0.0, 1e-5, 1e-5)
+    )
+    relative = (noisy.astype(np.float64) / np.maximum(exact, 1e-38) - 1)[0, 2:]
+    assert noisy[0, 0] == 1 and noisy[0, 1] == 0
+    assert np.abs(relative).max() < 1.02e-5
+    assert relative.max() > 9e-6 and relative.min() < -9e-6 and abs(relative.mean()) < 1e-6
+    np.testing.assert_array_equal(noisy, again)
+    copies = [run(body.format(op="copy"), x=x, exp_error=error).outputs[0] for error in (0, 1e-5)]
+    np.testing.assert_array_equal(*copies)

@@ -1,5 +1,7 @@
 """TensorE's instructions against NumPy in float64, and what PSUM accumulates."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -159,3 +161,29 @@ def test_what_is_not_modelled_is_refused(run, call, message):
     """
     with pytest.raises(emulator.NotModelledError, match=message):
         run(body, x=normal(64, 64))
+
+
+def test_strictness_isa_warns_of_accumulating_on_what_was_read(run):
+    body = """
+        left = load(x)
+        bank = psum((64, 64))
+        nisa.nc_matmul(dst=bank, stationary=left, moving=left, accumulate=False)
+        tile = sbuf((64, 64))
+        nisa.tensor_copy(dst=tile, src=bank)
+        nisa.nc_matmul(dst=bank, stationary=left, moving=left, accumulate={again})
+        nisa.tensor_copy(dst=tile, src=bank)
+        return output(tile)
+    """
+    x = np.ones((128, 64), np.float32)
+    with pytest.warns(emulator.IsaWarning, match="read since its group started"):
+        out = run(body.format(again=True), x=x, strictness="isa").outputs[0]
+    np.testing.assert_array_equal(out, 256)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(body.format(again=True), x=x)
+        run(body.format(again=False), x=x, strictness="isa")
+
+
+def test_an_unknown_strictness_is_refused(run):
+    with pytest.raises(emulator.EmulatorError, match="strictness must be one of"):
+        run("return output(load(x))", x=np.ones((4, 4), np.float32), strictness="hardware")

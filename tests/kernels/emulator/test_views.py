@@ -16,6 +16,9 @@ VIEWS = {
     "t[:, nl.ds(1, 2), :]": lambda a: a[:, 1:3, :],
     "t.reshape((16, 24))": lambda a: a.reshape(16, 24),
     "t.reshape((16, 2, 2, 2, 3))": lambda a: a.reshape(16, 2, 2, 2, 3),
+    "t.reshape((16, 1, 4, 6))": lambda a: a.reshape(16, 1, 4, 6),
+    "t.reshape((16, 1, 1, 24))": lambda a: a.reshape(16, 1, 1, 24),
+    "t.reshape((16, 24, 1, 1))": lambda a: a.reshape(16, 24, 1, 1),
     "t.ap([[24, 16], [1, 6], [6, 4]])": lambda a: a.transpose(0, 2, 1),
     "t.ap([[24, 8], [5, 3]], offset=7)": lambda a: a.reshape(16, 24)[:8, 7:22:5],
     "t.ap([[24, 16], [0, 5], [1, 6]])": lambda a: np.repeat(a[:, :1], 5, 1),
@@ -46,7 +49,7 @@ def numbers():
     return np.arange(16 * 4 * 6, dtype=np.float32).reshape(16, 4, 6)
 
 
-@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6"])
+@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6", "0.7"])
 @pytest.mark.parametrize("expression", VIEWS)
 def test_views_of_every_version(run, expression, version):
     body = BODY.replace("EXPRESSION", expression)
