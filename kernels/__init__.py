@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from . import binding, neuron, portable
+from .binding import DEFAULT_PLAN, Plan
+
+__all__ = ["DEFAULT_PLAN", "Plan", "gated_delta_rule"]
 
 
 def gated_delta_rule(
@@ -19,6 +22,7 @@ def gated_delta_rule(
     chunk: int,
     implementation: str,
     exact: bool = True,
+    plan: Plan = DEFAULT_PLAN,
     active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gated delta rule over T tokens: one recurrent step for T = 1, else chunks.
@@ -33,6 +37,7 @@ def gated_delta_rule(
             imports, else portable), or "emulator" (the NKI kernels emulated on the host).
         exact: whether a prefill has to multiply in float32. Else the NKI kernels round the
             operands of most products to 16 bits; the state, decays and sums stay float32.
+        plan: static choices of the NKI kernels.
         active: [B] bool: other rows keep their state bit for bit (a token with beta = 0 and log
             decay 0 can still turn -0 into 0), and have no meaningful output. None is all.
 
@@ -52,7 +57,8 @@ def gated_delta_rule(
     if launch is None:
         out, updated = portable.gated_delta_prefill(*inputs, state, chunk=chunk)
     else:
-        out, updated = binding.gated_delta_rule(*inputs, state, exact=exact, launch=launch)
+        how = {"exact": exact, "launch": launch, "plan": plan}
+        out, updated = binding.gated_delta_rule(*inputs, state, **how)
     return out, portable.updated_where(active, updated, state)
 
 

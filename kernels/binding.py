@@ -21,6 +21,22 @@ class Kernel(NamedTuple):
     function: str
 
 
+class Plan(NamedTuple):
+    """Static choices of the NKI kernels, for where a device does not take the faster one.
+
+    Attributes:
+        gpsimd: whether GpSimd does elementwise work, beside masks, or VectorE all of it.
+        float16: whether 16-bit operands that are bounded by 1 are float16, three bits finer, so
+            that some products have one of each kind; else every 16-bit operand is bfloat16.
+    """
+
+    gpsimd: bool = True
+    float16: bool = True
+
+
+DEFAULT_PLAN = Plan()
+
+
 STEP = Kernel("nki_recurrent", "gated_delta_step")
 CHUNK = Kernel("nki_chunk", "gated_delta_chunk")
 PREFILL = Kernel("nki_fused", "gated_delta_prefill")
@@ -55,6 +71,7 @@ def gated_delta_rule(
     *,
     exact: bool,
     launch: Launcher,
+    plan: Plan = DEFAULT_PLAN,
 ) -> tuple[Tensor, Tensor]:
     """`kernels.gated_delta_rule` by the NKI kernels: the same arguments and results.
 
@@ -74,20 +91,43 @@ def gated_delta_rule(
     inputs = (query, key, value, log_decay.float(), beta.float())
     state = state.float()
     if key.shape[1] == 1:
-        out, state = launch(STEP, *(x.squeeze(1) for x in inputs), state)
+        query, key, value, log_decay, beta = (x.squeeze(1) for x in inputs)
+        operands = (query, key, value, decay_of(log_decay), beta, state)
+        out, state = launch(STEP, *operands, **plan._asdict())
         return out.unsqueeze(1).to(dtype), state
 
     rows = CHUNKS_OF_A_CALL // value.shape[2]
     parts = [
-        _rows(part[:5], part[5], exact, launch)
+        _rows(part[:5], part[5], launch, exact=exact, **plan._asdict())
         for part in zip(*(_split(x, rows, 0) for x in (*inputs, state)), strict=True)
     ]
     out, state = (_join(list(pieces), 0) for pieces in zip(*parts, strict=True))
     return out.to(dtype), state
 
 
+def decay_of(log_decay: Tensor) -> Tensor:
+    """exp(log_decay) for decode steps: near 1 as float32 has it, whatever the device's exp.
+
+    A decay of 1 - d is applied some 1/d times before the state has forgotten, so its error counts
+    1/d times. A third party found ScalarE's exp, which graphs may use too, off by 1.5e-5: with
+    decays of 0.999 that is 1.5 % of the state. Above exp(-1/2) this is the exponential series to
+    its eighth power, off by less than 1e-8, in multiplications and additions; below, an error
+    counts at most three times.
+
+    Args:
+        log_decay: any shape, at most 0, float32.
+
+    Returns:
+        The same shape, float32; exactly 1 where log_decay is 0.
+    """
+    series = torch.ones_like(log_decay)
+    for power in range(8, 0, -1):
+        series = 1 + log_decay * (1 / power) * series
+    return torch.where(log_decay > -0.5, series, log_decay.exp())
+
+
 def _rows(
-    inputs: tuple[Tensor, ...], state: Tensor, exact: bool, launch: Launcher
+    inputs: tuple[Tensor, ...], state: Tensor, launch: Launcher, **static: bool
 ) -> tuple[Tensor, Tensor]:
     """Two tokens or more of as many rows as one call can take at all."""
     batch, _, heads = inputs[-1].shape
@@ -100,7 +140,7 @@ def _rows(
         else:
             kernel = PREFILL
             piece = _pad(piece, -length % CHUNK_TOKENS)
-        out, state = launch(kernel, *piece, state, exact=exact)
+        out, state = launch(kernel, *piece, state, **static)
         outputs.append(out if out.shape[1] == length else out[:, :length])
     return _join(outputs, 1), state
 

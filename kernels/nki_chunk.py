@@ -6,7 +6,9 @@ from .nki_fused import CHUNK, delta_rule
 
 
 @nki.jit
-def gated_delta_chunk(query, key, value, log_decay, beta, state, exact=True):
+def gated_delta_chunk(
+    query, key, value, log_decay, beta, state, exact=True, gpsimd=True, float16=True
+):
     """The delta rule over T tokens, T at most 128; the chunk is the next power of two, 16 at least.
 
     Args:
@@ -15,7 +17,7 @@ def gated_delta_chunk(query, key, value, log_decay, beta, state, exact=True):
         log_decay, beta: [B, T, Hv] float32; log_decay at most 0. Tokens where both are 0 keep the
             state bit for bit.
         state: [B, Hv, Dk, Dv] float32.
-        exact: static, as in `nki_fused.gated_delta_prefill`.
+        exact, gpsimd, float16: static, as in `nki_fused.gated_delta_prefill`.
 
     Returns:
         Output [B, T, Hv, Dv] of the value's dtype, and the new state, float32.
@@ -26,4 +28,4 @@ def gated_delta_chunk(query, key, value, log_decay, beta, state, exact=True):
     for power in (32, 64, 128):
         if chunk < tokens:
             chunk = power
-    return delta_rule(query, key, value, log_decay, beta, state, chunk, exact)
+    return delta_rule(query, key, value, log_decay, beta, state, chunk, exact, gpsimd, float16)

@@ -56,7 +56,7 @@ def load(layout, plan, block, token, inputs):
     for name in ("log_decay", "key", "query", "beta", "value"):
         heads, size, width, first = shapes[name]
         if count < chunk:
-            nisa.memset(dst=tiles[name], value=0.0, engine=nisa.engine.gpsimd)
+            nisa.memset(dst=tiles[name], value=0.0, engine=plan["spare"])
         source = inputs[name].ap(
             pattern=token_pattern(layout, heads, size, width, count),
             offset=token_offset(layout, block, token, heads, size, first),
@@ -115,7 +115,7 @@ def weigh(layout, plan, decays, beta):
         data1=decays.ap(pattern=every),
         data2=beta.ap(pattern=[[lanes, chunk], [1, lanes], [0, chunk]]),
         op=nl.multiply,
-        engine=nisa.engine.gpsimd,
+        engine=plan["spare"],
     )
 
 
@@ -166,7 +166,7 @@ def make_gates(layout, plan, constants, tiles):
             data1=tiles["key"].ap(pattern=shared),
             data2=gate.ap(pattern=[[row, chunk], [group, pairs], [1, group], [0, key_size]]),
             op=nl.multiply,
-            engine=nisa.engine.gpsimd,
+            engine=plan["spare"],
         )
     return {"from_start": gates, "across": across, "reader": reader, "writer": writer}
 

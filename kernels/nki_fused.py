@@ -40,7 +40,9 @@ EXACT_LANES = 6  # of a block in float32: with few lanes per key head, eight do 
 
 
 @nki.jit
-def gated_delta_prefill(query, key, value, log_decay, beta, state, exact=True):
+def gated_delta_prefill(
+    query, key, value, log_decay, beta, state, exact=True, gpsimd=True, float16=True
+):
     """The delta rule over T tokens, T a multiple of 128; chunks x value heads up to 1024 per core.
 
     Args:
@@ -51,21 +53,25 @@ def gated_delta_prefill(query, key, value, log_decay, beta, state, exact=True):
         state: [B, Hv, Dk, Dv] float32.
         exact: static. True multiplies in float32. False rounds the operands of most products to
             16 bits, for a quarter of TensorE's time in them; sums, decays and state stay float32.
+        gpsimd: static. True gives GpSimd the elementwise work that VectorE and ScalarE have no time
+            for; False gives it to VectorE. Masks are GpSimd's in both: no other engine makes them.
+        float16: static. Where `exact` is False, True rounds operands that are bounded by 1 to
+            float16; False makes every 16-bit operand bfloat16, for less accurate results.
 
     Returns:
         Output [B, T, Hv, Dv] of the value's dtype, and the new state, float32.
     """
     assert key.shape[1] % CHUNK == 0, "the number of tokens must be a multiple of 128"
-    return delta_rule(query, key, value, log_decay, beta, state, CHUNK, exact)
+    return delta_rule(query, key, value, log_decay, beta, state, CHUNK, exact, gpsimd, float16)
 
 
-def delta_rule(query, key, value, log_decay, beta, state, chunk, exact):
+def delta_rule(query, key, value, log_decay, beta, state, chunk, exact, gpsimd, float16):
     """Outputs and state for any number of tokens; zeros fill the last chunk up, on chip."""
     lanes = LANES
     if exact and value.shape[2] // key.shape[2] <= EXACT_LANES:
         lanes = EXACT_LANES
     layout = cut(key.shape, value.shape, lanes, True)
-    plan = make_plan(chunk, exact)
+    plan = make_plan(chunk, exact, gpsimd, float16)
     blocks = layout["row_blocks"] * layout["head_blocks"]
     chunks = (layout["tokens"] + chunk - 1) // chunk
     assert blocks * layout["lanes"] * chunks <= MOST, "at most 1024 chunks x value heads per call"
@@ -135,7 +141,7 @@ def run(layout, plan, first, count, constants, factors, inputs, state, out, new_
                 # The second step of a group may be the next chunk of the same block.
                 turn_slot = slot - 3 * (step % 2)
                 if turn_slot == 0:
-                    decayed.append(decay_state(layout, gates[step]["across"], states[block]))
+                    decayed.append(decay_state(layout, plan, gates[step]["across"], states[block]))
                 if turn_slot == 1:
                     updates.append(
                         correct(

@@ -15,7 +15,7 @@ done on tiles of half the width.
 import nki.isa as nisa
 import nki.language as nl
 
-from .nki_tiles import BANK, part, psum_bank, sbuf, select
+from .nki_tiles import BANK, convert, part, psum_bank, sbuf, select
 
 MASKED = -1e9  # its exp is 0
 LANES = 8  # of a block: their half-width tiles of 64 columns fill a PSUM bank
@@ -26,35 +26,36 @@ def make_constants(plan):
     chunk = plan["chunk"]
     half = chunk // 2
     ones = sbuf(chunk, 128, nl.float32)
-    nisa.memset(dst=ones, value=1.0, engine=nisa.engine.gpsimd)
+    nisa.memset(dst=ones, value=1.0, engine=plan["spare"])
     zeros = sbuf(chunk, BANK, nl.float32)
     nisa.memset(dst=zeros, value=0.0, engine=nisa.engine.vector)
     square = ones[:, 0:chunk]
-    identity = sbuf(chunk, chunk, plan["bounded"])
+    identity = sbuf(chunk, chunk, nl.float32)
     select(identity, square, [[-1, chunk]], 0, 1, nl.equal, 0.0)
-    identity_bf16 = sbuf(chunk, chunk, nl.bfloat16)
-    select(identity_bf16, square, [[-1, chunk]], 0, 1, nl.equal, 0.0)
+    identity_bf16 = convert(identity, chunk, chunk, nl.bfloat16)
     until = sbuf(chunk, chunk, nl.float32)  # 1 where partition <= column
     select(until, square, [[1, chunk]], 0, -1, nl.greater_equal, 0.0)
     after = sbuf(chunk, chunk, nl.float32)  # 1 where partition > column
-    select(after, square, [[-1, chunk]], 0, 1, nl.greater, 0.0)
-    future = sbuf(chunk, BANK, nl.bfloat16)  # MASKED where partition > column
+    select(after, square, [[-1, chunk]], -1, 1, nl.greater_equal, 0.0)
     pattern = [[0, BANK // chunk], [1, chunk]]
-    select(future, zeros, pattern, 0, -1, nl.greater_equal, MASKED)
+    select(zeros, zeros, pattern, 0, -1, nl.greater_equal, MASKED)
+    future = convert(zeros, chunk, BANK, nl.bfloat16)  # MASKED where partition > column
+    if not plan["exact"]:
+        identity = convert(identity, chunk, chunk, plan["bounded"])
 
     levels = plan["levels"]
     merge = sbuf(chunk, levels * half, nl.float32)
-    nisa.memset(dst=merge, value=-1.0, engine=nisa.engine.vector)
+    nisa.memset(dst=merge, value=1.0, engine=nisa.engine.vector)
     for level in range(levels):
-        # Columns of the even blocks: 1 on the diagonal, -1 down to the end of the block below (and
-        # above the diagonal, where A T is 0 but for rounding), then 0.
+        # Columns of the even blocks: 1 on the diagonal (and above, where A T is 0), -1 below it
+        # down to the end of the block below, then 0.
         size = 2**level
         count = half // size
         tile = part(merge, level, half)
+        diagonal = [[2 * size, count], [1, size]]
+        select(tile, tile, diagonal, 0, -1, nl.greater_equal, -1.0)
         ends = [[2 * size, count], [0, size]]
         select(tile, tile, ends, 2 * size - 1, -1, nl.greater_equal, 0.0)
-        diagonal = [[-2 * size, count], [-1, size]]
-        select(tile, tile, diagonal, 0, 1, nl.not_equal, 1.0)
     return {
         "ones": ones,
         "identity": identity,
@@ -124,6 +125,20 @@ def packed(tile, width, lanes, stride, offset, chunk, level):
     )
 
 
+def bank_blocks(bank, lane, chunk, level):
+    """Half-width results of one lane in a bank, in the shape of the moving operand that gives them.
+
+    The addresses are those of a plain slice. No published kernel gives a matmul a flat destination
+    for a moving operand of several free dimensions.
+    """
+    size = 2**level
+    half = chunk // 2
+    return bank.ap(
+        pattern=[[BANK, chunk], [size, half // size], [1, size]],
+        offset=lane * half,
+    )
+
+
 def make_inverse(layout, plan, constants, odd):
     """A tile for T (odd = 1) or its transpose (odd = 0).
 
@@ -135,7 +150,7 @@ def make_inverse(layout, plan, constants, odd):
     nisa.tensor_copy(
         dst=blocks(tile, lanes, chunk, 0, odd),
         src=spread(constants["identity"], lanes, chunk, 0, odd),
-        engine=nisa.engine.gpsimd,
+        engine=plan["spare"],
     )
     return tile
 
@@ -148,11 +163,11 @@ def find_factor(layout, plan, level, constants, factors, system, inverse):
     bank = psum_bank()
     for lane in range(lanes):
         if level == 0:
-            moving = spread(constants["identity"], 1, chunk, 0, 0)
+            moving = lane_blocks(constants["identity"], 1, 0, chunk, 0, 0)
         else:
             moving = lane_blocks(inverse, lanes, lane, chunk, level, 0)
         nisa.nc_matmul(
-            dst=bank[0:chunk, lane * half : (lane + 1) * half],
+            dst=bank_blocks(bank, lane, chunk, level),
             stationary=part(system, lane, chunk),
             moving=moving,
             accumulate=False,
@@ -183,7 +198,7 @@ def apply_factor(layout, plan, level, constants, factors, inverse, inverse_t):
         bank = psum_bank()
         for lane in range(lanes):
             nisa.nc_matmul(
-                dst=bank[0:chunk, lane * half : (lane + 1) * half],
+                dst=bank_blocks(bank, lane, chunk, level),
                 stationary=part(inverse_t, lane, chunk),
                 moving=lane_blocks(factor, lanes, lane, chunk, level, 0),
                 accumulate=False,
@@ -196,11 +211,11 @@ def apply_factor(layout, plan, level, constants, factors, inverse, inverse_t):
     bank = psum_bank()
     for lane in range(lanes):
         if level == 0:
-            moving = spread(constants["identity"], 1, chunk, 0, 1)
+            moving = lane_blocks(constants["identity"], 1, 0, chunk, 0, 1)
         else:
             moving = lane_blocks(inverse_t, lanes, lane, chunk, level, 1)
         nisa.nc_matmul(
-            dst=bank[0:chunk, lane * half : (lane + 1) * half],
+            dst=bank_blocks(bank, lane, chunk, level),
             stationary=part(factor, lane, chunk),
             moving=moving,
             accumulate=False,

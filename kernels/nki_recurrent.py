@@ -1,6 +1,6 @@
 """One token of the gated delta rule as an NKI kernel: the decode step.
 
-Per lane (row and value head), with a = exp(log_decay) and the state S [Dk, Dv]:
+Per lane (row and value head), with the decay a and the state S [Dk, Dv]:
 
     d  = v - a k^T S                 a correction, before beta
     o  = a q^T S + beta (q . k) d
@@ -12,6 +12,10 @@ as the moving one: 64 TensorE passes instead of 128 per lane. With 16-bit operan
 a bfloat16 copy of S, and the correction is rounded to bfloat16. The state's way through memory
 (2 x 64 KiB per lane for 128 x 128) soon takes longer than the arithmetic, so this saves less than
 in a prefill.
+
+The decay comes as a factor, not as its logarithm: the state is multiplied by it once a token, so
+that an error of ScalarE's exp, which is a table's, would add up over as many tokens as the state
+remembers. `binding.decay_of` makes it.
 """
 
 import nki
@@ -21,6 +25,7 @@ import nki.language as nl
 from .nki_state import copy_state, load_state, store_state
 from .nki_tiles import (
     BANK,
+    convert,
     cut,
     make_plan,
     part,
@@ -35,15 +40,16 @@ LANES = 32  # of a block: its state takes 16 KiB per partition
 
 
 @nki.jit
-def gated_delta_step(query, key, value, log_decay, beta, state, exact=True):
+def gated_delta_step(query, key, value, decay, beta, state, exact=True, gpsimd=True, float16=True):
     """One step for every row and head.
 
     Args:
         query, key: [B, Hk, Dk] float32 or bfloat16, L2-normalised, queries scaled by Dk^-1/2.
         value: [B, Hv, Dv], float32 or bfloat16; value head h reads key head h // (Hv / Hk).
-        log_decay, beta: [B, Hv] float32; log_decay at most 0. Both 0 keep the state bit for bit.
+        decay, beta: [B, Hv] float32; decay is exp(log_decay), 0 to 1. A decay of 1 with a beta of 0
+            keeps the state bit for bit.
         state: [B, Hv, Dk, Dv] float32.
-        exact: static, as in `nki_fused.gated_delta_prefill`.
+        exact, gpsimd, float16: static, as in `nki_fused.gated_delta_prefill`.
 
     Returns:
         Output [B, Hv, Dv] of the value's dtype, and the new state, float32.
@@ -52,7 +58,7 @@ def gated_delta_step(query, key, value, log_decay, beta, state, exact=True):
     value_heads = value.shape[1]
     value_size = value.shape[2]
     layout = cut((rows, 1, key_heads, key_size), (rows, 1, value_heads, value_size), LANES, False)
-    plan = make_plan(1, exact)
+    plan = make_plan(1, exact, gpsimd, float16)
     out = nl.ndarray(value.shape, dtype=value.dtype, buffer=nl.shared_hbm)
     new_state = nl.ndarray(state.shape, dtype=nl.float32, buffer=nl.shared_hbm)
     constants = make_constants(layout, plan)
@@ -62,7 +68,7 @@ def gated_delta_step(query, key, value, log_decay, beta, state, exact=True):
     for block in range(blocks + 1):
         # A block is loaded and prepared while the state passes through the one before it.
         if block < blocks:
-            inputs = load(layout, plan, block, query, key, value, log_decay, beta, state)
+            inputs = load(layout, plan, block, query, key, value, decay, beta, state)
             ready.append(prepare(layout, plan, constants, inputs))
         if block > 0:
             step(
@@ -87,18 +93,20 @@ def make_constants(layout, plan):
     pairs = layout["pairs"]
     group = layout["group"]
     ones = sbuf(128, 128, nl.float32)
-    nisa.memset(dst=ones, value=1.0, engine=nisa.engine.gpsimd)
+    nisa.memset(dst=ones, value=1.0, engine=plan["spare"])
     identity = sbuf(128, 128, nl.float32)
     select(identity, ones, [[-1, 128]], 0, 1, nl.equal, 0.0)
-    owner = sbuf(pairs, lanes, plan["bounded"])  # 1 where the lane is one of the pair's
+    owner = sbuf(pairs, lanes, nl.float32)  # 1 where the lane is one of the pair's
     inside = [[-1, lanes]]
     select(owner, ones[0:pairs, 0:lanes], inside, group - 1, group, nl.greater_equal, 0.0)
     inside = [[1, lanes]]
     select(owner, owner, inside, 0, -group, nl.greater_equal, 0.0)
+    if not plan["exact"]:
+        owner = convert(owner, pairs, lanes, plan["bounded"])
     return {"identity": identity, "owner": owner}
 
 
-def load(layout, plan, block, query, key, value, log_decay, beta, state):
+def load(layout, plan, block, query, key, value, decay, beta, state):
     """The block's inputs, a lane (of keys and queries: a pair) per partition; the state apart."""
     lanes = layout["lanes"]
     pairs = layout["pairs"]
@@ -125,13 +133,13 @@ def load(layout, plan, block, query, key, value, log_decay, beta, state):
     nisa.dma_copy(dst=values, src=value.ap(pattern=pattern, offset=offset))
 
     gates = sbuf(lanes, 2, nl.float32)
-    spread = sbuf(key_size, lanes, nl.float32)  # every partition holds all lanes' log decays
+    spread = sbuf(key_size, lanes, nl.float32)  # every partition holds all lanes' decays
     pattern = token_pattern(layout, value_heads, 1, 1, 1)
     offset = token_offset(layout, block, 0, value_heads, 1, 0)
-    nisa.dma_copy(dst=gates[:, 0:1], src=log_decay.ap(pattern=pattern, offset=offset))
+    nisa.dma_copy(dst=gates[:, 0:1], src=decay.ap(pattern=pattern, offset=offset))
     nisa.dma_copy(dst=gates[:, 1:2], src=beta.ap(pattern=pattern, offset=offset))
     pattern = [[0, key_size], pattern[1], pattern[2]]
-    nisa.dma_copy(dst=spread, src=log_decay.ap(pattern=pattern, offset=offset))
+    nisa.dma_copy(dst=spread, src=decay.ap(pattern=pattern, offset=offset))
     return {
         "both": both,
         "values": values,
@@ -146,10 +154,6 @@ def prepare(layout, plan, constants, inputs):
     lanes = layout["lanes"]
     key_size = layout["key_size"]
     beta = inputs["gates"][:, 1:2]
-    decay = sbuf(lanes, 1, nl.float32)
-    nisa.activation(dst=decay, op=nl.exp, data=inputs["gates"][:, 0:1])
-    decay_spread = sbuf(key_size, lanes, nl.float32)
-    nisa.activation(dst=decay_spread, op=nl.exp, data=inputs["spread"])
 
     # Keys and queries of each lane's own pair.
     bank = psum_bank()
@@ -173,7 +177,7 @@ def prepare(layout, plan, constants, inputs):
         data1=weighted.ap(pattern=[[key_size, lanes], [0, lanes], [1, key_size]]),
         data2=constants["identity"].ap(pattern=[[128, lanes], [1, lanes], [0, key_size]]),
         op=nl.multiply,
-        engine=nisa.engine.gpsimd,
+        engine=plan["spare"],
     )
 
     # Columns k and q of every lane: [k | q], lanes side by side in each half.
@@ -200,8 +204,8 @@ def prepare(layout, plan, constants, inputs):
     return {
         "state": inputs["state"],
         "values": inputs["values"],
-        "decay": decay,
-        "decay_spread": decay_spread,
+        "decay": inputs["gates"][:, 0:1],
+        "decay_spread": inputs["spread"],
         "selector": selector,
         "turned": turned,
         "overlap": overlap,

@@ -86,12 +86,15 @@ def read_state(layout, plan, turned, gates, operand):
         bank = psum_bank()
         for slot in range(count):
             lane = first + slot
-            nisa.nc_matmul(
-                dst=bank[0:chunk, slot * columns : (slot + 1) * columns],
-                stationary=part(turned, 2 * (lane // group) + 1, chunk),
-                moving=part(operand, lane, columns),
-                accumulate=False,
-            )
+            # One product for the neighbours that share a key head: their queries are one operand.
+            if slot == 0 or lane % group == 0:
+                shared = min(group - lane % group, count - slot)
+                nisa.nc_matmul(
+                    dst=bank[0:chunk, slot * columns : (slot + shared) * columns],
+                    stationary=part(turned, 2 * (lane // group) + 1, chunk),
+                    moving=operand[:, lane * columns : (lane + shared) * columns],
+                    accumulate=False,
+                )
             nisa.activation(
                 dst=part(carried, lane, columns),
                 op=nl.copy,
@@ -101,7 +104,7 @@ def read_state(layout, plan, turned, gates, operand):
     return carried
 
 
-def decay_state(layout, across, state):
+def decay_state(layout, plan, across, state):
     """exp(G_end) S of every lane."""
     lanes = layout["lanes"]
     columns = layout["columns"]
@@ -113,7 +116,7 @@ def decay_state(layout, across, state):
         data1=state.ap(pattern=every),
         data2=across.ap(pattern=[[lanes, key_size], [1, lanes], [0, columns]]),
         op=nl.multiply,
-        engine=nisa.engine.gpsimd,
+        engine=plan["spare"],
     )
     return decayed
 

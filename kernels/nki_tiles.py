@@ -88,9 +88,15 @@ def cut(key_shape, value_shape, most, twins):
     }
 
 
-def make_plan(chunk, exact):
+def make_plan(chunk, exact, gpsimd, float16):
     """Static choices. Operands bounded by 1 (keys, queries, all of the inverse) keep three bits
-    more in float16 than in bfloat16; values and the state have no bound."""
+    more in float16 than in bfloat16; values and the state have no bound. `spare` is the engine of
+    elementwise work that VectorE and ScalarE have no time for."""
+    bounded = nl.float32
+    unbounded = nl.float32
+    if not exact:
+        bounded = nl.float16 if float16 else nl.bfloat16
+        unbounded = nl.bfloat16
     levels = 0
     for level in range(7):
         if 2**level < chunk:
@@ -99,8 +105,9 @@ def make_plan(chunk, exact):
         "chunk": chunk,
         "levels": levels,
         "exact": exact,
-        "bounded": nl.float32 if exact else nl.float16,
-        "unbounded": nl.float32 if exact else nl.bfloat16,
+        "bounded": bounded,
+        "unbounded": unbounded,
+        "spare": nisa.engine.gpsimd if gpsimd else nisa.engine.vector,
     }
 
 
@@ -130,6 +137,13 @@ def select(dst, tile, pattern, offset, multiplier, compare, otherwise):
         on_false_value=otherwise,
         cmp_op=compare,
     )
+
+
+def convert(tile, partitions, width, dtype):
+    """A copy of a float32 tile in another dtype: masks are made in float32, whatever reads them."""
+    other = sbuf(partitions, width, dtype)
+    nisa.tensor_copy(dst=other, src=tile, engine=nisa.engine.scalar)
+    return other
 
 
 # HBM patterns of a block, for `.ap`: partitions first, then rows, heads and the elements of a head.

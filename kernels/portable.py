@@ -84,15 +84,15 @@ def gated_delta_prefill(
         log_decay, beta: [B, T, Hv] float32, log_decay at most 0; a token with beta = 0 and
             log_decay = 0 leaves the state as it is.
         state: [B, Hv, Dk, Dv] float32.
-        chunk: tokens of a block; changes results by rounding only.
+        chunk: the most tokens of a block; changes results by rounding only.
 
     Returns:
         Output [B, T, Hv, Dv] in the value's dtype and the new state, float32.
     """
     tokens, key_heads = key.shape[1:3]
     repeats = value.shape[2] // key_heads
-    length = min(chunk, tokens)
-    count = -(-tokens // length)
+    count = -(-tokens // chunk)
+    length = -(-tokens // count)  # alike, so that little is padded
 
     def chunked(x: Tensor) -> Tensor:
         """[B, T, heads, D] to float32 [N, B, Hk, heads / Hk, C, D], zeros after the last token."""

@@ -42,9 +42,22 @@ def inputs(options) -> tuple:
     log_decay = -np.abs(normal(rows, *tokens, value_heads)) * np.float32(0.1)
     beta = rng.uniform(0, 1, (rows, *tokens, value_heads)).astype(np.float32)
     state = normal(rows, value_heads, size, size)
+    if options.kernel == "step":
+        log_decay = np.exp(log_decay)  # it takes the decay itself
     if options.dtype == "bfloat16":
         query, key, value = (emulator.HostTensor(x, "bfloat16") for x in (query, key, value))
     return query, key, value, log_decay, beta, state
+
+
+def what_ran(report, options) -> str:
+    """Kernel, sizes and static choices of the run, in a line."""
+    tokens = "" if options.kernel == "step" else f"{options.tokens} tokens, "
+    heads = f"{VALUE_HEADS // options.tp} value and {KEY_HEADS // options.tp} key heads"
+    operands = "16-bit products" if options.fast else "exact products"
+    return (
+        f"{report.kernel}: {tokens}rows {options.rows}, tp {options.tp} ({heads}), "
+        f"{options.dtype}, {operands}, lnc {options.lnc}, NKI {options.version}"
+    )
 
 
 def chunk_head_table(report, options) -> str:
@@ -56,7 +69,7 @@ def chunk_head_table(report, options) -> str:
     return f"cycles {what}: {', '.join(cells)}"
 
 
-def plot(report, path: str):
+def plot(report, title: str, path: str):
     """The timeline: one row per engine, one bar per instruction, coloured by operation."""
     import matplotlib
 
@@ -79,7 +92,9 @@ def plot(report, path: str):
     axes.set_yticks(range(len(engines)), engines)
     axes.invert_yaxis()
     axes.set_xlabel("µs, by the documented cost model (not measured)")
-    axes.set_title(f"{report.kernel}: {report.critical_path_ns / 1000:.1f} µs")
+    axes.set_title(
+        f"{title}\n{report.critical_path_ns / 1000:.1f} µs", loc="left", fontsize="medium"
+    )
     axes.legend(
         handles=[Patch(color=colour[op], label=op) for op in operations],
         loc="upper center",
@@ -100,7 +115,7 @@ def arguments(argv=None):
     parser.add_argument("--lnc", type=int, choices=(1, 2), default=1)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--fast", action="store_true", help="16-bit matmul operands")
-    parser.add_argument("--version", default="0.5", help="NKI version, 0.3 to 0.6")
+    parser.add_argument("--version", default="0.5", help="NKI version, 0.3 to 0.7")
     parser.add_argument("--plot", metavar="PNG", help="write the timeline picture")
     return parser.parse_args(argv)
 
@@ -112,10 +127,12 @@ def main(argv=None):
     report = emulator.simulate(
         kernel, *inputs(options), lnc=options.lnc, version=options.version, **static
     ).report
+    title = what_ran(report, options)
+    print(title)
     print(report.table())
     print(chunk_head_table(report, options))
     if options.plot:
-        plot(report, options.plot)
+        plot(report, title, options.plot)
         print(f"timeline: {options.plot}")
 
 

@@ -1,9 +1,9 @@
 """Calls of the delta rule as the model makes them, for the tests of its binding to the kernels."""
 
-import oracle
 import torch
 
 from qwen35 import kernels
+from qwen35.kernels import oracle
 
 # A tiny model: three layers with DeltaNet and one with attention.
 CONFIG = {

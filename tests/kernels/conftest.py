@@ -1,4 +1,4 @@
-"""Lets the kernel tests import `oracle`, which stands beside them."""
+"""Lets the kernel tests import `harness`, `grid` and others, which stand beside them."""
 
 import sys
 from pathlib import Path

@@ -1,21 +1,29 @@
 """Running the NKI kernels on the emulator, for the tests."""
 
 import numpy as np
-import oracle
 
-from qwen35.kernels import emulator
+from qwen35.kernels import emulator, oracle
 
 STEP = emulator.load("nki_recurrent", "gated_delta_step")
 CHUNK = emulator.load("nki_chunk", "gated_delta_chunk")
 PREFILL = emulator.load("nki_fused", "gated_delta_prefill")
 
 
-def simulate(kernel, inputs, half=False, **options):
-    """The `Simulation` of `oracle.Inputs`; with `half`, query, key and value are bfloat16."""
-    arrays = [x[:, 0] for x in inputs[:5]] if kernel is STEP else list(inputs[:5])
+def simulate(kernel, inputs, half=False, strictness="isa", **options):
+    """The `Simulation` of `oracle.Inputs`; with `half`, query, key and value are bfloat16.
+
+    By default under the tighter of the emulator's strictnesses: the kernels have to hold on to it.
+    """
+    arrays = list(step_arrays(inputs) if kernel is STEP else inputs[:5])
     if half:
         arrays[:3] = [emulator.HostTensor(x, "bfloat16") for x in arrays[:3]]
-    return emulator.simulate(kernel, *arrays, inputs.state, **options)
+    return emulator.simulate(kernel, *arrays, inputs.state, strictness=strictness, **options)
+
+
+def step_arrays(inputs):
+    """The step kernel's inputs before the state, of the first token: it takes the decay itself."""
+    arrays = [x[:, 0] for x in inputs[:5]]
+    return (*arrays[:3], np.exp(arrays[3]), arrays[4])
 
 
 def run(kernel, inputs, half=False, **options):

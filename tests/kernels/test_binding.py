@@ -9,14 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import oracle
 import pytest
 import torch
 from calling import CONFIG, SIZES, Recorder, run, tensors
 
 import qwen35
 from qwen35 import Config, kernels
-from qwen35.kernels import binding, emulator, host, portable
+from qwen35.kernels import binding, emulator, host, oracle, portable
 from qwen35.xla import trees
 
 BOUND = 1e-5  # relative; the kernels' own in float32
@@ -63,7 +62,9 @@ def test_the_kernels_agree_with_the_definition_and_with_portable(tokens, heads):
 def test_which_kernel_runs_on_how_many_tokens(tokens, kernel, shape):
     recorder = Recorder()
     rule(tensors(batch=2, tokens=tokens), recorder)
-    static = {} if kernel == binding.STEP else {"exact": True}
+    static = binding.Plan()._asdict()
+    if kernel != binding.STEP:
+        static |= {"exact": True}
     assert recorder.calls == [(kernel, shape, static)]
 
 
@@ -189,6 +190,26 @@ def test_padding_and_inputs_stay_as_they_are():
     assert all(map(torch.equal, still, copies))
 
 
+def test_decays_of_a_step_are_float32_near_1_whatever_the_devices_exp(monkeypatch):
+    """Where a decay is near 1 its error counts many times: there no exp of the device is used."""
+    log_decay = torch.cat([torch.zeros(1), -torch.logspace(-7, 2, 4001), torch.tensor([-1e9])])
+    true = log_decay.double().exp()
+    found = binding.decay_of(log_decay)
+    assert found.dtype == torch.float32 and found[0] == 1 and found[-1] == 0
+    assert ((found - true).abs() <= 1.2e-7 * true + 1e-38).all()
+
+    exp = torch.Tensor.exp
+    monkeypatch.setattr(torch.Tensor, "exp", lambda x: exp(x) * (1 + 1.5e-5))
+    coarse = binding.decay_of(log_decay)
+    # What a state holds after many tokens of one decay a is a multiple of 1 / (1 - a).
+    steady = (coarse.double() - true).abs() / (1 - true).clamp(min=1e-7)
+    slow = log_decay > -1
+    assert steady[log_decay < -1e-3].max() < 6e-5
+    assert torch.equal(coarse[log_decay > -0.5], found[log_decay > -0.5]) and slow.sum() > 1000
+    plain = (log_decay[slow].exp().double() - true[slow]).abs() / (1 - true[slow]).clamp(min=1e-7)
+    assert plain.max() > 1e-2, "the device's exp alone would be felt"
+
+
 def test_gradients_are_refused():
     inputs = tensors(tokens=2)
     inputs[2].requires_grad_()
@@ -288,7 +309,7 @@ def test_a_bfloat16_model_lets_the_kernels_multiply_in_16_bits(params, monkeypat
         expected, _ = qwen35.prefill(low, qwen35.init_state(low, 1, 8), tokens)
         low = low.with_runtime(kernels="emulator")
         logits, _ = qwen35.prefill(low, qwen35.init_state(low, 1, 8), tokens)
-    assert [static for _, _, static in recorder.calls] == [{"exact": False}] * 3
+    assert [static["exact"] for _, _, static in recorder.calls] == [False] * 3
     assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
 
 
@@ -316,3 +337,20 @@ def test_the_folder_imports_as_a_package_without_a_parent():
         [sys.executable, "-c", code], cwd=folder.parent, check=True, capture_output=True, text=True
     )
     assert Path(done.stdout.strip()) == folder / "__init__.py"
+
+
+def test_the_runtimes_plan_reaches_every_kernel(params, monkeypatch):
+    recorder = Recorder(host.launch)
+    monkeypatch.setattr(host, "launch", recorder)
+    plan = binding.Plan(gpsimd=False, float16=False)
+    tokens = torch.tensor([[1, 2, 3]])
+    logits = {}
+    for name in (plan, binding.DEFAULT_PLAN):
+        low = params.with_runtime(kernels="emulator", kernel_plan=name)
+        with torch.no_grad():
+            _, state = qwen35.prefill(low, qwen35.init_state(low, 1, 8), tokens)
+            logits[name], _ = qwen35.decode(low, state, tokens[:, 0])
+    assert [static["gpsimd"] for _, _, static in recorder.calls] == [False] * 6 + [True] * 6
+    assert [static["float16"] for _, _, static in recorder.calls] == [False] * 6 + [True] * 6
+    # Of float32: the engine changes no bit, and there are no 16-bit operands.
+    assert torch.equal(logits[plan], logits[binding.DEFAULT_PLAN])

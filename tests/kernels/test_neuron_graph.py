@@ -4,6 +4,7 @@ Nothing here runs on a device, nor through AWS's packages: what is shown is that
 layer is one custom call on the right tensors, and that nothing else in the graph changes.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -94,7 +95,12 @@ def test_one_call_per_layer_on_the_right_tensors(
     for call, operands, config in custom_calls(module):
         assert operands == [("f32", shape) for shape in (*shapes, state)]
         assert [(x.dtype, x.shape) for x in call.arrays] == [("f32", values), ("f32", state)]
-        assert config == {"func_name": function, "grid": [2], **static}
+        assert config == {
+            "func_name": function,
+            "grid": [2],
+            **kernels.DEFAULT_PLAN._asdict(),
+            **static,
+        }
 
 
 @pytest.mark.parametrize("kind", ["NC_v3", "NC_v3d"])
@@ -154,6 +160,11 @@ def opaque(query, key, value, log_decay, beta, state, chunk=None):
     )
 
 
+def opaque_step(query, key, value, log_decay, beta, state, active=None):
+    """The same of a step, whose kernel takes the decay itself."""
+    return opaque(query, key, value, binding.decay_of(log_decay), beta, state)
+
+
 def operations(module):
     """How often the entry has each operation, with the type of its result and its attributes.
 
@@ -189,7 +200,7 @@ def test_the_rest_of_the_graph_is_unchanged(node, step, tokens, mesh, monkeypatc
     assert not other.module.custom_calls()
 
     # All that is not inside the portable operations is there once more, and no more than that.
-    monkeypatch.setattr(portable, "gated_delta_step", opaque)
+    monkeypatch.setattr(portable, "gated_delta_step", opaque_step)
     monkeypatch.setattr(portable, "gated_delta_prefill", opaque)
     other = lower(step, tokens, mesh=mesh, kernels="portable")
     assert operations(graph.module) == operations(other.module)
@@ -242,13 +253,15 @@ def test_graphs_of_distinct_kernels_have_distinct_hashes(node, device):
     for kind in ("NC_v3", "NC_v3d"):
         device(kind)
         for tokens in (1, 5, 128, 256):
-            for exact in (True, False):
-                for _ in range(2):
-                    results = run(placeholders(tokens), "nki", exact=exact)
-                    key = (kind, tokens, exact or tokens == 1)  # the step has but one form
-                    hashes.setdefault(key, set()).add(graph_hash(results, salted=True))
-    assert len(hashes) == 14 and all(len(found) == 1 for found in hashes.values())
-    assert len(set.union(*hashes.values())) == 14
+            choices = itertools.product(
+                (True, False), (kernels.DEFAULT_PLAN, kernels.Plan(gpsimd=False)), range(2)
+            )
+            for exact, plan, _ in choices:
+                results = run(placeholders(tokens), "nki", exact=exact, plan=plan)
+                key = (kind, tokens, plan, exact or tokens == 1)  # the step has but one form
+                hashes.setdefault(key, set()).add(graph_hash(results, salted=True))
+    assert len(hashes) == 28 and all(len(found) == 1 for found in hashes.values())
+    assert len(set.union(*hashes.values())) == 28
     bare = {graph_hash(run(placeholders(5), "nki", exact=e), salted=False) for e in (True, False)}
     # torch-xla alone would mix the two up in one kind of node.
     assert len(bare) == (1 if node == "custom call" else 2)

@@ -9,9 +9,10 @@ import itertools
 
 import harness
 import numpy as np
-import oracle
 import pytest
 from harness import CHUNK
+
+from qwen35.kernels import oracle
 
 EXACT = 1e-5
 FAST = 1e-2
@@ -64,7 +65,7 @@ def test_input_and_operand_precisions_are_independent(half, exact):
     assert state < (EXACT if exact else FAST)
 
 
-@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6"])
+@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6", "0.7"])
 def test_every_language_version(version):
     inputs = oracle.inputs(tokens=31, key_heads=2, group=3, cosine=0.8, key_size=32, value_size=32)
     for exact in (True, False):

@@ -7,9 +7,11 @@ import itertools
 
 import harness
 import numpy as np
-import oracle
 import pytest
 from harness import CHUNK, PREFILL, STEP
+
+from qwen35.kernels import emulator, oracle
+from qwen35.kernels.emulator import cost, machine, registry
 
 EXACT = 1e-5
 FAST = 1e-2
@@ -109,7 +111,7 @@ def test_is_the_step_kernel_repeated():
     assert oracle.relative_error(stepped, state) < EXACT
 
 
-@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6"])
+@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6", "0.7"])
 def test_every_language_version(version):
     inputs = oracle.inputs(tokens=128, key_heads=2, group=3, cosine=0.8, key_size=16, value_size=16)
     for exact in (True, False):
@@ -189,3 +191,97 @@ def test_inputs_and_outputs_pass_memory_once():
     assert report.dma_bytes == sum(x.nbytes for x in inputs) + inputs.value.nbytes + (
         inputs.state.nbytes
     )
+
+
+# The plan's switches.
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "tokens"), [(STEP, 1), (CHUNK, 31), (CHUNK, 128), (PREFILL, 384)]
+)
+def test_elementwise_work_on_either_engine_gives_the_same_bits(kernel, tokens, exact):
+    inputs = oracle.inputs(
+        batch=2, tokens=tokens, key_heads=2, group=3, cosine=0.8, decay="mixed", key_size=64
+    )
+    with_gpsimd, without = (
+        harness.simulate(kernel, inputs, exact=exact, gpsimd=gpsimd) for gpsimd in (True, False)
+    )
+    for a, b in zip(with_gpsimd.outputs, without.outputs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    work = [
+        {op for op in run.report.operations if op.startswith("gpsimd.")}
+        for run in (with_gpsimd, without)
+    ]
+    assert work == [work[0] | {"gpsimd.tensor_tensor"}, {"gpsimd.affine_select"}]
+
+
+def test_a_slower_gpsimd_costs_less_than_doing_without_it_up_to_twice_its_time():
+    """Why GpSimd is the default; scripts/kernels/sensitivity.py has the table."""
+    inputs = oracle.inputs(tokens=512, key_heads=4, group=3)
+    runs = {
+        gpsimd: harness.simulate(PREFILL, inputs, exact=False, gpsimd=gpsimd).report
+        for gpsimd in (True, False)
+    }
+    twice, four_times = (runs[True].estimate_ns(emulator.Costs(gpsimd=n)) for n in (2.0, 4.0))
+    without = runs[False].estimate_ns(emulator.Costs())
+    assert runs[True].critical_path_ns < twice < without < four_times
+    assert runs[True].estimate_ns(emulator.Costs()) == runs[True].critical_path_ns
+
+
+def test_a_fixed_time_per_instruction_counts_once_for_each():
+    report = harness.simulate(PREFILL, oracle.inputs(tokens=256, key_heads=2, group=3)).report
+    fixed = emulator.Costs(fixed_ns={"tensor": 1e6})
+    assert report.estimate_ns(fixed) >= 1e6 * report.instructions["tensor"]
+    assert report.estimate_ns(fixed) < 1e6 * (report.instructions["tensor"] + 1)
+
+
+@pytest.mark.parametrize(("kernel", "tokens"), [(STEP, 1), (CHUNK, 31), (PREFILL, 384)])
+@pytest.mark.parametrize("float16", [True, False])
+def test_the_all_bfloat16_plan_has_one_kind_of_16_bit_operands(
+    kernel, tokens, float16, monkeypatch
+):
+    """The other mixes two in a product, which a device may not take."""
+    pairs, allocated = set(), set()
+    matmul, allocate = cost.matmul, machine.Core.allocate
+
+    def record_operands(stationary, moving):
+        pairs.add((str(stationary.dtype), str(moving.dtype)))
+        return matmul(stationary, moving)
+
+    def record_dtype(self, shape, dtype, *args, **kwargs):
+        allocated.add(str(dtype))
+        return allocate(self, shape, dtype, *args, **kwargs)
+
+    monkeypatch.setattr(cost, "matmul", record_operands)
+    monkeypatch.setattr(machine.Core, "allocate", record_dtype)
+    inputs = oracle.inputs(tokens=tokens, key_heads=2, group=3, key_size=32, value_size=32)
+    harness.run(kernel, inputs, half=True, exact=False, float16=float16)
+    assert allocated == {"float32", "bfloat16"} | ({"float16"} if float16 else set())
+    mixed = {frozenset(pair) for pair in pairs if len(set(pair)) > 1}
+    assert mixed == ({frozenset(("float16", "bfloat16"))} if float16 else set())
+
+
+def test_masks_are_made_in_float32_by_equal_and_greater_equal(monkeypatch):
+    """Only these have a published kernel behind them; 16 bits come by a copy. A's diagonal is no
+    mask: it is set in place, by not_equal."""
+    seen = []
+    select = registry.INSTRUCTIONS["affine_select"]
+
+    def record(core, dst, pattern, channel_multiplier, on_true_tile, on_false_value, cmp_op, *rest):
+        seen.append((cmp_op.name, str(dst.dtype), str(on_true_tile.dtype)))
+        return select(
+            core, dst, pattern, channel_multiplier, on_true_tile, on_false_value, cmp_op, *rest
+        )
+
+    monkeypatch.setitem(
+        registry.INSTRUCTIONS, "affine_select", lambda core, **x: record(core, *x.values())
+    )
+    for kernel, tokens, diagonals in ((STEP, 1, 0), (PREFILL, 256, 2)):
+        seen.clear()
+        inputs = oracle.inputs(tokens=tokens, key_heads=2, group=2, key_size=32, value_size=32)
+        harness.run(kernel, inputs, exact=False)
+        masks = [entry for entry in seen if entry[0] != "not_equal"]
+        assert masks and all(entry[1:] == ("float32", "float32") for entry in masks)
+        assert {entry[0] for entry in masks} <= {"equal", "greater_equal"}
+        assert len(seen) - len(masks) == 2 * diagonals, "one for each chunk of a block"

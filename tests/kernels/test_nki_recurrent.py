@@ -6,9 +6,10 @@ bfloat16 outputs add their own rounding, 2^-9. `FAST` bounds 16-bit operands as 
 
 import harness
 import numpy as np
-import oracle
 import pytest
 from harness import STEP
+
+from qwen35.kernels import oracle
 
 FLOAT32 = 1e-6
 BFLOAT16 = 2.0**-8
@@ -92,7 +93,7 @@ def test_16_bit_operands_do_not_add_up_over_steps(cosine, decay):
     assert oracle.relative_error(state, expected_state) < FAST
 
 
-@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6"])
+@pytest.mark.parametrize("version", ["0.3", "0.4", "0.5", "0.6", "0.7"])
 def test_every_language_version(version):
     inputs = oracle.inputs(tokens=1, key_heads=2, group=3)
     for exact, bound in ((True, FLOAT32), (False, FAST)):
@@ -139,3 +140,9 @@ def test_the_state_passes_memory_once_each_way():
     inputs = oracle.inputs(tokens=1, key_heads=2, group=3)
     moved = harness.simulate(STEP, inputs).report.dma_bytes
     assert moved < 2 * inputs.state.nbytes * 1.02
+
+
+def test_computes_no_exp_so_that_its_errors_do_not_add_up():
+    inputs = oracle.inputs(tokens=1, batch=2, group=3, decay="mixed")
+    for a, b in zip(run(inputs), run(inputs, exp_error=0.1), strict=True):
+        np.testing.assert_array_equal(a, b)

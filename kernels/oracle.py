@@ -104,6 +104,6 @@ def bfloat16(values):
 def relative_error(actual, expected):
     """Largest absolute difference over the largest expected magnitude (1e-30 at least)."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape, (actual.shape, expected.shape)
-    assert np.isfinite(actual).all()
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        raise AssertionError(f"{actual.shape} for {expected.shape}, or not finite")
     return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
