@@ -38,11 +38,20 @@ def from_fp8(bits: Tensor) -> Tensor:
     return bits.view(torch.float8_e4m3fn).float()
 
 
-def low_half(values: Tensor) -> Tensor:
-    """Return what the low four bits of each byte, uint8 of any shape, count: 0 to 15, float32."""
+def from_e4m3(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the numbers of E4M3 as IEEE would have it (`f8e4m3`: up to 240, then infinity) that
+    have these bits, uint8 of any shape, in float32 or bfloat16. Up to 240, they are those of
+    float8_e4m3fn."""
+    if bits.device.type == "xla":
+        return _operation(_e4m3_to_float32 if dtype == torch.float32 else _e4m3_to_bfloat16)(bits)
+    return bits.view(torch.float8_e4m3fn).to(dtype)
+
+
+def masked(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the bits of each byte, uint8 of any shape, that an int32 mask [] has, as float32."""
     if values.device.type == "xla":
-        return _operation(_low_half)(values)
-    return (values & 15).float()
+        return _operation(_masked)(values, mask)
+    return (values.int() & mask).float()
 
 
 @functools.cache
@@ -69,8 +78,21 @@ def _from_fp8(bits: Any) -> Any:
     return half.cast(private.Type.F32)
 
 
-def _low_half(values: Any) -> Any:
-    return (values.cast(private.Type.S32) & _integer(values, 15)).cast(private.Type.F32)
+def _e4m3_to_float32(bits: Any) -> Any:
+    return _as_e4m3(bits).cast(private.Type.F32)
+
+
+def _e4m3_to_bfloat16(bits: Any) -> Any:
+    return _as_e4m3(bits).cast(private.Type.BF16)
+
+
+def _as_e4m3(bits: Any) -> Any:
+    return bits.bitcast("f8e4m3")  # which torch-xla's table of types lacks
+
+
+def _masked(values: Any, mask: Any) -> Any:
+    wide = values.cast(private.Type.S32) & mask.broadcast(values.shape().sizes)
+    return wide.cast(private.Type.F32)
 
 
 def _integer(like: Any, value: int) -> Any:

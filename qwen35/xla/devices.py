@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from . import private, trees
 from .environment import xla
+from .turns import tracing_here, turn
+
+Result = TypeVar("Result")
 
 
 def device_put(tree: Any, device: str) -> Any:
@@ -47,7 +50,8 @@ def _upload(tensor: torch.Tensor) -> torch.Tensor:
 
 def _download(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     remote = [tensor for tensor in tensors if tensor.device.type == "xla"]
-    fetched = iter(private._xla_get_cpu_tensors(remote))  # one sync for all pending work
+    with turn:
+        fetched = iter(private._xla_get_cpu_tensors(remote))  # one sync for all pending work
     return [next(fetched) if t.device.type == "xla" else t for t in tensors]
 
 
@@ -74,16 +78,19 @@ def release_host_memory() -> None:
 def matmul_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Multiply x [..., K] by weight [K, N] of its dtype; accumulate and return [..., N] in float32.
 
+    Or x [G, R, K] by weight [G, K, N], one by one: [G, R, N].
+
     torch has no product of bfloat16 tensors with a float32 result. XLA has, and needs no float32
     copy of the weight for it; on the CPU the weight is widened a block of columns at a time.
     """
     if x.dtype == torch.float32:
         return x @ weight
     if x.device.type == "xla":
-        dimensions = (([x.dim() - 1], [0]), ([], []))
+        batch = list(range(weight.dim() - 2))
+        dimensions = (([x.dim() - 1], [weight.dim() - 2]), (batch, batch))
         return private._xla_dot_general(x, weight, dimensions, preferred_element_type=torch.float32)
     x = x.float()
-    return torch.cat([x @ block.float() for block in weight.split(16384, dim=1)], dim=-1)
+    return torch.cat([x @ block.float() for block in weight.split(16384, dim=-1)], dim=-1)
 
 
 def indices(length: int, device: torch.device) -> torch.Tensor:
@@ -106,6 +113,17 @@ def run_pending_of(tensors: Sequence[torch.Tensor]) -> None:
     if True in needed:
         pending = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
         private._xla_sync_multi(pending, devices=[], wait=True, sync_xla_data=True)
+
+
+def at_once(device: torch.device, make: Callable[[], Result]) -> Result:
+    """Return what `make` returns, a tree of tensors on a device, with values: on XLA no other
+    thread comes in between. Inside a traced function it is part of that."""
+    if device.type != "xla" or tracing_here.active:
+        return make()
+    with turn:
+        result = make()
+        run_pending_of([leaf for leaf in trees.tensors(result) if leaf.device.type == "xla"])
+    return result
 
 
 def anything_pending() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from pathlib import Path
 from types import ModuleType
 
 
@@ -33,3 +34,15 @@ def xla() -> ModuleType:
             f"the XLA device needs torch-xla, which could not be imported: {error}"
         ) from error
     return torch_xla
+
+
+def check_neuron() -> None:
+    """Raise ValueError unless this machine has a Neuron device and its runtime, free to use."""
+    if importlib.util.find_spec("libneuronxla") is None or not any(Path("/dev").glob("neuron*")):
+        raise ValueError(
+            "--device neuron needs a Neuron device and torch-neuronx's libneuronxla, and this "
+            "machine does not have both"
+        )
+    chosen = os.environ.get("PJRT_DEVICE", "NEURON")
+    if chosen != "NEURON":
+        raise ValueError(f"--device neuron, but PJRT_DEVICE is {chosen}: unset it, or NEURON")

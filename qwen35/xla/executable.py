@@ -1,7 +1,7 @@
 """Compile and run graphs by torch-xla: what `jit` leaves to its backend.
 
-Another backend of `jit` is one more module like this one: a way to compile a `Target` for some
-arguments, and what that returns, to be called with the arguments' leaves.
+Another backend of `jit` is one more module like this one: what a compiled `Target` is, to be called
+with the arguments' leaves. `staged` compiles.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree
@@ -21,27 +21,6 @@ from .environment import xla
 from .target import Target
 from .tracing import Trace
 from .unusable import Donated
-
-
-def compile_graph(
-    target: Target,
-    signature: str,
-    values: tuple,
-    leaves: list[torch.Tensor],
-    frozen: trees.FrozenTrees,
-    report: Callable[[str], None],
-) -> Executable:
-    """Trace `target` on symbolic `values` and compile its graph; run nothing, consume nothing.
-
-    Args:
-        signature: what to call the graph where the user asks for those compiled.
-        leaves, frozen: what `trees.flatten` found in `values`, one value per parameter.
-        report: called with "trace" and "compile" before each.
-    """
-    report("trace")
-    with Trace(target, values, leaves, frozen) as trace:
-        report("compile")
-        return Executable(target.name, signature, trace, trace.compile())
 
 
 def lower(
@@ -99,6 +78,7 @@ class Executable:
         "_results",
         "_retired",
         "_seed",
+        "_shapes",
         "_spec",
         "_statics",
         "needs_no_grad",
@@ -110,66 +90,108 @@ class Executable:
         self._name = name
         self._hash = graph_hash
         self._constants = trace.constants
-        self._inputs = _picker(trace.input_order)
+        self._inputs = picker(trace.input_order)
         self._seed = trace.seed_position
-        self._donated = _picker(trace.donated)
-        self._kept = _picker(trace.kept)
+        self._donated = picker(trace.donated)
+        self._kept = picker(trace.kept)
         self._statics = trace.statics
-        self._results = _picker(trace.result_order)
+        self._results = picker(trace.result_order)
         self._retired: deque[tuple[torch.Tensor, ...]] = deque(maxlen=2)
+        self._shapes = [Shape(output.shape, output.dtype) for output in trace.outputs]
         self._spec = trace.spec
         self.needs_no_grad = trace.needs_no_grad
 
     def __call__(self, leaves: list[torch.Tensor], frozen: trees.FrozenTrees) -> Any:
         donated = self._donated(leaves)
-        loose = donated + self._kept(leaves)
-        if donated:
-            run_pending()  # what is still to be computed from a donated tensor needs it now
-        else:
-            run_pending_of(loose)
-        for _, flat in frozen:
-            if not flat.ready:
-                run_pending_of(flat.leaves)
-                flat.ready = True
-        check_alive(self._name, loose)
-        if donated:
-            self._check_distinct(donated, loose, frozen)
+        make_ready(self._name, donated, self._kept(leaves), frozen)
+        results = self.results(leaves)
+        consume(donated)
+        # Releasing a donated tensor blocks, with the interpreter's lock held, until the graph
+        # that consumes it has run. The next call may come before that, but the one after it waits
+        # for something anyway.
+        self._retired.append(donated)
+        return self.arranged(results)
+
+    def results(self, leaves: list[torch.Tensor], passed: Sequence[torch.Tensor] = ()) -> list:
+        """Run the graph; return the leaves of the result. `passed`: see `chains.Passed`."""
         inputs = self._inputs(leaves + self._constants)
         if self._seed is not None:
             inputs = list(inputs)
             inputs[self._seed] = next_seed()
         outputs = private._run_cached_graph(self._hash, inputs) if self._hash is not None else []
-        for tensor in donated:
-            tensor.__class__ = Donated
-        # Releasing a donated tensor blocks, with the interpreter's lock held, until the graph
-        # that consumes it has run. The next call may come before that, but the one after it waits
-        # for something anyway.
-        self._retired.append(donated)
-        return _pytree.tree_unflatten(self._results(leaves + self._statics + outputs), self._spec)
+        return list(self._results([*leaves, *self._statics, *outputs, *passed]))
 
-    def _check_distinct(
-        self,
-        donated: tuple[torch.Tensor, ...],
-        loose: tuple[torch.Tensor, ...],
-        frozen: trees.FrozenTrees,
-    ) -> None:
-        """Raise ValueError if a donated tensor's data is passed more than once.
+    def example(self, leaves: list[torch.Tensor]) -> list:
+        """Return what `results` would, with a `Shape` for each tensor that the graph computes."""
+        return list(self._results([*leaves, *self._statics, *self._shapes]))
 
-        `loose` holds the donated tensors first, then the others outside frozen trees.
-        """
-        handles = private._get_tensors_handle(loose)
-        shared = len(set(handles)) < len(handles) and not set(handles[: len(donated)]).isdisjoint(
-            handle for handle, count in Counter(handles).items() if count > 1
+    def arranged(self, results: list) -> Any:
+        """Return the result that has these leaves."""
+        return _pytree.tree_unflatten(results, self._spec)
+
+
+class Shape(NamedTuple):
+    """A tensor's."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def make_ready(
+    name: str,
+    donated: tuple[torch.Tensor, ...],
+    kept: tuple[torch.Tensor, ...],
+    frozen: trees.FrozenTrees,
+) -> None:
+    """Compute what a call's arguments still wait for; refuse what can't be run or donated.
+
+    Args:
+        name: of the function that is called.
+        donated, kept: its tensors outside frozen trees.
+    """
+    loose = donated + kept
+    if donated:
+        run_pending()  # what is still to be computed from a donated tensor needs it now
+    else:
+        run_pending_of(loose)
+    for _, flat in frozen:
+        if not flat.ready:
+            run_pending_of(flat.leaves)
+            flat.ready = True
+    check_alive(name, loose)
+    if donated:
+        _check_distinct(name, donated, loose, frozen)
+
+
+def consume(donated: tuple[torch.Tensor, ...]) -> None:
+    """Mark the tensors whose memory a graph has taken."""
+    for tensor in donated:
+        tensor.__class__ = Donated
+
+
+def _check_distinct(
+    name: str,
+    donated: tuple[torch.Tensor, ...],
+    loose: tuple[torch.Tensor, ...],
+    frozen: trees.FrozenTrees,
+) -> None:
+    """Raise ValueError if a donated tensor's data is passed more than once.
+
+    `loose` holds the donated tensors first, then the others outside frozen trees.
+    """
+    handles = private._get_tensors_handle(loose)
+    shared = len(set(handles)) < len(handles) and not set(handles[: len(donated)]).isdisjoint(
+        handle for handle, count in Counter(handles).items() if count > 1
+    )
+    identities = set(map(id, donated))
+    if shared or not all(identities.isdisjoint(flat.ids) for _, flat in frozen):
+        raise ValueError(
+            f"{name}: a donated tensor appears twice in the arguments; "
+            "a tensor that is donated must be passed once"
         )
-        identities = set(map(id, donated))
-        if shared or not all(identities.isdisjoint(flat.ids) for _, flat in frozen):
-            raise ValueError(
-                f"{self._name}: a donated tensor appears twice in the arguments; "
-                "a tensor that is donated must be passed once"
-            )
 
 
-def _picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
+def picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
     """Return a function that picks these elements of a sequence, as a tuple."""
     if len(indices) == 1:
         (index,) = indices

@@ -21,11 +21,13 @@ from typing import Any
 import torch
 
 from . import trees
+from .chains import CannotCut
 from .devices import release_host_memory
-from .executable import Executable, compile_graph, initialize_cache, lower, placements
+from .executable import Executable, initialize_cache, lower, placements
 from .observers import CompileEvent, announce, on_compile
+from .staged import Staged, compile_graph
 from .target import Target
-from .tracing import tracing_here, xla_lock
+from .turns import tracing_here, turn
 from .unusable import UNUSABLE
 
 
@@ -49,7 +51,8 @@ def jit(
     of a jitted function inside another one is traced as part of the outer one. Random numbers
     differ from call to call and follow `torch_xla.manual_seed`. Results do not track gradients:
     an argument that requires them is a ValueError while grad mode is on (differentiate inside).
-    Calls from several threads take turns; other use of XLA tensors has to wait for a compilation.
+    Calls from several threads take turns, with each other and with `device_put`, `init_state`, …;
+    a thread's own operations on XLA tensors have to wait while another thread calls.
 
     Args:
         donate: names of parameters whose tensors the call consumes, so that results can reuse
@@ -95,7 +98,7 @@ class Jitted:
         if cache_dir is not None:
             initialize_cache(cache_dir)
         self._progress = progress
-        self._graphs: dict[tuple, Executable] = {}
+        self._graphs: dict[tuple, Executable | Staged] = {}
         kinds = {parameter.kind for parameter in signature.parameters.values()}
         plain = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD}
         # How many positional arguments need no binding, because they are all there is.
@@ -115,8 +118,8 @@ class Jitted:
         if tracing_here.active:
             return self._target.function(*args, **kwargs)
         values = self._bind(args, kwargs)
-        leaves, key, frozen = self._flatten(values)
-        with xla_lock:
+        with turn:
+            leaves, key, frozen = self._flatten(values)
             graph = self._graph(values, leaves, key, frozen)
             if graph.needs_no_grad and torch.is_grad_enabled():
                 self._target.refuse_gradients(values)
@@ -126,13 +129,13 @@ class Jitted:
         """Compile for these arguments, unless that has been done, without running: no argument is
         consumed, and the values of tensors do not matter."""
         values = self._bind(args, kwargs)
-        leaves, key, frozen = self._flatten(values)
-        with xla_lock:
+        with turn:
+            leaves, key, frozen = self._flatten(values)
             self._graph(values, leaves, key, frozen)
 
     def _graph(
         self, values: tuple, leaves: list[torch.Tensor], key: tuple, frozen: trees.FrozenTrees
-    ) -> Executable:
+    ) -> Executable | Staged:
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = self._compile(values, leaves, frozen)
@@ -148,8 +151,8 @@ class Jitted:
                 f"{self._target.name}.lower() can't be called inside a traced function"
             )
         values = self._bind(args, kwargs)
-        leaves, _, frozen = self._flatten(values)
-        with xla_lock:
+        with turn:
+            leaves, _, frozen = self._flatten(values)
             return lower(self._target, values, leaves, frozen)
 
     def _bind(self, args: tuple, kwargs: dict) -> tuple:
@@ -184,7 +187,7 @@ class Jitted:
 
     def _compile(
         self, values: tuple, leaves: list[torch.Tensor], frozen: trees.FrozenTrees
-    ) -> Executable:
+    ) -> Executable | Staged:
         start = time.perf_counter()
         described = ", ".join(
             f"{name}={trees.describe(value)}"
@@ -198,10 +201,27 @@ class Jitted:
 
         with on_compile(self._progress):
             try:
-                graph = compile_graph(self._target, signature, values, leaves, frozen, report)
+                of_target = (self._target, signature, values, leaves, frozen)
+                graph = compile_graph(*of_target, report, _graph_of)
             except BaseException:
                 report("failed")
                 raise
             release_host_memory()  # tracing and compiling leave a heap of hundreds of MB
             report("done")
         return graph
+
+
+def _graph_of(body: Callable[..., Any], donates: bool, values: tuple) -> Executable:
+    """Return the graph of a chain's body for these arguments, compiled unless it has been."""
+    jitted = _jitted_body(body, donates)
+    graph = jitted._graph(values, *jitted._flatten(values))
+    if isinstance(graph, Staged):
+        raise CannotCut("a run of it has runs of its own")
+    return graph
+
+
+@functools.cache
+def _jitted_body(body: Callable[..., Any], donates: bool) -> Jitted:
+    """Return the graphs of a body, which all functions share that run it."""
+    *_, state = inspect.signature(body).parameters
+    return Jitted(body, (state,) if donates else (), None, None)

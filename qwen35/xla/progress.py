@@ -24,6 +24,14 @@ def show_compilations(show: bool) -> AbstractContextManager[Compilations]:
     return on_compile(compile_progress if show else None)
 
 
+def hidden(show: bool) -> bool:
+    """Return what tqdm's `disable` is for a bar that is shown, or not.
+
+    It is shown in a terminal or a notebook: in a pipe or a log every stage of it would stay.
+    """
+    return not (show and (sys.stderr.isatty() or "ipykernel" in sys.modules))
+
+
 def prefill_bar(tokens: int, show: bool) -> tqdm:
     """Return a progress bar over the tokens of a prompt, gone when it is done."""
-    return tqdm(total=tokens, desc="prefill", unit="token", disable=not show, leave=False)
+    return tqdm(total=tokens, desc="prefill", unit="token", disable=hidden(show), leave=False)

@@ -6,13 +6,12 @@ import gc
 import hashlib
 import inspect
 import math
-import threading
 from typing import Any
 
 import torch
 from torch.utils import _pytree
 
-from . import private, trees
+from . import chains, private, trees
 from .devices import (
     anything_pending,
     check_alive,
@@ -22,17 +21,8 @@ from .devices import (
     run_pending_of,
 )
 from .target import Target
+from .turns import tracing_here
 from .unusable import Escaped, Unusable
-
-
-class _Tracing(threading.local):
-    active = False
-
-
-tracing_here = _Tracing()
-
-# Held while tracing and while running: what runs pending computations must not meet a trace.
-xla_lock = threading.RLock()
 
 
 class Trace:
@@ -48,16 +38,30 @@ class Trace:
         input_order: for each input of the graph its index in leaves + constants.
         seed_position: which input is the random seed, or None.
         spec, statics: structure of the result, and its leaves that are not tensors.
-        result_order: for each leaf of the result its index in leaves + statics + outputs.
+        result_order: for each leaf of the result its index in leaves + statics + outputs +
+            what is passed (`chains.Passed`).
         needs_no_grad: whether a leaf requires gradients, so that grad mode has to be off.
+        body: of the chain at which the trace ended (`chains.stop`), else None. The result is then
+            what the chain was called with, and nothing is donated.
     """
 
     def __init__(
-        self, target: Target, values: tuple, leaves: list[torch.Tensor], frozen: trees.FrozenTrees
+        self,
+        target: Target,
+        values: tuple,
+        leaves: list[torch.Tensor],
+        frozen: trees.FrozenTrees,
+        answer: chains.Answer | None = None,
+        consumed: frozenset[int] = frozenset(),
     ):
+        """Args: answer: of the function's calls of `chain`. consumed: indices of leaves that are
+        gone when the graph is run: it is refused (`CannotCut`) where it needs one."""
         self._target = target
         self._values = values
         self._leaves = leaves
+        self._answer = answer
+        self._consumed = consumed
+        self.body: chains.Body | None = None
         self.needs_no_grad = any(leaf.requires_grad for leaf in leaves)
         self._frozen = {
             start + offset for start, flat in frozen for offset in range(len(flat.leaves))
@@ -81,9 +85,9 @@ class Trace:
         if anything_pending():
             # The function has stored a traced tensor somewhere (or raised, and the traceback
             # holds its local variables). torch-xla crashes on a tensor that is cleared and used.
-            for candidate in gc.get_objects():
-                if issubclass(type(candidate), torch.Tensor) and _is_pending(candidate):
-                    candidate.__class__ = Escaped
+            for tensor in _all_tensors():
+                if _is_pending(tensor):
+                    tensor.__class__ = Escaped
             private._clear_pending_irs(device_name())
         private._xla_set_rng_seed(self._seed)  # compiling must not change the random sequence
 
@@ -103,7 +107,9 @@ class Trace:
                 )
             if leaf.requires_grad and torch.is_grad_enabled():
                 target.refuse_gradients(self._values)
-        self.donated, self.kept = target.split_by_donation(self._values, self._frozen)
+        donated, kept = target.split_by_donation(self._values, self._frozen)
+        self.donated = [index for index in donated if index not in self._consumed]
+        self.kept = [index for index in kept if index not in self._consumed]
 
     def _trace(self) -> None:
         self._make_stand_ins()
@@ -115,8 +121,12 @@ class Trace:
         reads = _count_reads()
         tracing_here.active = True
         try:
-            with numbers_as_constants():
+            with numbers_as_constants(), chains.answered_by(self._answer):
                 result = self._target.function(*bound.args, **bound.kwargs)
+        except chains.Reached as reached:
+            self.body, *operands = reached.link
+            result = tuple(operands)
+            self.donated = []
         finally:
             tracing_here.active = False
         self._check_unmodified(handles)
@@ -164,7 +174,9 @@ class Trace:
     def _arrange_results(self, result: Any, handles: list[int]) -> None:
         """Decide for each leaf of the result where it comes from: graph, argument or constant."""
         flat, self.spec = _pytree.tree_flatten(result)
-        shareable = {handles[index]: index for index in self._frozen}
+        # What a chain is called with goes to the graphs of its runs, which know what they consume.
+        indices = self._frozen if self.body is None else range(len(handles))
+        shareable = {handles[index]: index for index in indices}
         self.outputs, self.statics = [], []
         order: list[tuple[str, int]] = []
         seen = set()
@@ -172,6 +184,9 @@ class Trace:
             if not isinstance(leaf, torch.Tensor):
                 order.append(("static", len(self.statics)))
                 self.statics.append(leaf)
+                continue
+            if isinstance(leaf, chains.Passed):
+                order.append(("passed", leaf.place))
                 continue
             if leaf.device.type != "xla":
                 raise ValueError(
@@ -191,9 +206,10 @@ class Trace:
             seen.add(private._unique_id_for_ir_and_data(leaf))
             order.append(("output", len(self.outputs)))
             self.outputs.append(leaf)
-        # A run picks its results from leaves + statics + the graph's outputs.
+        # A run picks its results from leaves + statics + the graph's outputs + what is passed.
         offset = {"leaf": 0, "static": len(self._leaves)}
         offset["output"] = len(self._leaves) + len(self.statics)
+        offset["passed"] = offset["output"] + len(self.outputs)
         self.result_order = [offset[kind] + index for kind, index in order]
 
     def _find_inputs(self, handles: list[int]) -> None:
@@ -211,6 +227,8 @@ class Trace:
                     self.seed_position = len(self.input_order)
                 index = len(self._leaves) + len(self.constants)
                 self.constants.append(value)
+            if index in self._consumed:
+                raise chains.CannotCut("it uses a layer's old state after the layers")
             self.input_order.append(index)
         # A captured tensor may be modified in place later, which frees the memory it has now.
         self.constants = [_computed_copy(value) for value in self.constants]
@@ -235,8 +253,9 @@ class Trace:
             self._find_inputs(handles)
         offset = len(self._leaves) + len(self.statics)
         position = {id(output): index for index, output in enumerate(self.outputs)}
+        of_outputs = range(offset, offset + len(results))
         self.result_order = [
-            index if index < offset else offset + position[id(results[index - offset])]
+            offset + position[id(results[index - offset])] if index in of_outputs else index
             for index in self.result_order
         ]
 
@@ -306,12 +325,24 @@ def _computed_copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.permute(tuple(range(tensor.dim())))
 
 
+def _all_tensors() -> list[torch.Tensor]:
+    """Return every tensor of this process that the collector knows, each kept alive by the list.
+
+    What only autograd holds belongs to C++, which would free it under our reference to it
+    whenever a graph goes, and leave an object behind that fails on everything.
+    """
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    for tensor in tensors:
+        tensor._fix_weakref()  # the reference is ours to count now, as of one that was weak
+    return tensors
+
+
 def _is_pending(tensor: torch.Tensor) -> bool:
-    if isinstance(tensor, Unusable) or tensor.device.type != "xla":
-        return False
     try:
+        if isinstance(tensor, Unusable) or tensor.device.type != "xla":
+            return False
         return private._check_tensor_need_materialization([tensor])[0]
-    except RuntimeError:  # it has lost its value in an operation that failed
+    except RuntimeError:  # it lost its value in an operation that failed, or C++ has freed it
         return False
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qwen35 import device_put
-from qwen35.xla.bits import from_bits, from_fp8, low_half, to_bits
+from qwen35.xla.bits import from_bits, from_e4m3, from_fp8, masked, to_bits
 
 EVERY = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(256, 256)
 
@@ -32,7 +32,7 @@ def test_rounds_to_the_nearest_and_ties_to_even(device):
 
 
 @pytest.mark.parametrize("device", ["cpu", "xla"])
-def test_every_byte_is_the_fp8_number_and_has_the_low_half_that_it_is(device):
+def test_every_byte_is_the_fp8_number_and_has_the_masked_bits_that_it_is(device):
     every = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(16, 16)
     placed = device_put(every, device)
     numbers = device_put(from_fp8(placed), "cpu")
@@ -40,4 +40,19 @@ def test_every_byte_is_the_fp8_number_and_has_the_low_half_that_it_is(device):
     finite = ~exact.isnan()
     assert finite.sum() == 254
     assert torch.equal(numbers.view(torch.int32)[finite], exact.view(torch.int32)[finite])
-    assert torch.equal(device_put(low_half(placed), "cpu"), (every % 16).float())
+    low = masked(placed, device_put(torch.tensor(15, dtype=torch.int32), device))
+    assert torch.equal(device_put(low, "cpu"), (every % 16).float())
+
+
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_byte_up_to_240_is_the_e4m3_number_that_it_is(device, dtype):
+    """Written out: a sign, four bits of exponent less 7, three of what follows the 1."""
+    every = torch.arange(256, dtype=torch.int32)
+    numbers = device_put(from_e4m3(device_put(every.to(torch.uint8), device), dtype), "cpu")
+    assert numbers.dtype == dtype
+    for bits in every.tolist():
+        sign, exponent, rest = -1.0 if bits > 127 else 1.0, bits >> 3 & 15, bits & 7
+        if exponent < 15:
+            value = (8 + rest) * 2.0 ** (exponent - 10) if exponent else rest * 2.0**-9
+            assert float(numbers[bits]) == sign * value

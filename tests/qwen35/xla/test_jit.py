@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree
 
-from qwen35.xla import trees
+from qwen35.xla import tracing, trees
 from qwen35.xla.devices import device_put
 from qwen35.xla.environment import xla
 from qwen35.xla.jit import jit
@@ -488,6 +488,50 @@ def test_gradients_inside():
     x = torch.tensor([1.0, 2.0])
     for _ in range(2):
         assert_same(jit(f)(on_xla(x)), 3 * x**2)
+
+
+def held_by_autograd_alone():
+    """A result whose graph holds a tensor that Python has let go, and that tensor's address."""
+    squared = torch.ones(3, requires_grad=True) * 2
+    return (squared * squared).sum(), id(squared)
+
+
+def found(address):
+    return [tensor for tensor in gc.get_objects() if id(tensor) == address]
+
+
+def leaking(x, leaks):
+    """Store a traced tensor, so that jit looks for those that are pending when it has traced."""
+    leaks.append(x + 1)
+    return x * 2
+
+
+def test_tensors_that_autograd_frees_while_pending_ones_are_sought(monkeypatch, capfd):
+    graph = [held_by_autograd_alone()[0]]
+    is_pending = tracing._is_pending
+
+    def free_the_graph(tensor):
+        graph.clear()
+        return is_pending(tensor)
+
+    monkeypatch.setattr(tracing, "_is_pending", free_the_graph)
+    leaks = []
+    fn = jit(lambda x: leaking(x, leaks))
+    assert_same(fn(on_xla(torch.ones(2))), torch.full((2,), 2.0))
+    assert leaks and not graph
+    assert "live PyObject references" not in capfd.readouterr().err
+
+
+def test_tensors_that_somebody_else_let_autograd_free():
+    graph, address = held_by_autograd_alone()
+    (dead,) = found(address)
+    del graph
+    with pytest.raises(RuntimeError, match="device"):
+        dead.device  # noqa: B018 (it fails on everything)
+    leaks = []
+    fn = jit(lambda x: leaking(x, leaks))
+    assert_same(fn(on_xla(torch.ones(2))), torch.full((2,), 2.0))
+    assert leaks
 
 
 def test_works_in_inference_mode():
