@@ -1,69 +1,34 @@
-"""Qwen3.5 (gated DeltaNet + GQA hybrids) as pure functions over explicit pytrees, on torch-xla."""
+"""Qwen3.5 (gated DeltaNet + GQA hybrids) as pure functions over explicit pytrees, on torch-xla.
 
-from .checks.errors import CheckpointError
-from .files.checkpoint import load, save
-from .files.materialize import init_params
-from .files.saved_state import SavedState, load_state, save_state
-from .generation.chat import Chat, sampling_defaults
-from .generation.engine import Engine, QueueFull
-from .generation.generate import generate, stream
-from .generation.results import Completion, Piece, Timings, TokenLogprob
-from .generation.sampling import Sampling
-from .model.config import Config, VisionConfig
-from .model.decoder import decode, forward, logits, prefill
-from .model.moving import device_put
-from .model.params import Params, Runtime, VisionParams
-from .model.presets import presets
-from .model.rows import grow
-from .model.state import AttentionState, DeltaNetState, State, init_state
-from .prompts.processor import Processor, Prompt, user_message
-from .prompts.tokenizer import Tokenizer
-from .sharding.mesh import Mesh
-from .version import __version__
-from .vision.tower import encode_images
-from .xla.jit import jit
+The public names are those of `public`, and the first one that is used imports them all, and torch
+with them (PEP 562). So `import qwen35` itself costs nothing, nor does a command that only says what
+its options are.
+"""
 
-__all__ = [
-    "AttentionState",
-    "Chat",
-    "CheckpointError",
-    "Completion",
-    "Config",
-    "DeltaNetState",
-    "Engine",
-    "Mesh",
-    "Params",
-    "Piece",
-    "Processor",
-    "Prompt",
-    "QueueFull",
-    "Runtime",
-    "Sampling",
-    "SavedState",
-    "State",
-    "Timings",
-    "TokenLogprob",
-    "Tokenizer",
-    "VisionConfig",
-    "VisionParams",
-    "__version__",
-    "decode",
-    "device_put",
-    "encode_images",
-    "forward",
-    "generate",
-    "grow",
-    "init_params",
-    "init_state",
-    "jit",
-    "load",
-    "load_state",
-    "logits",
-    "prefill",
-    "presets",
-    "sampling_defaults",
-    "save",
-    "save_state",
-    "stream",
-    "user_message",
-]
+from .version import __version__ as __version__
+
+TYPE_CHECKING = False  # to type checkers true, as typing's is, which takes 10 ms to import
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403 - the list is there
+else:
+
+    def __getattr__(name: str) -> object:
+        if name.startswith("_") and name != "__all__":  # Python asks for many that nobody has
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _import_public()
+        try:
+            return globals()[name]
+        except KeyError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+    def __dir__() -> list[str]:
+        _import_public()
+        return sorted(globals())
+
+    def _import_public() -> None:
+        """Puts the public names here. The packages below come with them: `qwen35.model.config`."""
+        import importlib
+
+        public = importlib.import_module(".public", __name__)
+        globals().update({name: getattr(public, name) for name in public.__all__})
+        globals()["__all__"] = public.__all__

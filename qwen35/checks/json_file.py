@@ -29,7 +29,15 @@ def read_object(file: Path, what: str) -> dict[str, Any]:
     except OSError as error:
         reason = error.strerror or error
         raise CheckpointError(f"{file}: not readable ({reason}); {what} is needed") from None
-    return parse_object(text, str(file), what)
+    try:
+        return parse_object(text, str(file), what)
+    except CheckpointError:
+        from .stand_ins import stand_in  # which needs torch: options are read without it
+
+        other = stand_in(file)
+        if other is not None:
+            raise CheckpointError(f"{file}: {other}") from None
+        raise
 
 
 def parse_object(text: bytes | str, where: str, what: str) -> dict[str, Any]:

@@ -25,6 +25,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
+def as_boolean(value: Any) -> Any:
+    """Returns NumPy's and torch's truth values as Python's own, and anything else as it is."""
+    scalar = isinstance(value, torch.Tensor) and value.dtype == torch.bool and not value.ndim
+    return bool(value) if scalar or isinstance(value, np.bool_) else value
+
+
 def as_integer(value: Any) -> int | None:
     """Returns what acts as an integer as an int, and None for anything else.
 
@@ -126,9 +132,11 @@ def check_text(name: str, text: str) -> None:
     """Checks that a string can be written as UTF-8.
 
     Raises:
-        ValueError: it has half of a character of UTF-16 (a lone surrogate), which is also what
-            Python makes of bytes of a command line that are not UTF-8.
+        ValueError: it is none, or has half of a character of UTF-16 (a lone surrogate), which is
+            what Python makes of bytes of a command line that are not UTF-8.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a str, not of type {type(text).__name__}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
