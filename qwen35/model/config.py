@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object
+from ..checks.stand_ins import other_kind
 from ..checks.values import as_integer, integer, is_number, positive_number, shown
 from . import config_fields
-from .config_fields import FULL, LINEAR, MOST_LAYERS, layer_pattern
+from .config_fields import FULL, LINEAR, LONGEST, MOST_LAYERS, layer_pattern
+from .yarn import Yarn, stretched
 
 _LARGEST = 2**31 - 1  # of sizes and ids: indices are int32 on a device
 
@@ -110,7 +113,8 @@ class Config:
     """Qwen3.5's configuration, resolved: frozen, hashable, validated on construction.
 
     Field names are those of transformers' `Qwen3_5TextConfig`. `rope_parameters` is resolved into
-    `rope_theta`, `partial_rotary_factor` and `mrope_section`; `layer_types` has one entry a layer.
+    `rope_theta`, `partial_rotary_factor`, `mrope_section` and, where they are of type "yarn",
+    `yarn`; `layer_types` has one entry a layer.
     `extra` holds the keys of the file that this version does not know, as
     `(dotted name, JSON text)` pairs; nothing is dropped silently.
 
@@ -132,13 +136,14 @@ class Config:
     linear_num_value_heads: int = 32
     layer_types: tuple[str, ...] = ()
     hidden_act: str = "silu"
-    max_position_embeddings: int = 32768
+    max_position_embeddings: int = LONGEST
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     rope_theta: float = 10000.0
     partial_rotary_factor: float = 0.25
     mrope_section: tuple[int, ...] = ()
+    yarn: Yarn | None = None
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -198,6 +203,8 @@ class Config:
 
     def _check_rope(self) -> None:
         positive_number("rope_theta", self.rope_theta)
+        if self.yarn is not None and self.rope_theta <= 1:
+            raise ValueError(f"YaRN needs a rope_theta above 1, not {shown(self.rope_theta)}")
         factor = self.partial_rotary_factor
         if not is_number(factor) or not 0 < factor <= 1:
             raise ValueError(f"partial_rotary_factor must be in (0, 1], not {shown(factor)}")
@@ -225,16 +232,19 @@ class Config:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Config:
-        """Reads `config.json` of the checkpoint directory `path`.
+        """Reads `config.json` of the checkpoint directory `path`, or of a hub's model by its name.
 
         Raises:
             CheckpointError: no such directory or file, not JSON, or not a valid configuration.
         """
-        directory = Path(path)
+        directory = hub.directory_of(path, hub.CONFIG)
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such directory; a checkpoint is a directory")
         file = directory / "config.json"
         if not file.is_file():
+            other = other_kind(directory)
+            if other is not None:
+                raise CheckpointError(f"{directory}: {other}")
             raise CheckpointError(f"{file}: no such file; a checkpoint directory has a config.json")
         content = read_object(file, "a model's configuration")
         try:
@@ -253,16 +263,17 @@ class Config:
         Raises:
             ValueError: another architecture, or a field missing or impossible.
         """
-        names = [name for name in _names(cls) if name not in ("vision", "extra")]
+        names = [name for name in _names(cls) if name not in ("vision", "yarn", "extra")]
         fields = config_fields.resolve(content, names, _names(VisionConfig))
         vision = None if fields.vision is None else VisionConfig(**fields.vision)
-        return cls(**fields.text, vision=vision, extra=fields.extra)
+        yarn = None if fields.yarn is None else Yarn(**fields.yarn)
+        return cls(**fields.text, vision=vision, yarn=yarn, extra=fields.extra)
 
     def to_dict(self) -> dict[str, Any]:
         """Writes the content of a `config.json` that `from_dict` and transformers 5 read back."""
         text = dataclasses.asdict(self)
-        vision, extra = text.pop("vision"), text.pop("extra")
-        return config_fields.to_content(config_fields.Fields(text, vision, extra))
+        vision, yarn, extra = text.pop("vision"), text.pop("yarn"), text.pop("extra")
+        return config_fields.to_content(config_fields.Fields(text, vision, yarn, extra))
 
     def text_only(self) -> Config:
         """The text model in a multimodal configuration, as a text-only `config.json` would say it;
@@ -271,6 +282,22 @@ class Config:
             return self
         extra = config_fields.of_text_model(self.extra)
         return dataclasses.replace(self, vision=None, extra=extra)
+
+    def extended(self, context: int) -> Config:
+        """The configuration with positions for `context` tokens: where its own end before, YaRN
+        stretches them by no more than that takes.
+
+        Raises:
+            ValueError: `context` is no positive integer, or beyond what positions can count.
+        """
+        context = integer("context", context, 1, _LARGEST)
+        yarn = stretched(self.yarn, self.max_position_embeddings, context)
+        return dataclasses.replace(self, yarn=yarn)
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that there are positions for: `max_position_embeddings`, or what YaRN reaches."""
+        return max(self.max_position_embeddings, 0 if self.yarn is None else self.yarn.context)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

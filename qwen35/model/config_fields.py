@@ -15,6 +15,7 @@ from ..checks.values import integer, shown
 LINEAR = "linear_attention"
 FULL = "full_attention"
 MOST_LAYERS = 2**16
+LONGEST = 32768  # max_position_embeddings where a file has none
 
 _TEXT_MODEL_TYPE = "qwen3_5_text"
 _MULTIMODAL_MODEL_TYPE = "qwen3_5"
@@ -35,20 +36,26 @@ _BOOKKEEPING = frozenset(
 # Consumed by the resolution below instead of being fields of their own.
 _RESOLVED = frozenset(
     {"model_type", "text_config", "vision_config", "attention_bias", "full_attention_interval"}
-    | {"rope_parameters", "rope_scaling"}
+    | {"rope_parameters", "rope_scaling", "original_max_position_embeddings"}
 )
 _TEXT, _VISION = "text_config.", "vision_config."  # sections, as `extra` names their keys
 _TOP_LEVEL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _ROPE = ("rope_theta", "partial_rotary_factor", "mrope_section")
+_UNSCALED = ("default", "mrope")  # rope types; the second is an older name of sections
+_YARN = (
+    *("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+    *("mscale", "mscale_all_dim", "truncate"),
+)
 
 Extra = tuple[tuple[str, str], ...]
 
 
 class Fields(NamedTuple):
-    """What `resolve` finds: fields by name, the vision tower's or None, and unknown keys."""
+    """What `resolve` finds: fields by name, the vision tower's and YaRN's or None, unknown keys."""
 
     text: dict[str, Any]
     vision: dict[str, Any] | None
+    yarn: dict[str, Any] | None
     extra: Extra
 
 
@@ -74,7 +81,7 @@ def resolve(content: Any, names: Collection[str], vision_names: Collection[str])
     if model_type not in (_TEXT_MODEL_TYPE, None):
         raise ValueError(_wrong_architecture(model_type))
     fields, extra = _text_fields(content, names, "")
-    return Fields(fields, None, extra)
+    return Fields(fields, None, _yarn_fields(content, ""), extra)
 
 
 def _resolve_multimodal(
@@ -88,6 +95,11 @@ def _resolve_multimodal(
     if text.get("model_type") not in (_TEXT_MODEL_TYPE, None):
         raise ValueError(_TEXT[:-1] + ": " + _wrong_architecture(text["model_type"]))
     fields, extra = _text_fields(text, names, _TEXT)
+    if _rope_type(content, "") not in _UNSCALED:
+        raise ValueError(
+            f"rope_parameters of type {shown(_rope_type(content, ''))} stand beside text_config, "
+            "where no model reads them: they belong in it"
+        )
     top = {key: value for key, value in content.items() if value is not None}
     for key in set(names) & top.keys():
         # transformers' multimodal model reads whether the head is tied from the top level.
@@ -97,7 +109,7 @@ def _resolve_multimodal(
     if vision is not None:
         vision, vision_extra = _vision_fields(vision, vision_names)
         extra += vision_extra
-    return Fields(fields, vision, extra + _unknown(content, names, ""))
+    return Fields(fields, vision, _yarn_fields(text, _TEXT), extra + _unknown(content, names, ""))
 
 
 def _text_fields(
@@ -123,20 +135,57 @@ def _text_fields(
     return fields, _unknown(content, names, prefix)
 
 
-def _rope_fields(content: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Takes `rope_parameters` (transformers 5) or `rope_scaling` (older) over top-level keys."""
+def _rope(content: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The object of `rope_parameters` (transformers 5) or `rope_scaling` (older)."""
     rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"{prefix}rope_parameters must be an object, not {shown(rope)}")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
+    if FULL in rope or LINEAR in rope:
+        raise ValueError(f"{prefix}rope_parameters differ by kind of layer: Qwen3.5's are one set")
+    return rope
+
+
+def _rope_type(content: dict[str, Any], prefix: str) -> Any:
+    rope = _rope(content, prefix)
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _rope_fields(content: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Takes what the rope object says over top-level keys."""
+    rope, kind = _rope(content, prefix), _rope_type(content, prefix)
+    if kind not in (*_UNSCALED, "yarn"):
         raise ValueError(
-            f"{prefix}rope_parameters.rope_type {shown(kind)} is not supported: 'default'"
+            f"{prefix}rope_parameters.rope_type {shown(kind)} is not supported: known are "
+            "'default' and 'yarn'"
         )
     if rope.get("mrope_interleaved") is False:
         raise ValueError(f"{prefix}rope_parameters.mrope_interleaved false is not supported")
     values = {name: rope.get(name, content.get(name)) for name in _ROPE}
     return {name: _freeze(value) for name, value in values.items() if value is not None}
+
+
+def _yarn_fields(content: dict[str, Any], prefix: str) -> dict[str, Any] | None:
+    """The fields of YaRN, with what transformers takes for those that are left out.
+
+    Where the length before stretching is not given it is `max_position_embeddings`; a factor that
+    is null is the quotient of the two.
+    """
+    if _rope_type(content, prefix) != "yarn":
+        return None
+    rope = _rope(content, prefix)
+    fields = {name: rope[name] for name in _YARN if rope.get(name) is not None}
+    # A scale of 0 means none, as null does.
+    fields = {name: value for name, value in fields.items() if value != 0 or "mscale" not in name}
+    name = "original_max_position_embeddings"
+    longest = content.get("max_position_embeddings") or LONGEST
+    original = fields[name] = content.get(name) or fields.get(name, longest)
+    if "factor" not in fields:
+        if original == longest:
+            raise ValueError(f"{prefix}rope_parameters of type 'yarn' need a factor")
+        fields["factor"] = integer(prefix + "max_position_embeddings", longest) / integer(
+            f"{prefix}rope_parameters.{name}", original
+        )
+    return fields
 
 
 def _vision_fields(content: Any, names: Collection[str]) -> tuple[dict[str, Any], Extra]:
@@ -150,6 +199,9 @@ def _vision_fields(content: Any, names: Collection[str]) -> tuple[dict[str, Any]
     rope = content.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"vision_config.rope_parameters must be an object, not {shown(rope)}")
+    kind = rope.get("rope_type", rope.get("type", "axial"))
+    if kind not in ("axial", "default"):
+        raise ValueError(f"vision_config.rope_parameters.rope_type {shown(kind)} is not supported")
     if rope.get("rope_theta") is not None:
         fields["rope_theta"] = rope["rope_theta"]
     return fields, _unknown(content, names, _VISION)
@@ -166,7 +218,9 @@ def to_content(fields: Fields) -> dict[str, Any]:
     apart = (*_ROPE, *_TOP_LEVEL)
     text = {name: _thaw(value) for name, value in fields.text.items() if name not in apart}
     rope = {name: _thaw(fields.text[name]) for name in _ROPE}
-    text["rope_parameters"] = {"rope_type": "default", **rope, "mrope_interleaved": True}
+    yarn = {name: value for name, value in (fields.yarn or {}).items() if value is not None}
+    kind = "default" if fields.yarn is None else "yarn"
+    text["rope_parameters"] = {"rope_type": kind, **rope, **yarn, "mrope_interleaved": True}
     text["model_type"] = _TEXT_MODEL_TYPE
     if fields.vision is None:
         return {"architectures": ["Qwen3_5ForCausalLM"], **text, **_sections(fields.extra)}

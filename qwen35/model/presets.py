@@ -47,12 +47,30 @@ def _tower(
     )
 
 
+def find_preset(name: str) -> str | None:
+    """Return the preset that a name means, such as "27B" or "Qwen/Qwen3.5-27B", or None."""
+    short = name.lower().removeprefix("qwen/").removeprefix("qwen3.5-")
+    return short if dict.__contains__(presets, short) else None
+
+
+class _Presets(dict[str, Config]):
+    """Configurations by their sizes, which other spellings find too."""
+
+    def __missing__(self, name: str) -> Config:
+        found = find_preset(name) if isinstance(name, str) else None
+        if found is None:
+            raise KeyError(name)
+        return self[found]
+
+
 # Geometry from public tables; rows other than 27b have not been checked against a published
 # config.json, the vision towers of the two smallest least of all.
-presets: dict[str, Config] = {
-    "0.8b": _preset(24, 1024, 3584, 8, 2, 16, _tower(1024, 12, 768, 3072, 12), tied=True),
-    "2b": _preset(24, 2048, 6144, 8, 2, 16, _tower(2048, 24, 1024, 4096, 16), tied=True),
-    "4b": _preset(32, 2560, 9216, 16, 4, 32, _tower(2560, 24, 1024, 4096, 16), tied=True),
-    "9b": _preset(32, 4096, 12288, 16, 4, 32, _tower(4096), tied=False),
-    "27b": _preset(64, 5120, 17408, 24, 4, 48, _tower(5120), tied=False),
-}
+presets: dict[str, Config] = _Presets(
+    {
+        "0.8b": _preset(24, 1024, 3584, 8, 2, 16, _tower(1024, 12, 768, 3072, 12), tied=True),
+        "2b": _preset(24, 2048, 6144, 8, 2, 16, _tower(2048, 24, 1024, 4096, 16), tied=True),
+        "4b": _preset(32, 2560, 9216, 16, 4, 32, _tower(2560, 24, 1024, 4096, 16), tied=True),
+        "9b": _preset(32, 4096, 12288, 16, 4, 32, _tower(4096), tied=False),
+        "27b": _preset(64, 5120, 17408, 24, 4, 48, _tower(5120), tied=False),
+    }
+)

@@ -1,4 +1,4 @@
-"""Rotary positions: partial, half-split, with interleaved sections for images (mRoPE)."""
+"""Rotary positions: partial, half-split, interleaved sections for images (mRoPE), YaRN."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def rope_table(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two float32 tensors [B, T, rotary_dim / 2].
     """
-    dim = config.rotary_dim
-    exponent = torch.arange(0, dim, 2, dtype=torch.float32) / dim
-    frequency = (1.0 / config.rope_theta**exponent).to(positions.device)
+    frequency = _frequencies(config).to(positions.device)
     if positions.dim() == 3:
         positions = positions.movedim(0, -1)  # [B, T, 3]
         row = torch.tensor(_sections(config), device=positions.device)
@@ -28,7 +26,10 @@ def rope_table(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
     else:
         positions = positions[..., None]
     angles = positions.float() * frequency
-    return angles.cos(), angles.sin()
+    if config.yarn is None:
+        return angles.cos(), angles.sin()
+    # Queries and keys both grow by the scale, and so their products by its square.
+    return angles.cos() * config.yarn.scale, angles.sin() * config.yarn.scale
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -46,6 +47,14 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x[..., :pairs].float(), x[..., pairs : 2 * pairs].float()
     rotated = first * cos - second * sin, second * cos + first * sin
     return torch.cat([*(half.to(x.dtype) for half in rotated), x[..., 2 * pairs :]], -1)
+
+
+def _frequencies(config: Config) -> Tensor:
+    """The angle per position of each rotated pair, float32."""
+    theta, dim = config.rope_theta, config.rotary_dim
+    if config.yarn is not None:
+        return config.yarn.frequencies(theta, dim)
+    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
 def _sections(config: Config) -> list[int]:

@@ -356,6 +356,18 @@ def test_parameter_count_is_that_of_the_transformers_model(name):
     assert qwen35.presets[name].parameter_count == sum(unique.values())
 
 
+@pytest.mark.parametrize("name", ["27B", "Qwen/Qwen3.5-27B", "qwen3.5-27b", "27b"])
+def test_presets_have_other_spellings(name):
+    assert qwen35.presets[name] == qwen35.presets["27b"]
+    assert list(qwen35.presets) == ["0.8b", "2b", "4b", "9b", "27b"]
+
+
+@pytest.mark.parametrize("name", ["28b", "Qwen/Qwen3-27B", "Other/Qwen3.5-27B", ""])
+def test_no_preset_is_a_key_error(name):
+    with pytest.raises(KeyError):
+        qwen35.presets[name]
+
+
 def test_parameter_count_is_that_of_the_declarations(case):
     """The two that know the tensors: the sum in closed form, and their declarations one by one."""
     config = qwen35.Config.from_pretrained(case.directory)
@@ -425,7 +437,7 @@ def test_unknown_keys_survive_the_round_trip():
         ),
         ({"rope_parameters": {**ROPE, "mrope_section": [16, 16]}}, ["mrope_section", "16"]),
         ({"rope_parameters": {**ROPE, "rope_theta": 0}}, ["rope_theta", "0"]),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["yarn"]),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, ["longrope"]),
         ({"layer_types": [FULL] * 7}, ["layer_types", "7", "8"]),
         ({"layer_types": [FULL] * 7 + ["mamba"]}, ["layer_types", "mamba"]),
         ({"layer_types": FULL}, ["layer_types"]),

@@ -18,6 +18,7 @@ CASES = [
     "value_heads_x3_gqa6_odd_hidden",
     "conv2_interval2_gqa6",
     "published_head_sizes",
+    "yarn_beyond_16",
 ]
 POSITIONS = {
     "text": torch.tensor([[0, 1, 2, 3, 4], [17, 18, 19, 20, 21]]),
