@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,19 +12,21 @@ from ..xla.devices import indices
 from .norms import rms_norm
 from .params import AttentionLayer, Params
 from .rope import apply_rope
+from .segments import SomeLayers
 from .state import AttentionState
 from .tokens import last_token
 
 
 def attention(
-    params: Params,
+    params: Params | SomeLayers,
     layer: AttentionLayer,
     state: AttentionState,
-    x: Tensor,
+    projected: Tensor,
     rope: tuple[Tensor, Tensor],
     position: Tensor,
     lengths: Tensor | None,
     last_only: bool = False,
+    see: Callable[..., None] | None = None,
 ) -> tuple[Tensor, AttentionState]:
     """Writes T tokens into the cache and attends to it.
 
@@ -30,14 +34,15 @@ def attention(
         params: for the configuration.
         layer: this layer's parameters.
         state: this layer's cache.
-        x: [B, T, H], normed.
+        projected: what `in_proj` makes of T normed tokens, [B, T, N].
         rope: cosines and sines [B, T, rotary_dim / 2].
         position: tokens already in the cache, [B].
         lengths: valid tokens per row, or None when all are.
         last_only: all tokens are written, but only each row's last one attends.
+        see: is called with values inside, by their names.
 
     Returns:
-        A rank's partial sum [B, T, H], or [B, 1, H] if `last_only`, and the new cache.
+        What `out_proj` takes, [B, T, Hq · D], or [B, 1, Hq · D] if `last_only`, and the new cache.
     """
     config, forms = params.config, params.forms
     size = config.head_dim
@@ -45,20 +50,25 @@ def attention(
     heads = layer.out_proj.shape[0] // size
 
     counts = [heads, heads, kv_heads, kv_heads]
-    projected = forms.matmul(x, layer.in_proj).unflatten(-1, (-1, size))
-    query, gate, key, value = projected.split(counts, dim=2)
+    split = projected.unflatten(-1, (-1, size)).split(counts, dim=2)
+    query, gate, key, value = split
     # Queries and keys at once: half the operations to compile.
     norms = torch.cat([layer.q_norm.expand(heads, -1), layer.k_norm.expand(kv_heads, -1)])
     normed = rms_norm(forms, torch.cat([query, key], dim=2), norms, config.rms_norm_eps)
     query, key = apply_rope(normed, *rope).split([heads, kv_heads], dim=2)
     state = _append(forms, state, key, value, position, lengths)
 
-    last_slot = position[:, None] + indices(x.shape[1], x.device)  # that each token sees
+    last_slot = position[:, None] + indices(
+        projected.shape[1], projected.device
+    )  # that each token sees
     if last_only:
         query, gate, last_slot = (last_token(t, lengths) for t in (query, gate, last_slot))
     out = forms.attend(query * size**-0.5, state.key, state.value, last_slot)
-    out = out * gate.float().sigmoid().to(x.dtype)
-    return forms.matmul(out.flatten(2), layer.out_proj), state
+    if see is not None:
+        own = {"query": query, "key": key, "value": value, "read": out, "gate": gate}
+        see(**own, keys=state.key, last_slot=last_slot)
+    out = out * gate.float().sigmoid().to(projected.dtype)
+    return out.flatten(2), state
 
 
 def _append(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..forms import columns
 from ..sharding.collectives import all_gather, all_reduce
-from ..xla.devices import indices
+from . import segments
 from .all_ranks import on_all_ranks
 from .attention import attention
 from .checks import check_inputs, check_token
@@ -17,8 +18,7 @@ from .deltanet import deltanet
 from .mlp import mlp
 from .norms import rms_norm
 from .params import Params
-from .rope import rope_table
-from .stacked_layers import like
+from .parts import Part, enter, joined, split_tokens
 from .state import AttentionState, DeltaNetState, State
 from .tokens import last_token
 
@@ -53,14 +53,16 @@ def forward(
         hidden [B, T, H] after the final norm, in the parameters' dtype (meaningless beyond a
         row's length), and the new state. Its `rope_offset` makes the next text token's position
         one more than the highest so far, so that neither `decode` nor a later text-only
-        `prefill` needs positions, wherever a prompt with images was cut.
+        `prefill` needs positions, wherever a prompt with images was cut. A token beyond the
+        state's capacity, which only a compiled step can meet, has a hidden state of NaN, and so
+        have all after it in its row; other rows are as they are alone.
 
     Raises:
         ValueError: shapes or dtypes do not fit. On CPU tensors also: token ids, positions or
             lengths out of range, or more tokens than the state's capacity.
     """
     check_inputs(params, state, tokens, lengths, embeds, positions)
-    x, state = _blocks(params, state, tokens, lengths, embeds, positions)
+    x, [state] = run_layers(params, [Part(state, tokens, lengths, embeds, positions)])
     hidden = rms_norm(params.forms, x, params.norm, params.config.rms_norm_eps)
     return hidden.to(params.dtype), state
 
@@ -80,8 +82,8 @@ def prefill(
     Arguments, state and errors are those of `forward`.
 
     Returns:
-        logits [B, V] float32 after token `lengths[b] - 1` (zeros for a row of length 0), and the
-        new state.
+        logits [B, V] float32 after token `lengths[b] - 1` (zeros for a row of length 0, NaN for one
+        beyond the capacity), and the new state.
     """
     share, state = prefill_share(params, state, tokens, lengths, embeds, positions)
     return all_gather(share, params.runtime.mesh), state
@@ -98,11 +100,8 @@ def prefill_share(
 ) -> tuple[Tensor, State]:
     """Runs what `prefill` runs, and leaves the logits split over the ranks: [B, V / tp]."""
     check_inputs(params, state, tokens, lengths, embeds, positions)
-    x, state = _blocks(params, state, tokens, lengths, embeds, positions, last_only=True)
-    result = _head(params, rms_norm(params.forms, x[:, 0], params.norm, params.config.rms_norm_eps))
-    if lengths is not None:
-        result = torch.where((lengths > 0)[:, None], result, 0.0)
-    return result, state
+    [(share, state)] = last_logits(params, Part(state, tokens, lengths, embeds, positions))
+    return share, state
 
 
 @on_all_ranks(False, True)
@@ -118,7 +117,8 @@ def decode(
         active: [B] bool, or None when all rows are. An inactive row keeps its state bit for bit.
 
     Returns:
-        logits [B, V] float32 (zeros for an inactive row) and the new state.
+        logits [B, V] float32 (zeros for an inactive row, NaN for one beyond the capacity) and the
+        new state.
 
     Raises:
         ValueError: as for `forward`.
@@ -147,85 +147,98 @@ def _head(params: Params, hidden: Tensor) -> Tensor:
     return params.forms.matmul(hidden, params.head, dtype=torch.float32)
 
 
-def _blocks(
+def last_logits(params: Params, *parts: Part) -> list[tuple[Tensor, State]]:
+    """A rank's logits [B, V / tp] after each row's last token (zeros for a row of length 0), and
+    the new state, of each part."""
+    x, states = run_layers(params, parts, last_only=True)
+    x = rms_norm(params.forms, x, params.norm, params.config.rms_norm_eps)
+    shares = split_tokens(_head(params, x), [(len(part.tokens), 1) for part in parts])
+    results = []
+    for part, share, state in zip(parts, shares, states, strict=True):
+        share = share[:, 0]
+        if part.lengths is not None:
+            share = torch.where((part.lengths > 0)[:, None], share, 0.0)
+        results.append((share, state))
+    return results
+
+
+def run_layers(
     params: Params,
-    state: State,
-    tokens: Tensor,
-    lengths: Tensor | None,
-    embeds: Tensor | None,
-    positions: Tensor | None,
+    parts: Sequence[Part],
     last_only: bool = False,
-) -> tuple[Tensor, State]:
-    """All layers, before the final norm: x [B, T, H], or [B, 1, H] if `last_only`."""
-    config, forms, mesh = params.config, params.forms, params.runtime.mesh
-    length = tokens.shape[1]
-    step = indices(length, tokens.device)
-    valid = None if lengths is None else step < lengths[:, None]
-    placeholder = None if embeds is None else _placeholders(params, tokens, valid)
-    if valid is not None:
-        tokens = torch.where(valid, tokens, 0)
-    x = forms.activations(_embed(params, tokens))
-    if placeholder is not None and embeds is not None:
-        x = torch.where(placeholder[..., None], embeds.to(x.dtype), x)
-    position, offset = state.position, state.rope_offset
-    if positions is None:
-        rope = rope_table(config, (position + offset)[:, None] + step)
-    else:
-        rope = rope_table(config, positions)
+    see: Callable[..., None] | None = None,
+) -> tuple[Tensor, list[State]]:
+    """All layers, before the final norm. What has weights takes the tokens of all parts at once.
 
-    layer: Any  # of the kind that the state's layer says
-    new: DeltaNetState | AttentionState
-    new_layers = []
-    for index, (layer, old) in enumerate(zip(params.layers, state.layers, strict=True)):
-        normed = rms_norm(forms, x, layer.input_norm, config.rms_norm_eps)
-        # What the last layer gives for other tokens than a row's last would be thrown away.
-        narrow = last_only and length > 1 and index == len(params.layers) - 1
-        if isinstance(old, DeltaNetState):
-            mixed, new = deltanet(params, layer, old, normed, lengths, narrow)
-        else:
-            mixed, new = attention(params, layer, old, normed, rope, position, lengths, narrow)
-        if narrow:
-            x = last_token(x, lengths)
-        x = x + all_reduce(mixed, mesh)
-        normed = rms_norm(forms, x, layer.post_norm, config.rms_norm_eps)
-        x = x + all_reduce(mlp(forms, layer, normed), mesh)
-        new_layers.append(new)
-    advance = length if lengths is None else lengths.to(position.dtype)
-    if positions is not None:
-        offset = _next_offset(state, positions, valid, advance)
-    return x, State(position + advance, offset, like(state.layers, new_layers))
+    Args:
+        last_only: x has each row's last token only.
+        see: is called with a layer's index and values inside it, by their names (`observe`).
 
-
-def _placeholders(params: Params, tokens: Tensor, valid: Tensor | None) -> Tensor:
-    """Where a token stands for a part of an image or a video: [B, T] bool."""
-    config = params.config
-    here = (tokens == config.image_token_id) | (tokens == config.video_token_id)
-    return here if valid is None else here & valid
-
-
-def _next_offset(
-    state: State, positions: Tensor, valid: Tensor | None, advance: int | Tensor
-) -> Tensor:
-    """The offset [B] that puts the next text token one beyond the highest position so far.
-
-    The highest so far, not of these tokens: a piece of an image can lie below an earlier one.
+    Returns:
+        x [B, T, H], or `joined` of all parts, and the new states.
     """
-    highest = positions.to(torch.int32).amax(0)  # [B, T]
-    if valid is not None:
-        highest = torch.where(valid, highest, -1)
-    following = torch.maximum(state.position + state.rope_offset, highest.amax(1) + 1)
-    return following - (state.position + advance)
-
-
-def _embed(params: Params, tokens: Tensor) -> Tensor:
-    flat = tokens.flatten()
-    if params.tp_index is not None:
-        # This rank holds some of the vocabulary; other ids get their embedding from their rank.
-        flat, here = params.vocabulary.locate(flat)
-    if params.embed is None:  # tied: the head [H, V] serves both
-        x = columns(params.head, flat).T
+    config = params.config
+    x = enter(params, parts)
+    around = [segments.Around(p.lengths, p.rotations(config), p.state.position) for p in parts]
+    states = [part.state.layers for part in parts]
+    runs = segments.runs(params) if see is None else [segments.whole(params)]
+    if len(runs) == 1:
+        x, new_layers = _through(runs[0], x, around, states, last_only, see)
     else:
-        x = params.embed.index_select(0, flat)
-    if params.tp_index is not None:
-        x = all_reduce(torch.where(here[:, None], x, 0.0), params.runtime.mesh)
-    return x.unflatten(0, tuple(tokens.shape))
+        x, new_layers = segments.in_turn(_run, runs, x, around, states, last_only)
+    sizes = [(len(p.tokens), 1 if last_only else p.tokens.shape[1]) for p in parts]
+    last = zip(parts, split_tokens(x, sizes), strict=True)
+    x = joined([part.within_capacity(tokens) for part, tokens in last])
+    return x, [part.after(layers) for part, layers in zip(parts, new_layers, strict=True)]
+
+
+def _run(x: Tensor, around: list[segments.Around], kept: Any, states: Any) -> Any:
+    """A run of layers, as `segments.in_turn` wants it."""
+    run, narrow = kept
+    return _through(run, x, around, states, narrow)
+
+
+def _through(
+    some: segments.SomeLayers,
+    x: Tensor,
+    around: Sequence[segments.Around],
+    states: Sequence[Sequence[Any]],
+    narrow: bool,
+    see: Callable[..., None] | None = None,
+) -> tuple[Tensor, list[list[Any]]]:
+    """Some layers: x as it comes out of the last, of each row's last token only if `narrow`, and
+    each part's new states."""
+    config, forms, mesh = some.config, some.forms, some.runtime.mesh
+    sizes = [tuple(part.rope[0].shape[:2]) for part in around]
+    layer: Any  # of the kind that the states' layers say
+    new_layers: list[list[Any]] = [[] for _ in around]
+    olds = zip(*states, strict=True)
+    for index, (layer, old) in enumerate(zip(some.layers, olds, strict=True)):
+        look = None if see is None else functools.partial(see, index)
+        before = x
+        # What the last layer gives for other tokens than a row's last would be thrown away.
+        last_only = narrow and index == len(some.layers) - 1
+        normed = rms_norm(forms, x, layer.input_norm, config.rms_norm_eps)
+        pieces = split_tokens(forms.matmul(normed, layer.in_proj), sizes)
+        outs = []
+        for part, piece, state, kept in zip(around, pieces, old, new_layers, strict=True):
+            how = (part.lengths, last_only, look)
+            new: DeltaNetState | AttentionState
+            if isinstance(state, DeltaNetState):
+                out, new = deltanet(some, layer, state, piece, *how)
+            else:
+                out, new = attention(some, layer, state, piece, part.rope, part.position, *how)
+            outs.append(out)
+            kept.append(new)
+        if last_only:
+            rows = zip(split_tokens(x, sizes), around, strict=True)
+            x = joined([last_token(tokens, part.lengths) for tokens, part in rows])
+            sizes = [(size[0], 1) for size in sizes]
+        mixed = all_reduce(forms.matmul(joined(outs), layer.out_proj), mesh)
+        x = x + mixed
+        normed = rms_norm(forms, x, layer.post_norm, config.rms_norm_eps)
+        added = all_reduce(mlp(forms, layer, normed), mesh)
+        x = x + added
+        if look is not None:
+            look(residual=before, mixer=mixed, mlp=added)
+    return x, new_layers

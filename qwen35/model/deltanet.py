@@ -1,26 +1,31 @@
-"""The gated DeltaNet mixer: projections, causal convolution, delta rule, gated norm."""
+"""The gated DeltaNet mixer: causal convolution, delta rule, gated norm."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import kernels
+import qwen35.kernels as kernels
+
 from ..forms import Plain
 from .norms import gated_rms_norm, l2_norm
 from .params import DeltaNetLayer, Params
+from .segments import SomeLayers
 from .state import DeltaNetState
 from .tokens import last_token
 
 
 def deltanet(
-    params: Params,
+    params: Params | SomeLayers,
     layer: DeltaNetLayer,
     state: DeltaNetState,
-    x: Tensor,
+    projected: Tensor,
     lengths: Tensor | None,
     last_only: bool = False,
+    see: Callable[..., None] | None = None,
 ) -> tuple[Tensor, DeltaNetState]:
     """Mixes T tokens into the state.
 
@@ -28,16 +33,17 @@ def deltanet(
         params: for configuration and static choices.
         layer: this layer's parameters.
         state: this layer's state.
-        x: [B, T, H], normed.
+        projected: what `in_proj` makes of T normed tokens, [B, T, N].
         lengths: valid tokens per row, or None when all are.
         last_only: all tokens change the state, but only each row's last one has an output.
+        see: is called with values inside, by their names.
 
     Returns:
-        A rank's partial sum [B, T, H], or [B, 1, H] if `last_only`, and the new state; a row of
-        length 0 keeps its own.
+        What `out_proj` takes, [B, T, Hv · Dv], or [B, 1, Hv · Dv] if `last_only`, and the new
+        state; a row of length 0 keeps its own.
     """
     config, forms = params.config, params.forms
-    tokens = x.shape[1]
+    tokens = projected.shape[1]
     key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
     # Local widths: a mesh leaves a rank a share of the heads.
     value_heads = layer.a_log.shape[0]
@@ -46,7 +52,7 @@ def deltanet(
     key_dim = (channels - value_dim) // 2
 
     widths = [channels, value_dim, value_heads, value_heads]
-    qkv, z, b, a = forms.matmul(x, layer.in_proj).split(widths, dim=-1)
+    qkv, z, b, a = projected.split(widths, dim=-1)
     mixed, conv = causal_conv(forms, qkv, layer.conv, state.conv, lengths)
     heads, value = mixed.split([2 * key_dim, value_dim], dim=-1)
     query, key = l2_norm(forms, heads.unflatten(-1, (-1, key_size))).chunk(2, dim=2)
@@ -57,7 +63,9 @@ def deltanet(
     beta = b.float().sigmoid()
     if lengths is not None:
         # A token with beta = 0 and log decay 0 leaves the state as it is.
-        valid = torch.arange(tokens, device=x.device)[None, :, None] < lengths[:, None, None]
+        valid = (
+            torch.arange(tokens, device=projected.device)[None, :, None] < lengths[:, None, None]
+        )
         log_decay, beta = torch.where(valid, log_decay, 0.0), torch.where(valid, beta, 0.0)
 
     inputs = (query, key, value, log_decay, beta)
@@ -66,15 +74,17 @@ def deltanet(
         state.recurrent,
         chunk=params.runtime.chunk,
         implementation=params.runtime.kernels,
-        exact=x.dtype == torch.float32,
+        exact=projected.dtype == torch.float32,
+        plan=params.runtime.kernel_plan,
         active=None if lengths is None else lengths > 0,
     )
     if last_only:
         out, z = last_token(out, lengths), last_token(z, lengths)
     z = z.unflatten(-1, (-1, value_size))
-    out = gated_rms_norm(forms, out, z, layer.norm, config.rms_norm_eps).to(x.dtype)
-    mixed = forms.matmul(out.flatten(2), layer.out_proj)
-    return mixed, DeltaNetState(conv, recurrent)
+    if see is not None:
+        see(query=query, key=key, value=value, log_decay=log_decay, beta=beta, read=out, gate=z)
+    out = gated_rms_norm(forms, out, z, layer.norm, config.rms_norm_eps).to(projected.dtype)
+    return out.flatten(2), DeltaNetState(conv, recurrent)
 
 
 def causal_conv(

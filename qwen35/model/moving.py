@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from torch.utils import _pytree as pytree
 
-from .. import forms
+import qwen35.forms as forms
+
 from ..forms import Weight, compact, is_special
 from ..xla import devices, trees
 from .declarations import declare, declare_vision

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .. import forms
+import qwen35.forms as forms
+
 from ..checks.values import as_integer, integer, shown
 from ..forms import Plain, Weight
+from ..kernels import DEFAULT_PLAN, Plan
 from ..sharding.mesh import Mesh
 from ..sharding.split import Split
 from ..xla.trees import register_frozen
+from . import reprs
 from .config import Config, VisionConfig
 
 KERNELS = ("auto", "portable", "nki", "emulator")
@@ -41,7 +44,10 @@ class Runtime:
             "xla_cpu" (what runs fast on XLA:CPU), or "auto", for which placing parameters on a
             device (`load`, `init_params`, `device_put`) chooses: "xla_cpu" on XLA:CPU, else
             "plain".
+        segments: into how many equal runs jit cuts a step's layers, each a graph that is compiled
+            once (`segments`); 1 is one graph of all, "auto" a run for each period of their kinds.
         forms_of_device: whether placing chose `forms`, and so chooses again on another device.
+        kernel_plan: what the NKI kernels can do in two ways (`kernels.Plan`).
     """
 
     mesh: Mesh | None = None
@@ -49,7 +55,9 @@ class Runtime:
     kernels: str = "auto"
     chunk: int = 64
     forms: str = "auto"
+    segments: int | str = 1
     forms_of_device: bool = dataclasses.field(default=False, repr=False)
+    kernel_plan: Plan = DEFAULT_PLAN
 
     def __post_init__(self) -> None:
         if self.kernels not in KERNELS:
@@ -57,6 +65,8 @@ class Runtime:
         if self.forms not in forms.FORMS:
             raise ValueError(f"forms must be one of {forms.FORMS}, not {self.forms!r}")
         object.__setattr__(self, "chunk", integer("chunk", self.chunk, 1, 1024))
+        if self.segments != "auto":
+            object.__setattr__(self, "segments", integer("segments", self.segments, 1, 1024))
         size = 1 if self.mesh is None else self.mesh.size
         if self.rank is None and size > 1:
             return
@@ -107,6 +117,9 @@ class DeltaNetLayer(NamedTuple):
     gate_up: Weight
     down: Weight
 
+    def __repr__(self) -> str:
+        return reprs.of_layer(self)
+
 
 class AttentionLayer(NamedTuple):
     """A gated grouped-query attention block. Shapes unsplit; D = head_dim.
@@ -123,6 +136,9 @@ class AttentionLayer(NamedTuple):
     post_norm: Tensor
     gate_up: Weight
     down: Weight
+
+    def __repr__(self) -> str:
+        return reprs.of_layer(self)
 
 
 class VisionBlock(NamedTuple):
@@ -145,6 +161,9 @@ class VisionBlock(NamedTuple):
     down: Weight
     down_bias: Tensor
 
+    def __repr__(self) -> str:
+        return reprs.of_layer(self)
+
 
 class VisionMerger(NamedTuple):
     """What joins M neighbouring patches into a token of the text model's width, `out`.
@@ -158,6 +177,9 @@ class VisionMerger(NamedTuple):
     up_bias: Tensor
     down: Weight
     down_bias: Tensor
+
+    def __repr__(self) -> str:
+        return reprs.of_layer(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +203,9 @@ class VisionParams:
     merger: VisionMerger
     config: VisionConfig
     runtime: Runtime
+
+    def __repr__(self) -> str:
+        return reprs.of_tree(self, self.blocks, hidden_size=self.config.hidden_size)
 
     def with_runtime(self, **changes: Any) -> VisionParams:
         """The same tensors with other static choices."""
@@ -228,6 +253,13 @@ class Params:
     runtime: Runtime
     tp_index: Tensor | None = None
 
+    def __repr__(self) -> str:
+        facts = {"hidden_size": self.config.hidden_size, "vocab_size": self.config.vocab_size}
+        tower = None if self.vision is None else f"{len(self.vision.blocks)} blocks"
+        mesh = self.runtime.mesh
+        tp = None if mesh is None else mesh.tp
+        return reprs.of_tree(self, self.layers, **facts, vision=tower, tp=tp)
+
     def with_runtime(self, **changes: Any) -> Params:
         """The same tensors with other static choices, e.g. `with_runtime(chunk=128)`."""
         vision = None if self.vision is None else self.vision.with_runtime(**changes)
@@ -264,15 +296,16 @@ for _parameters in (Params, VisionParams):
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """`float32` or `bfloat16`, as a torch dtype or by name.
+    """`float32` or `bfloat16`, as a torch dtype or by name, `fp32` and `bf16` among the names.
 
     Raises:
         ValueError: any other dtype.
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    known |= {"fp32": torch.float32, "bf16": torch.bfloat16}
     resolved = known.get(dtype) if isinstance(dtype, str) else dtype
     if resolved is None or resolved not in known.values():
-        raise ValueError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+        raise ValueError(f"dtype must be float32 (fp32) or bfloat16 (bf16), not {dtype!r}")
     return resolved
 
 

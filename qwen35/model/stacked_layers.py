@@ -73,6 +73,15 @@ class StackedLayers(Sequence):
         changed = {name: tuple(map(function, self._fields[name]))}
         return StackedLayers(self._kinds, self._fields | changed)
 
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """The kind of each layer."""
+        return self._kinds
+
+    def __repr__(self) -> str:
+        stacks = sum(isinstance(field, Tensor) for field in self._fields.values())
+        return f"StackedLayers({len(self)} layers, {stacks} fields stacked)"
+
     def __len__(self) -> int:
         return len(self._kinds)
 

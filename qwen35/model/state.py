@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 from ..checks.values import integer
 from ..sharding import spmd
 from ..sharding.mesh import Mesh
+from ..xla.devices import at_once
+from . import reprs
 from .all_ranks import stack_small
 from .config import Config
 from .config_fields import FULL
@@ -31,6 +33,9 @@ class DeltaNetState(NamedTuple):
     conv: torch.Tensor
     recurrent: torch.Tensor
 
+    def __repr__(self) -> str:
+        return reprs.of_layer(self)
+
 
 class AttentionState(NamedTuple):
     """key [B, Hkv, D, capacity] after RoPE, value [B, Hkv, capacity, D]; parameters' dtype.
@@ -41,6 +46,9 @@ class AttentionState(NamedTuple):
 
     key: torch.Tensor
     value: torch.Tensor
+
+    def __repr__(self) -> str:
+        return reprs.of_layer(self)
 
 
 class State(NamedTuple):
@@ -54,6 +62,11 @@ class State(NamedTuple):
     position: torch.Tensor
     rope_offset: torch.Tensor
     layers: Sequence[DeltaNetState | AttentionState]
+
+    def __repr__(self) -> str:
+        if not isinstance(self.position, torch.Tensor):  # declarations
+            return reprs.of_tree(self, self.layers)
+        return reprs.of_tree(self, self.layers, batch=self.batch, capacity=self.capacity)
 
     @property
     def batch(self) -> int:
@@ -176,7 +189,8 @@ def init_state(params: Params, batch: int, capacity: int) -> State:
     batch, capacity = integer("batch", batch), integer("capacity", capacity)
     mesh = params.runtime.mesh
     if mesh is None or params.runtime.rank is not None:
-        return _zeros(abstract_state(params, batch, capacity), params.device)
+        shapes, device = abstract_state(params, batch, capacity), params.device
+        return at_once(device, lambda: _zeros(shapes, device))
     if batch % mesh.dp:
         raise ValueError(f"a batch of {batch} rows can't be split evenly over dp = {mesh.dp}")
     share = _zeros(abstract_state(params, batch // mesh.dp, capacity), torch.device("cpu"))

@@ -10,6 +10,8 @@ def last_token(x: Tensor, lengths: Tensor | None) -> Tensor:
 
     `lengths` [B] counts the valid tokens, None means all T; an empty row gives its first token.
     """
+    if x.shape[1] == 1:
+        return x
     if lengths is None:
         return x[:, -1:]
     index = (lengths.long() - 1).clamp(min=0)

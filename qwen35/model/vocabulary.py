@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..sharding import process, spmd
 from ..sharding.mesh import Mesh
-from ..xla.devices import device_put
+from ..xla.devices import at_once, device_put
 from .params import Params
 
 
@@ -23,7 +23,8 @@ def empty_vocabulary(params: Params, rows: int) -> Tensor:
     """
     mesh, vocabulary = params.runtime.mesh or Mesh(), params.config.vocab_size
     if params.runtime.rank is not None:
-        return torch.zeros(rows, vocabulary // mesh.tp, device=params.device)
+        shape, device = (rows, vocabulary // mesh.tp), params.device
+        return at_once(device, lambda: torch.zeros(shape, device=device))
     return spmd.stack([torch.zeros(rows // mesh.dp, vocabulary // mesh.tp)] * mesh.size, mesh)
 
 

@@ -4,12 +4,15 @@ The vision embeddings are transformers' own here: these tests need no tower of o
 logits: 1e-4 absolute at a standard deviation of 0.5, as in test_parity.
 """
 
+import copy
 import dataclasses
 
 import pytest
 import torch
+from transformers import Qwen3_5ForConditionalGeneration
 
 import qwen35
+from qwen35.model.beside import prefill_and_decode_share
 
 TOLERANCE = 1e-4
 CAPACITY = 192
@@ -171,6 +174,24 @@ def test_one_token_at_a_time(params, examples):
     assert_continues(params, state, example)
 
 
+def test_a_prompt_read_beside_rows_that_are_decoded(params, example):
+    """Embeds and positions are those of the prompt alone."""
+    others = torch.tensor([[11, 12, 13], [14, 15, 16]])
+    rows = qwen35.init_state(params, batch=2, capacity=CAPACITY)
+    _, rows = qwen35.prefill(params, rows, others[:, :2])
+    expected, after = qwen35.decode(params, rows, others[:, 2])
+    length = torch.tensor([example.tokens.shape[1]])
+    row = qwen35.init_state(params, batch=1, capacity=CAPACITY)
+    prompt = (example.tokens, length, example.embeds, example.positions)
+    decoded = (rows, others[:, 2], torch.tensor([True, True]))
+    read, row, logits, rows = prefill_and_decode_share(params, row, *prompt, *decoded)
+    assert_close(read[0], example.logits[length.item() - 1])
+    assert_continues(params, row, example)
+    assert_close(logits, expected)
+    assert rows.position.tolist() == after.position.tolist() == [3, 3]
+    assert rows.rope_offset.tolist() == [0, 0]
+
+
 def test_text_alone_after_an_image(params, examples):
     """The words after the last image need neither embeds nor positions: the state knows."""
     example = examples["text_image_text"]
@@ -283,3 +304,28 @@ def test_wrong_shapes(params, examples):
     refused(r"positions must be .*float32", positions=positions.float())
     refused("must not be negative: -1 is", positions=positions - 1)
     refused("embeds is on meta", embeds=embeds.to("meta"))
+
+
+def test_rows_of_pictures_under_yarn(multimodal, tmp_path):
+    """Rotary rows of pictures are stretched as those of text; decode goes on behind them."""
+    config = copy.deepcopy(multimodal.model.config)
+    rope = config.text_config.rope_parameters
+    config.text_config.rope_parameters = rope | {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
+    model = Qwen3_5ForConditionalGeneration(config).eval()
+    model.load_state_dict(multimodal.model.state_dict())
+    model.save_pretrained(tmp_path)
+    oracle = dataclasses.replace(multimodal, model=model)
+    params = qwen35.load(tmp_path)
+    assert params.config.yarn is not None
+    for items in ([5, (1, 6, 10), 9], [2, (1, 2, 12), 1, (1, 14, 4), 3]):
+        example = build(oracle, items)
+        state = qwen35.init_state(params, batch=1, capacity=192)
+        length = example.tokens.shape[1]
+        _, state = feed(params, state, example, 0, 9)
+        logits, state = feed(params, state, example, 9, length)
+        assert_close(logits[0], example.logits[length - 1])
+        assert_continues(params, state, example)

@@ -45,13 +45,17 @@ def expected(both, row, x, key, value):
 
 
 def run(both, x, key, value, lengths=None, last_only=False):
-    """Ours, all rows at once."""
+    """Ours, all rows at once, with the projections before and after."""
     position = torch.tensor(SEEN, dtype=torch.int32)
     cos, sin = both.rotations(position[:, None] + torch.arange(x.shape[1]))
     pairs = cos.shape[-1] // 2
     state = AttentionState(key.mT.contiguous(), value)
     rope = cos[..., :pairs], sin[..., :pairs]
-    return attention(both.params, both.ours, state, x, rope, position, lengths, last_only)
+    forms, layer = both.params.forms, both.ours
+    projected = forms.matmul(x, layer.in_proj)
+    seen = (projected, rope, position, lengths, last_only)
+    out, state = attention(both.params, layer, state, *seen)
+    return forms.matmul(out, layer.out_proj), state
 
 
 def assert_row(both, row, length, x, cache, out, state):

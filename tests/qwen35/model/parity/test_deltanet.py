@@ -46,6 +46,14 @@ def expected(both, state, x):
     return out, DeltaNetState(cache.get_conv_state(0)[:, :, 1:].mT, cache.get_recurrent_state(0))
 
 
+def run(both, state, x, lengths=None, last_only=False):
+    """Ours, with the projections before and after."""
+    forms, layer = both.params.forms, both.ours
+    projected = forms.matmul(x, layer.in_proj)
+    out, state = deltanet(both.params, layer, state, projected, lengths, last_only)
+    return forms.matmul(out, layer.out_proj), state
+
+
 def assert_same(ours, theirs):
     (out, state), (wanted, after) = ours, theirs
     assert wanted.std() > 0.1
@@ -59,7 +67,7 @@ def assert_same(ours, theirs):
 def test_is_that_of_transformers(pair, case, tokens):
     both = pair(case, "linear_attention")
     state, x = random_state(both, 2), both.inputs(2, tokens)
-    assert_same(deltanet(both.params, both.ours, state, x, None), expected(both, state, x))
+    assert_same(run(both, state, x), expected(both, state, x))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -67,7 +75,7 @@ def test_correlated_keys(pair, case):
     """The inverse of a chunk has large entries, of both signs, that cancel."""
     both = pair(case, "linear_attention")
     state, x = random_state(both, 2), correlated(both, 2, 130)
-    assert_same(deltanet(both.params, both.ours, state, x, None), expected(both, state, x))
+    assert_same(run(both, state, x), expected(both, state, x))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -76,8 +84,8 @@ def test_ragged_rows(pair, case):
     both = pair(case, "linear_attention")
     lengths = [70, 0, 1, 65, 3]
     state, x = random_state(both, len(lengths)), correlated(both, len(lengths), max(lengths))
-    out, after = deltanet(both.params, both.ours, state, x, torch.tensor(lengths))
-    last, _ = deltanet(both.params, both.ours, state, x, torch.tensor(lengths), last_only=True)
+    out, after = run(both, state, x, torch.tensor(lengths))
+    last, _ = run(both, state, x, torch.tensor(lengths), last_only=True)
     for row, length in enumerate(lengths):
         alone = DeltaNetState(*(tensor[row : row + 1] for tensor in state))
         ours = DeltaNetState(*(tensor[row : row + 1] for tensor in after))
@@ -97,6 +105,6 @@ def test_splits(pair, lengths):
     theirs = expected(both, state, x)
     pieces = []
     for piece in x.split(lengths, dim=1):
-        out, state = deltanet(both.params, both.ours, state, piece, None)
+        out, state = run(both, state, piece)
         pieces.append(out)
     assert_same((torch.cat(pieces, 1), state), theirs)
