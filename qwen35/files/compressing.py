@@ -7,21 +7,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checks import hub
+from ..checks.choices import KINDS
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object, to_text
 from ..checks.values import all_finite, shown
-from ..forms.quantizing import GROUP, KINDS, encode
+from ..forms.quantizing import GROUP, encode
 from ..model.config import Config
 from ..model.declarations import declarations, declare
 from . import aside
-from .checkpoint_files import INDEX, SINGLE, CheckpointFiles
+from .checkpoint_files import INDEX, SINGLE, CheckpointFiles, model_config
 from .extras import copy_extras
 from .quantized import compressed
 from .quantized.choice import kind_of
+from .tensor_file import TensorFile
 
 _FACTS = "qwen35.made_of"  # in a file's metadata: of what it was made, and how
 
@@ -41,9 +43,9 @@ def compress(
     others, comes last. Memory is that of one of the source's files.
 
     Args:
-        source: the checkpoint's directory.
+        source: the checkpoint's directory, or a hub's name.
         directory: made if it is not there.
-        weights: one of `forms.quantizing.KINDS`.
+        weights: one of `checks.choices.KINDS`.
         head: the same of the head, or None; a tied one can't be.
         report: takes a line for each file.
 
@@ -52,13 +54,13 @@ def compress(
             something else stands in `directory`.
         ValueError: an unknown kind of weights; or a tied head.
     """
-    source, directory = Path(source), Path(directory)
+    source, directory = hub.directory_of(source), Path(directory)
     for name, kind in (("weights", weights), ("head", head)):
         if kind not in (*KINDS, *((None,) if name == "head" else ())):
             raise ValueError(f"{name} must be one of {', '.join(KINDS)}, not {shown(kind)}")
     aside.settle(source)
     aside.settle(directory)
-    config = Config.from_pretrained(source)
+    config = model_config(source, None)
     if head and config.tie_word_embeddings:
         raise ValueError(
             f"head={head!r}: the head is the embedding here, which compressed-tensors keeps dense"
@@ -86,8 +88,7 @@ def compress(
             with aside.replaced(target) as new:
                 save_file(tensors, new, metadata={"format": "pt", _FACTS: facts})
             report(f"{file.name}: {target.stat().st_size:,} bytes")
-        with safetensors.safe_open(target, framework="pt") as opened:
-            names |= dict.fromkeys(opened.keys(), file.name)
+        names |= dict.fromkeys(TensorFile(target).keys(), file.name)
     copy_extras(source, directory)
     if set(names.values()) != {SINGLE}:
         aside.write(directory / INDEX, to_text({"metadata": {}, "weight_map": names}))
@@ -122,20 +123,19 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the new file that takes the place of one of the source's."""
     ours = {name: our for our, (where, name) in files.tensors.items() if where == file}
-    with safetensors.safe_open(file, framework="pt") as opened:
-        for name in files.handles[file].keys():
-            kind = kinds.get(ours.get(name, ""))
-            if kind is None:
-                yield name, opened.get_tensor(name)
-                continue
-            weight = opened.get_tensor(name)
-            if not all_finite(weight):
-                raise CheckpointError(f"{file}: {name} holds NaN or infinite values")
-            shape = weight.shape[0], weight.shape[1]
-            codes = encode(weight, shape, kind, files.dtype)
-            coded = compressed.Coded(codes.values, codes.scales, None, codes.group)
-            for part, tensor in compressed.tensors(coded, files.dtype).items():
-                yield name.removesuffix("weight") + part, tensor
+    for name in files.handles[file].keys():
+        kind = kinds.get(ours.get(name, ""))
+        weight = files.handles[file].get_slice(name).read()
+        if kind is None:
+            yield name, weight
+            continue
+        if not all_finite(weight):
+            raise CheckpointError(f"{file}: {name} holds NaN or infinite values")
+        shape = weight.shape[0], weight.shape[1]
+        codes = encode(weight, shape, kind, files.dtype)
+        coded = compressed.Coded(codes.values, codes.scales, None, codes.group)
+        for part, tensor in compressed.tensors(coded, files.dtype).items():
+            yield name.removesuffix("weight") + part, tensor
 
 
 def _facts(file: Path, files: CheckpointFiles, weights: str, head: str | None) -> str:
@@ -161,9 +161,8 @@ def _is_done(target: Path, facts: str) -> bool:
     if not target.exists():
         return False
     try:
-        with safetensors.safe_open(target, framework="pt") as opened:
-            found = (opened.metadata() or {}).get(_FACTS)
-    except (OSError, safetensors.SafetensorError):
+        found = TensorFile(target).metadata.get(_FACTS)
+    except CheckpointError:
         found = None
     if found != facts:
         raise CheckpointError(f"{target}: not a part of this conversion, but stands in its place")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..xla.devices import device_put, indices, matmul_float32
 from ..xla.host_memory import written
-from .weights import JoinedWeight, QuantizedWeight, Weight, dense, numbers
+from .weights import JoinedWeight, QuantizedWeight, Weight, dense, halved, numbers
 
 
 class Plain:
@@ -36,8 +36,9 @@ class Plain:
         return written(shape, dtype, device, write)
 
     def place(self, weight: Weight, device: str) -> Weight:
-        """Put the weight [K, N] of a linear map on "cpu" or "xla", stored as products want it."""
-        return device_put(weight, device)
+        """Put the weight [K, N] of a linear map on "cpu" or "xla", stored as products want it: on
+        XLA, FP8 as the E4M3 that all of Trainium multiplies."""
+        return device_put(halved(weight) if device == "xla" else weight, device)
 
     def matmul(self, x: Tensor, weight: Weight, dtype: torch.dtype | None = None) -> Tensor:
         """x [..., K] @ weight [K, N]: [..., N], accumulated in float32.
@@ -46,10 +47,8 @@ class Plain:
         """
         if isinstance(weight, JoinedWeight):
             return torch.cat([self.matmul(x, part, dtype) for part in weight.parts], dim=-1)
-        if isinstance(weight, QuantizedWeight) and weight.per_column:
-            # The scales multiply what products of the stored numbers add up to.
-            product = matmul_float32(x, numbers(weight, x.dtype))
-            return (product * weight.scales[0]).to(dtype or x.dtype)
+        if isinstance(weight, QuantizedWeight) and weight.scales_products:
+            return _scaled_products(x, weight).to(dtype or x.dtype)
         matrix = dense(weight)
         return x @ matrix if dtype in (None, x.dtype) else matmul_float32(x, matrix)
 
@@ -120,3 +119,15 @@ class Plain:
             scores = torch.where(mask, (query @ key.mT).float(), float("-inf"))
             out = scores.softmax(-1).to(value.dtype) @ value
         return out.transpose(1, 2)
+
+
+def _scaled_products(x: Tensor, weight: QuantizedWeight) -> Tensor:
+    """x [..., K] @ weight [K, N], float32: scales multiply what products of the stored numbers of a
+    group add up to, so that no matrix of what these stand for is written down."""
+    stored = numbers(weight, x.dtype)
+    if weight.per_column:
+        return matmul_float32(x, stored) * weight.scales[0]
+    groups = len(weight.scales)
+    parts = x.reshape(-1, groups, weight.group).transpose(0, 1)
+    products = matmul_float32(parts, stored.unflatten(0, (groups, -1)))  # [groups, rows, N]
+    return (products * weight.scales[:, None]).sum(0).view(*x.shape[:-1], -1)

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-KINDS = ("int8", "int4", "fp8")
-GROUP = 128  # inputs that share a scale in "int4"
+from ..checks.choices import BLOCKS
+
+GROUP = 128  # inputs that share a scale in "int4" and in blocks
 _BLOCK = 2**20  # values at once
 
 
 def group_of(kind: str, inputs: int) -> int:
-    """Return how many of a matrix's inputs share a scale in a kind of `KINDS`."""
-    return GROUP if kind == "int4" else inputs
+    """Return how many of a matrix's inputs share a scale in a kind of `KINDS`, or in `BLOCKS`."""
+    return GROUP if kind in ("int4", BLOCKS) else inputs
 
 
 class Rows(Protocol):

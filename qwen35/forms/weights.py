@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..xla.bits import from_bits, from_fp8, to_bits
+from ..xla.bits import from_bits, from_e4m3, from_fp8, to_bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,8 @@ class QuantizedWeight:
         zeros: like the scales, int8; None is 8 for 4-bit values and 0 for others.
         group: inputs that share a scale; K for a scale per column. The last group may be shorter.
         dtype: float32 or bfloat16, of the matrix that this stands for.
-        kind: "int4", "int8" or "fp8".
+        kind: "int4", "int8", "fp8" (float8_e4m3fn), or "e4m3" (`halved`), whose values are bits in
+            uint8.
     """
 
     values: Tensor
@@ -87,6 +88,12 @@ class QuantizedWeight:
     def per_column(self) -> bool:
         """Whether the values of a column have one scale and no zero: it can multiply a product."""
         return self.bits == 8 and self.zeros is None and len(self.scales) == 1
+
+    @property
+    def scales_products(self) -> bool:
+        """Whether values have no zeros and whole groups: scales can multiply products of groups."""
+        whole = len(self) == len(self.scales) * self.group
+        return self.per_column or (self.bits == 8 and self.zeros is None and whole)
 
     @property
     def bits(self) -> int:
@@ -215,13 +222,28 @@ def as_bits(weight: Weight) -> Weight:
     return weight
 
 
+def halved(weight: Weight) -> Weight:
+    """Return the weight with FP8 as the E4M3 of Trainium, which ends at 240 (float8_e4m3fn: 448):
+    half of each value, twice the scales.
+
+    It is exact but for odd multiples of the smallest number, 2^-9, below 2^-5, which round to even:
+    below 7e-5 of the largest value that a scale has.
+    """
+    if isinstance(weight, JoinedWeight):
+        return JoinedWeight(tuple(map(halved, weight.parts)))
+    if not isinstance(weight, QuantizedWeight) or weight.kind != "fp8":
+        return weight
+    half = (weight.values.float() / 2).to(torch.float8_e4m3fn).view(torch.uint8)
+    return replace(weight, values=half, scales=weight.scales * 2, kind="e4m3")
+
+
 def compact(weight: Weight) -> Weight:
     """Return the weight in contiguous tensors without spare columns, quantised where it is."""
     if isinstance(weight, QuantizedWeight):
-        values = weight.values[:, : weight.shape[1]].contiguous()
-        if weight.kind == "fp8" and values.device.type != "xla":
-            values = values.view(torch.float8_e4m3fn)
-        return replace(weight, values=values)
+        values, kind = weight.values[:, : weight.shape[1]].contiguous(), weight.kind
+        if kind in ("fp8", "e4m3") and values.device.type != "xla":
+            values, kind = values.view(torch.float8_e4m3fn), "fp8"
+        return replace(weight, values=values, kind=kind)
     if isinstance(weight, JoinedWeight):
         return JoinedWeight(tuple(compact(part) for part in weight.parts))
     return dense(weight).contiguous()
@@ -294,6 +316,8 @@ def numbers(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     values = weight.values[:, : weight.shape[1]]
     if weight.kind == "int4":
         values = unpacked(values)
+    if weight.kind == "e4m3":
+        return from_e4m3(values, dtype)
     if weight.kind == "fp8" and values.dtype == torch.uint8:
         values = from_fp8(values)
     return values.to(dtype)

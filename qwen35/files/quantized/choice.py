@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...forms.quantizing import KINDS
+from ...checks.choices import BLOCKS, KINDS
 from ...model.declarations import VISION_PREFIX, Parameter, Piece
 
 _HEADS = ("lm_head.weight", "model.embed_tokens.weight")  # the second where the head is tied
@@ -17,11 +17,11 @@ def kind_of(parameter: Parameter, piece: Piece, weights: str | None, head: str |
     Args:
         parameter: the declaration.
         piece: one of its pieces.
-        weights: a kind of `KINDS`, or something else for none.
+        weights: a kind of `KINDS`, `BLOCKS`, or something else for none.
         head: the same of the head, and of an embedding that is tied to it.
     """
     name = piece.source.name
     if not parameter.linear or name.startswith(VISION_PREFIX) or name.endswith(_GATES):
         return ""
     kind = head if name in _HEADS else weights
-    return kind if kind in KINDS else ""
+    return kind if kind in (*KINDS, BLOCKS) else ""

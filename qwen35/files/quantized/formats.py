@@ -93,13 +93,14 @@ class _Parts:
         scales: Callable[[], Tensor],
         zeros: Callable[[], Tensor] | None,
         by_inputs: bool = False,
+        pairs: Callable[[range, range], Tensor] | None = None,
     ) -> QuantizedFile:
         """The weight, once all of its tensors are known to fit."""
         self.done()
         size = sum(self._parts[name].nbytes for name in self._used)
         return QuantizedFile(
             self.shape, group, codes, scales, zeros,
-            bytes_per_value=size / math.prod(self.shape), by_inputs=by_inputs,
+            bytes_per_value=size / math.prod(self.shape), by_inputs=by_inputs, pairs=pairs,
         )  # fmt: skip
 
 
@@ -162,6 +163,11 @@ def _packed(parts: _Parts) -> QuantizedFile:
         found = packing.unpack_columns(words, bits)[:, skip : skip + len(columns)]
         return found if bits == 4 else (found ^ offset).view(torch.int8)
 
+    def pairs(rows: range, columns: range) -> Tensor:
+        words = packed[_slice(rows), columns.start // 8 : -(-columns.stop // 8)]
+        skip = columns.start % 8 // 2
+        return words.view(torch.uint8)[:, skip : skip + len(columns) // 2]
+
     def zeros() -> Tensor:
         if zero is None:
             return torch.full(scale.get_shape(), float(center))
@@ -169,7 +175,10 @@ def _packed(parts: _Parts) -> QuantizedFile:
         return found.float() - (offset - center)
 
     symmetric = zero is None and not center
-    return parts.file(group, codes, lambda: scale.read().float(), None if symmetric else zeros)
+    return parts.file(
+        group, codes, lambda: scale.read().float(), None if symmetric else zeros,
+        pairs=pairs if bits == 4 else None,
+    )  # fmt: skip
 
 
 def _gptq(parts: _Parts) -> QuantizedFile:
@@ -193,11 +202,20 @@ def _gptq(parts: _Parts) -> QuantizedFile:
         found = packing.unpack_rows(words, bits)[skip : skip + len(columns)]
         return (found if bits == 4 else (found ^ center).view(torch.int8)).T
 
+    def pairs(rows: range, columns: range) -> Tensor:
+        first = columns.start // 8
+        words = packed[first : -(-columns.stop // 8), _slice(rows)]
+        skip = columns.start % 8 // 2
+        return packing.octets_of_rows(words)[skip : skip + len(columns) // 2].T
+
     def zeros() -> Tensor:
         found = packing.unpack_columns(zero.read(), bits)[:, :outputs].int()
         return ((found + parts.scheme.zero_offset) % 2**bits - center).float().T
 
-    return parts.file(group, codes, lambda: scale.read().float().T, zeros, by_inputs=True)
+    return parts.file(
+        group, codes, lambda: scale.read().float().T, zeros, by_inputs=True,
+        pairs=pairs if bits == 4 else None,
+    )  # fmt: skip
 
 
 def _awq(parts: _Parts) -> QuantizedFile:
@@ -214,10 +232,15 @@ def _awq(parts: _Parts) -> QuantizedFile:
         found = packing.unpack_awq(packed[_slice(columns), first : -(-rows.stop // 8)])
         return found[:, rows.start - first * 8 : rows.stop - first * 8].T
 
+    def pairs(rows: range, columns: range) -> Tensor:
+        return packing.pack_pairs(codes(rows, columns))
+
     def zeros() -> Tensor:
         return packing.unpack_awq(zero.read())[:, :outputs].float().T
 
-    return parts.file(group, codes, lambda: scale.read().float().T, zeros, by_inputs=True)
+    return parts.file(
+        group, codes, lambda: scale.read().float().T, zeros, by_inputs=True, pairs=pairs
+    )
 
 
 def _slice(run: range) -> slice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...forms import JoinedWeight, QuantizedWeight, packed
+from ..blocks import blocks, copy_rows, copy_transposed
 
 # Consecutive indices: where ours start, where the file's do, how many.
 Run = tuple[int, int, int]
@@ -24,9 +25,14 @@ class Stored(Protocol):
 
     shape: tuple[int, int]
     group: int
+    by_inputs: bool
 
     def codes(self, rows: range, columns: range) -> Tensor:
         """As `QuantizedFile.codes`."""
+
+    @property
+    def pairs(self) -> Callable[[range, range], Tensor] | None:
+        """As `QuantizedFile.pairs`."""
 
     @property
     def scales(self) -> Tensor:
@@ -57,28 +63,50 @@ def leaf(
     """
     group = shared_group(file.group, file.shape[1], inputs, shape[0])
     sizes = (math.ceil(shape[0] / group), shape[1])
-    values: Tensor | None = None
     scales = torch.zeros(sizes)
     zeros = None if file.zeros is None else torch.zeros(sizes, dtype=torch.int8)
     for ours, theirs, length in inputs:
         groups = torch.arange(theirs, theirs + length, group) // file.group
         mine = slice(ours // group, ours // group + len(groups))
         for column, row, count in outputs:
-            codes = file.codes(range(row, row + count), range(theirs, theirs + length)).T
-            if values is None:
-                values = torch.zeros(shape, dtype=torch.uint8).view(codes.dtype)
-            values[ours : ours + length, column : column + count] = codes
             scales[mine, column : column + count] = file.scales[row : row + count, groups].T
             if zeros is not None and file.zeros is not None:
                 zeros[mine, column : column + count] = file.zeros[row : row + count, groups].T
-    assert values is not None, "a rank holds something of every weight"
+    values = _values(file, inputs, outputs, shape)
     kind = _KINDS[values.dtype]
-    if kind == "int4":
-        values = packed(values)
     usual = 8 if kind == "int4" else 0
     if file.zeros is not None and bool((file.zeros == usual).all()):  # of all ranks alike
         zeros = None
     return QuantizedWeight(values, scales, zeros, group, dtype, kind)
+
+
+def _values(
+    file: Stored, inputs: Sequence[Run], outputs: Sequence[Run], shape: tuple[int, int]
+) -> Tensor:
+    """The values of a `QuantizedWeight`, read a block at a time."""
+    read, per = file.codes, 1
+    # Pairs of 4 bits are read as they stand, unless a share begins or ends within one.
+    if file.pairs is not None and all(number % 2 == 0 for run in inputs for number in run):
+        read, per = file.pairs, 2
+    values: Tensor | None = None
+    for ours, theirs, length in inputs:
+        for column, row, count in outputs:
+            for down, height, across, width in blocks(count, length, file.by_inputs):
+                first, left = row + down, theirs + across
+                block = read(range(first, first + height), range(left, left + width))
+                if values is None:
+                    values = torch.zeros(shape[0] // per, shape[1], dtype=torch.uint8)
+                    values = values.view(block.dtype)
+                start = (ours + across) // per
+                room = values[start : start + width // per, column + down : column + down + height]
+                if file.by_inputs:
+                    copy_rows(room, block.T)
+                else:
+                    copy_transposed(room, block)
+    if values is None:  # heads that are padding alone, which scales of 0 make 0
+        values = torch.zeros(shape[0] // per, shape[1], dtype=torch.uint8)
+        values = values.view(read(range(1), range(per)).dtype)
+    return packed(values) if file.pairs is not None and per == 1 else values
 
 
 def joined(parts: Sequence[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight | JoinedWeight:

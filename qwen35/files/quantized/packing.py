@@ -47,6 +47,15 @@ def pack_columns(values: Tensor, bits: int) -> Tensor:
     """Packs values [R, N] uint8 into words: `unpack_columns` undone, columns of 0 at the end."""
     per_word = 32 // bits
     values = functional.pad(values, (0, -values.shape[1] % per_word))
-    if bits == 4:
-        values = values[:, ::2] | values[:, 1::2] << 4
-    return values.contiguous().view(torch.int32)
+    return (pack_pairs(values) if bits == 4 else values.contiguous()).view(torch.int32)
+
+
+def pack_pairs(values: Tensor) -> Tensor:
+    """Packs values [R, N] uint8 of 4 bits, N even, two a byte, the first in the low bits."""
+    return values[:, ::2] | values[:, 1::2] << 4
+
+
+def octets_of_rows(words: Tensor) -> Tensor:
+    """Takes words [R, N] int32 that hold consecutive rows of 4 bits, lowest bits first, apart into
+    bytes of two rows: [4 * R, N] uint8."""
+    return words.contiguous().view(torch.uint8).unflatten(1, (-1, 4)).transpose(1, 2).flatten(0, 1)

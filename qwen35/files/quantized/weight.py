@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...forms.quantizing import Rows, encode
+from .packing import pack_pairs
 
 
 class QuantizedFile:
@@ -21,10 +22,13 @@ class QuantizedFile:
         by_inputs: whether the file has the values of one input side by side, so that reading all
             outputs of a few inputs at a time is cheaper.
         bytes_per_value: how much of the file a value takes, with its share of a scale.
+        codes: `codes(rows, columns)` reads the codes of a range of outputs and one of inputs,
+            [n, k]: int8, float8_e4m3fn, or uint8 of 0 to 15, whose zeros are never None.
+        pairs: None, or `pairs(rows, columns)` reads codes of 4 bits two a byte, [n, k / 2] uint8,
+            an even input in the low bits and the next in the high ones; `columns` begins and ends
+            even.
 
     Args:
-        codes: `codes(rows, columns)` reads the codes of a range of outputs and one of inputs,
-            [n, k]: int8, float8_e4m3fn, or uint8 where zeros are never None.
         scales: reads all scales, [out, groups] float32.
         zeros: reads all zeros, likewise; None where all are 0.
     """
@@ -39,10 +43,12 @@ class QuantizedFile:
         *,
         bytes_per_value: float,
         by_inputs: bool = False,
+        pairs: Callable[[range, range], Tensor] | None = None,
     ) -> None:
         self.shape, self.group = shape, group
         self.by_inputs, self.bytes_per_value = by_inputs, bytes_per_value
         self.codes, self._read_scales, self._read_zeros = codes, scales, zeros
+        self.pairs = pairs
 
     @cached_property
     def scales(self) -> Tensor:
@@ -79,28 +85,29 @@ class QuantizedFile:
 class Quantizing:
     """A dense weight [out, in] of a checkpoint as it is once it is quantised: what `leaf` reads.
 
-    Its codes are made of all inputs, so that a rank's share is that of the whole.
-
-    Attributes:
-        shape: [out, in].
-        group: consecutive inputs that share a scale.
+    Its codes are made of all inputs, so that a rank's share is that of the whole. Its attributes
+    are those of `QuantizedFile`.
 
     Args:
         source: gives rows, or is a tensor.
         shape: [out, in].
-        kind: one of `forms.quantizing.KINDS`.
+        kind: one of `checks.choices.KINDS`.
     """
 
     quantized, by_inputs = True, False
 
     def __init__(self, source: Rows, shape: tuple[int, int], kind: str) -> None:
         self.shape = shape
+        self.pairs = self._pairs if kind == "int4" else None
         self._codes = encode(source, shape, kind)
         self.group, self.scales = self._codes.group, self._codes.scales
 
     def codes(self, rows: range, columns: range) -> Tensor:
         """Codes of a range of outputs and one of inputs."""
         return self._codes.values[rows.start : rows.stop, columns.start : columns.stop]
+
+    def _pairs(self, rows: range, columns: range) -> Tensor:
+        return pack_pairs(self.codes(rows, columns))
 
     @property
     def zeros(self) -> Tensor | None:

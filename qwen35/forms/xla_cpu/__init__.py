@@ -17,7 +17,16 @@ from ...xla.host_memory import written
 from ..plain import Plain
 from ..weights import JoinedWeight, QuantizedWeight, SpacedWeight, Weight, dense
 from . import attention, grouped, reductions
-from .thin import WIDENED, is_thin, once_known, thin_matmul, widened
+from .thin import (
+    ROWS,
+    ROWS_IN_TURNS,
+    WIDENED,
+    in_turns,
+    is_thin,
+    once_known,
+    thin_matmul,
+    widened,
+)
 
 _LINE = 64  # bytes of a cache line
 _PARTS = 16  # of a weight's rows, see `_in_parts`
@@ -81,8 +90,9 @@ class XlaCpu(Plain):
         if not grouped.reads(weight):
             return x @ dense(weight).float()
         rows = x.numel() // inputs
-        if rows <= grouped.ROWS and not tracked(x):
-            return grouped.few_rows(x.reshape(rows, inputs), weight).view(*x.shape[:-1], width)
+        if rows <= ROWS_IN_TURNS and not tracked(x):
+            product = in_turns(grouped.few_rows, x.reshape(rows, inputs), weight)
+            return product.view(*x.shape[:-1], width)
         return grouped.many_rows(x, weight)
 
     def _product(self, x: Tensor, stored: Tensor, width: int) -> Tensor:
@@ -93,8 +103,13 @@ class XlaCpu(Plain):
             in_parts = width <= _PARTS * inputs and inputs % _PARTS == 0
             if rows == 1 and stored.dtype == torch.float32 and in_parts:
                 return _in_parts(x, stored)[..., :width]
-            if is_thin(rows, inputs, width, stored.dtype):
-                product = thin_matmul(x.reshape(1, rows, inputs), stored.unsqueeze(0), width)
+            most = ROWS if stored.dtype == torch.float32 else ROWS_IN_TURNS
+            if rows <= most and is_thin(min(rows, ROWS), inputs, width, stored.dtype):
+                product = in_turns(
+                    lambda x, stored: thin_matmul(x[None], stored[None], width)[0],
+                    x.reshape(rows, inputs),
+                    stored,
+                )
                 return product.view(*x.shape[:-1], width)
         # The spare columns are multiplied and then cut off: a slice of the weight is a copy.
         return (x @ self.widen(once_known(x, stored)))[..., :width]

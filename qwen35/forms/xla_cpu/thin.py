@@ -7,19 +7,23 @@ only: for 2 to 12 it takes up to three times as long as the matrix takes to be r
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ...kernels.loop import scan
+from ...kernels.loop import loop_map, scan
 from ...xla.bits import from_bits, from_fp8
 
 # Measured on an AVX2 machine with two cores.
-_ROWS = 12  # for more, XLA's own product is as fast
+ROWS = 12  # for more, XLA's own product is as fast
+ROWS_IN_TURNS = 64  # of a matrix that is widened: for more, it pays to write it down in float32
 _STEP = 8  # lines of the matrix in a pass over the sums: their factors stay in registers
 _TILE = 256  # columns: a tile of a line stays in the first-level cache for all rows
-_WIDENING_TILE = 32  # of columns that are widened: few enough to be widened once for all rows
+WIDENING_TILE = 32  # of columns that are widened: few enough to be widened once for all rows
+FP8_TILE = 16  # of FP8, whose widening is longer: LLVM unrolls no more of it
 _ROUND = 2**19  # bytes of the matrices in a round of the loop, so that the work outweighs its start
 
 
@@ -42,7 +46,12 @@ def once_known(x: Tensor, stored: Tensor) -> Tensor:
     """
     if stored.device.type != "xla" or stored.dtype == torch.float32:
         return stored
-    return stored + (x.reshape(-1)[:1] > math.inf).to(stored.dtype)  # 0, for NaN too
+    return stored + unknown_zero(x, stored.dtype)
+
+
+def unknown_zero(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0, [], of a dtype, which XLA does not know before x."""
+    return (x.reshape(-1)[0] > math.inf).to(dtype)  # for NaN too
 
 
 def is_thin(rows: int, inputs: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
@@ -51,7 +60,22 @@ def is_thin(rows: int, inputs: int, width: int, dtype: torch.dtype = torch.float
     A single row gains where a matrix of this dtype is widened: XLA would write it down first.
     """
     first = 2 if dtype == torch.float32 else 1
-    return first <= rows <= _ROWS and inputs % _STEP == 0 and math.gcd(width, _TILE) >= 8
+    return first <= rows <= ROWS and inputs % _STEP == 0 and math.gcd(width, _TILE) >= 8
+
+
+def in_turns(product: Callable[[Tensor, Any], Tensor], x: Tensor, matrix: Any) -> Tensor:
+    """product(x, matrix), [R, N], of at most `ROWS` rows of x [R, K] at a time.
+
+    Each turn widens the matrix, a tensor or a leaf that knows itself, as it reads it: nowhere is it
+    written down in float32, as it is for XLA's own product.
+    """
+    rows = len(x)
+    turns = -(-rows // ROWS)
+    if turns == 1:
+        return product(x, matrix)
+    each = -(-rows // turns)
+    x = functional.pad(x, (0, 0, 0, turns * each - rows)).unflatten(0, (turns, each))
+    return loop_map(lambda matrix, x: product(x, matrix), matrix, x).flatten(0, 1)[:rows]
 
 
 def thin_matmul(x: Tensor, matrix: Tensor, width: int) -> Tensor:
@@ -62,8 +86,10 @@ def thin_matmul(x: Tensor, matrix: Tensor, width: int) -> Tensor:
     in turn, so that a round of narrow lines has work enough.
     """
     groups, rows, inputs = x.shape
-    widens = rows > 1 and matrix.dtype != torch.float32
-    tile, parts = math.gcd(width, _WIDENING_TILE if widens else _TILE), 1
+    tile, parts = _TILE, 1
+    if rows > 1 and matrix.dtype != torch.float32:
+        tile = FP8_TILE if matrix.dtype == torch.uint8 else WIDENING_TILE
+    tile = math.gcd(width, tile)
     line = groups * width * matrix.itemsize
     while parts * _STEP * line < _ROUND and inputs % (2 * parts * _STEP) == 0:
         parts *= 2

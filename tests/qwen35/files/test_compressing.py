@@ -192,7 +192,7 @@ def test_what_cannot_be_converted_is_refused(tmp_path, capsys):
     with pytest.raises(qwen35.CheckpointError, match=r"up_proj\.weight holds NaN"):
         compress(source, tmp_path / "nan", "int8")
     for line, said in (
-        ("convert in out", "--tp or --weights says what to convert to"),
+        ("convert in out", "--tp, --weights or --adapter says what to convert to"),
         ("convert --weights int8 --no-vision in out", "--no-vision is for --tp"),
         ("convert --weights int8 --dtype float32 in out", "--dtype is for --tp"),
         ("convert --weights dense in out", "weights must be one of"),

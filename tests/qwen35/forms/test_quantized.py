@@ -8,10 +8,11 @@ from torch.utils import _pytree
 
 import qwen35
 from qwen35 import forms
+from qwen35.checks.choices import KINDS
 from qwen35.files.quantized import Quantizing
 from qwen35.files.quantized.kept import leaf
 from qwen35.forms import JoinedWeight, QuantizedWeight, SpacedWeight, packed, unpacked
-from qwen35.forms.quantizing import KINDS, encode
+from qwen35.forms.quantizing import encode
 
 FP8 = torch.float8_e4m3fn
 
@@ -149,7 +150,7 @@ def test_errors_are_at_most_half_a_step(kind):
 
 
 @pytest.mark.parametrize("device", ["cpu", "xla"])
-@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("rows", [1, 3, 17, 70])
 @pytest.mark.parametrize("form", ["plain", "xla_cpu"])
 def test_products_are_those_of_the_dequantised_matrix(form, rows, device):
     """Against float64: an error of a scale or of a part would be a thousand times as large."""
@@ -169,11 +170,30 @@ def test_products_are_those_of_the_dequantised_matrix(form, rows, device):
         quantized(192, 48, 80, "int4", True),
     ]
     for weight in weights:
-        expected = x.double() @ forms.dense(weight).double()
         placed = form.place(weight, device)
         assert placed.shape == weight.shape and placed.dtype == weight.dtype
+        held = forms.compact(qwen35.device_put(placed, "cpu"))
+        expected = x.double() @ forms.dense(held).double()
+        off = (forms.dense(held) - forms.dense(weight)).abs().max()
+        assert off <= (2**-9 * 1.5 if (form.name, device) == ("plain", "xla") else 0)
         product = qwen35.device_put(form.matmul(qwen35.device_put(x, device), placed), "cpu")
         assert (product - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_halved_fp8_is_exact_but_for_odd_multiples_of_the_smallest_number():
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8)
+    finite = every[every % 128 != 127].view(FP8).view(-1, 1)
+    weight = QuantizedWeight(finite, torch.tensor([[3.0]]), None, 254, torch.float32, "fp8")
+    half = forms.halved(weight)
+    assert half.kind == "e4m3" and half.values.dtype == torch.uint8
+    assert half.scales.tolist() == [[6.0]]
+    assert forms.compact(half).values.float().abs().max() == 224
+    exact, ours = forms.dense(weight).flatten() / 3, forms.dense(half).flatten() / 3
+    odd = (exact / 2**-9 % 2 == 1) & (exact.abs() < 2**-5)
+    assert odd.sum() == 16 and torch.equal(ours[~odd], exact[~odd])
+    assert torch.equal((ours - exact)[odd].abs(), torch.full((16,), 2.0**-9))
+    joined = forms.halved(JoinedWeight((weight, torch.ones(254, 2))))
+    assert joined.parts[0].kind == "e4m3" and torch.equal(joined.parts[1], torch.ones(254, 2))
 
 
 # Mean KL that rounding alone gives on the demo, twice.

@@ -11,6 +11,9 @@ from torch.utils import _pytree as pytree
 from transformers import AutoModelForCausalLM, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 import qwen35
+from qwen35.files.quantized import open_weight, scheme_of
+from qwen35.files.quantized.kept import leaf
+from qwen35.files.tensor_file import TensorFile
 from qwen35.forms import JoinedWeight, QuantizedWeight, is_special
 from qwen35.forms import dense as to_dense
 from qwen35.sharding.mesh import Mesh
@@ -189,6 +192,35 @@ def test_values_are_those_of_the_form(write, dense, form, sizes):
             ours = qwen35.load(directory, dtype=dtype, weights=weights)
             assert_same_params(ours, exact)
             assert any(map(is_special, leaves(ours))) == (weights is None)
+
+
+@pytest.mark.parametrize("form", ["int4 packed, 32", "gptq, 32, zeros", "awq, 32"])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [(0, 0, 320)],
+        [(0, 32, 64), (64, 96, 224)],
+        [(0, 6, 10), (10, 40, 2)],
+        [(0, 3, 5), (5, 9, 1)],
+    ],
+    ids=["all", "groups", "pairs", "odd"],
+)
+def test_shares_of_4_bits_are_those_of_the_whole(form, inputs, tmp_path):
+    """Whether they begin between two bytes of the file or within one."""
+    content, writer, arguments, _ = FORMS[form]
+    drawn = torch.randn(1000, 320, generator=torch.Generator().manual_seed(0))
+    parts, values = writer(drawn, **arguments)
+    save_file(parts, tmp_path / "one.safetensors")
+    file = TensorFile(tmp_path / "one.safetensors")
+    slices = {name: file.get_slice(name) for name in parts}
+    weight = open_weight((1000, 320), slices, scheme_of({"quantization_config": content}))
+    outputs = [(0, 5, 700), (700, 800, 100)]
+    size = sum(length for *_, length in inputs)
+    share = leaf(weight, inputs, outputs, (size, 800), torch.float32)
+    rows = torch.cat([torch.arange(start, start + length) for _, start, length in outputs])
+    columns = torch.cat([torch.arange(start, start + length) for _, start, length in inputs])
+    assert share.kind == "int4" and share.values.shape == (size // 2, 800)
+    assert torch.allclose(to_dense(share).double(), values[rows][:, columns].T, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("form", FORMS)
