@@ -218,8 +218,12 @@ def _remove_empty(pending: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError:
-        if not (pending / "lock").exists():
-            raise  # else another writer's switch has come
+        try:
+            left = os.listdir(pending)
+        except FileNotFoundError:
+            left = []
+        if left and "lock" not in left:
+            raise  # else another writer's switch has come, and may have gone again
 
 
 def _remove(staging: Path) -> None:

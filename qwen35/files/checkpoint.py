@@ -6,23 +6,24 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from ..checks import hub
+from ..checks.choices import KINDS
 from ..checks.errors import CheckpointError
 from ..checks.json_file import to_text
 from ..checks.values import all_finite, integer, shown
 from ..forms import Weight, compact, dense, is_special
-from ..forms.quantizing import KINDS
 from ..model.all_ranks import load_all_ranks
-from ..model.config import Config
 from ..model.declarations import (
     VISION_PREFIX,
     Parameter,
+    Piece,
     Source,
     axis_sizes,
     declarations,
@@ -32,18 +33,22 @@ from ..model.moving import place as place_params
 from ..model.params import Params, Runtime, as_dtype
 from ..sharding.launch import join_ranks
 from ..xla.devices import device_put
+from ..xla.progress import hidden
 from . import aside
+from .adapter import Adapter
 from .checkpoint_files import (
     INDEX,
     MULTIMODAL_PREFIX,
     SINGLE,
     TEXT_PREFIX,
     CheckpointFiles,
+    Readable,
     Watched,
+    model_config,
 )
 from .materialize import build_all, dematerialize, keep, materialize, values_to_read, with_tp_index
 from .presharded import is_presharded, load_rank, recorded_dtype
-from .quantized import Quantizing, compressed
+from .quantized import QuantizedFile, Quantizing, compressed
 from .quantized.choice import kind_of
 
 _SHARD_PATTERN = "model-[0-9]*-of-[0-9]*.safetensors"
@@ -58,35 +63,41 @@ def load(
     device: str = "cpu",
     runtime: Runtime = Runtime(),
     check_finite: bool = True,
-    vision: bool = True,
+    vision: bool | None = None,
     weights: str | None = None,
     head: str | None = None,
+    adapter: str | Path | None = None,
     progress: bool = False,
     tp: int | None = None,
 ) -> Params:
     """Loads a checkpoint directory, tensor by tensor from memory-mapped files.
 
     Reads one or several safetensors files, with the multimodal (`model.language_model.*`) or the
-    text-only (`model.*`) names. `mtp.*` and `*rotary_emb.inv_freq` are skipped, and so is
-    `model.visual.*` where the configuration has no `vision_config`.
+    text-only (`model.*`) names. `mtp.*`, with either prefix too, and `*rotary_emb.inv_freq` are
+    skipped, and so is `model.visual.*` where the configuration has no `vision_config`.
 
     Args:
         path: directory with `config.json` and `*.safetensors`, or rank files of
-            `qwen35 convert` for the runtime's tp.
+            `qwen35 convert` for the runtime's tp; or a hub's name, such as "Qwen/Qwen3.5-0.8B",
+            whose files are downloaded into huggingface_hub's cache unless they are there.
         dtype: float32 or bfloat16, the dtype of all tensors but the DeltaNet layers' `A_log` and
             `dt_bias`: the decay is an exponential of an exponential, so they stay float32. None, or
             "auto", is the checkpoint's own: bfloat16 where its embedding is, else float32.
         device: "cpu" or "xla".
         runtime: static choices; with a mesh, only this rank's share is read.
         check_finite: refuse NaN and infinite weights.
-        vision: load the vision tower too if the configuration has one. False gives the text model
-            in it, `config.text_only()`, which `save` writes in the text-only form.
+        vision: load the vision tower too, if the configuration has one. None does so if the files
+            hold it, and warns where they do not. False gives the text model, `config.text_only()`,
+            which `save` writes in the text-only form.
         weights: None keeps weights that are quantised as the files have them, "dense" makes them
             tensors of `dtype`. Both give the same values, but for rounding to `dtype`. "int8",
             "fp8" (a scale per output) and "int4" (a scale for 128 inputs of an output) quantise
             the text layers' matrices, but for DeltaNet's small projections to its gates
             (`in_proj_a`, `in_proj_b`). A rank's share is that of the whole.
         head: "int8", "fp8" or "int4" quantises the head too, and with it a tied embedding.
+        adapter: directory of a LoRA adapter in PEFT's form, merged into the tensors as they are
+            read: in float32, before they become of `dtype` or are quantised. Weights that the files
+            hold quantised have to become dense (or of another kind) for that, `weights="dense"`.
         progress: draw a progress bar on standard error.
         tp: short for the ranks of `sharding.launch.join_ranks`, on which it also sets `device`:
             under torchrun this process is one of tp; otherwise all are here, on virtual devices
@@ -97,9 +108,10 @@ def load(
 
     Raises:
         CheckpointError: files or tensors are missing, damaged, of another shape or dtype, double
-            or unknown; all of a checkpoint's faults are in the one message.
+            or unknown; all of a checkpoint's faults are in the one message. The adapter is of
+            another kind or model, or changes weights that stay quantised.
         ValueError: an unknown dtype, device or form of weights; ranks that can't be had; or
-            quantising rank files.
+            quantising rank files, or merging into them.
     """
     wanted = None if dtype is None or dtype == "auto" else as_dtype(dtype)
     if weights not in (None, "dense", *KINDS):
@@ -114,39 +126,60 @@ def load(
         ranks = join_ranks(integer("tp", tp), "xla" if device == "xla" else None)
         device = ranks.device
         runtime = dataclasses.replace(runtime, mesh=ranks.mesh, rank=ranks.rank)
+    directory = hub.directory_of(path)
     made = next((kind for kind in (weights, head) if kind in KINDS), None)
-    if made and is_presharded(Path(path)):
+    if made and is_presharded(directory):
         raise ValueError(f"{made} is made of a whole checkpoint's matrices, not of rank files")
+    if adapter is not None and is_presharded(directory):
+        raise ValueError("an adapter is merged into a whole checkpoint, not into rank files")
     if runtime.rank is None:
         load_one = functools.partial(
             load,
-            path,
+            directory,
             dtype=wanted,
             check_finite=check_finite,
             vision=vision,
             weights=weights,
             head=head,
+            adapter=adapter,
             progress=progress,
         )
         return load_all_ranks(lambda rank: load_one(runtime=rank), runtime, device)
     device_put((), device)  # an unknown device fails before gigabytes are read
-    directory = Path(path)
     aside.settle(directory)
     if is_presharded(directory):
         own = wanted or recorded_dtype(directory)
         loaded = load_rank(
-            directory, dtype=own, runtime=runtime, check_finite=check_finite, vision=vision
+            directory,
+            dtype=own,
+            runtime=runtime,
+            check_finite=check_finite,
+            vision=vision is not False,
         )
         if weights == "dense":
             loaded = pytree.tree_map(dense, loaded, is_leaf=is_special)
         return place_params(loaded, device)
     runtime = runtime.on(device)
-    config = Config.from_pretrained(directory)
-    config = config if vision else config.text_only()
+    config = model_config(directory, vision)
+    merging = None if adapter is None else Adapter(adapter, check_finite=check_finite)
+    own_head = config.tie_word_embeddings
+    if merging is not None:
+        config = merging.config(config)
+    own_head = own_head and not config.tie_word_embeddings
     declared = declare(config, runtime)
     sparse = runtime.mesh is not None and runtime.mesh.tp > 1
     files = CheckpointFiles(directory, tower=config.vision is not None, sparse=sparse)
+
+    def stays_quantized(parameter: Parameter, piece: Piece) -> bool:
+        file = files.read(piece.source)
+        made = weights == "dense" or kind_of(parameter, piece, weights, head)
+        return isinstance(file, QuantizedFile) and not made
+
+    if own_head:
+        files.untie()
     files.check(declared)
+    if merging is not None:
+        merging.check(declared, stays_quantized)
     own = wanted or files.dtype
     sizes = axis_sizes(config)
     total = sum(
@@ -155,12 +188,14 @@ def load(
         for source, count in values_to_read(parameter, sizes, runtime)
     )
     bar = tqdm(
-        total=total, desc="load", unit="B", unit_scale=True, disable=not progress, leave=False
+        total=total, desc="load", unit="B", unit_scale=True, disable=hidden(progress), leave=False
     )
     infinite: set[Source] = set()
 
     def read(source: Source, kept: torch.dtype) -> Watched:
-        tensor = files.read(source)
+        tensor: Readable = files.read(source)
+        if merging is not None:
+            tensor = merging.merged(source, tensor)
 
         def look(block: torch.Tensor, values: int) -> None:
             with bar.get_lock():  # other tensors are read at the same time
@@ -197,7 +232,14 @@ def load(
     return with_tp_index(params, device)
 
 
-def save(params: Params, directory: str | Path) -> None:
+class Saved(Protocol):
+    """A `Tokenizer`, a `Processor`, or one of transformers'."""
+
+    def save_pretrained(self, directory: Path) -> Any:
+        """Write its files."""
+
+
+def save(params: Params, directory: str | Path, *, tokenizer: Saved | None = None) -> None:
     """Writes safetensors files and config.json that `load` and transformers read.
 
     Names are multimodal if there is a vision tower, else text-only. Quantised weights keep their
@@ -209,6 +251,8 @@ def save(params: Params, directory: str | Path) -> None:
     Args:
         params: unsplit parameters on any device.
         directory: made if it is not there.
+        tokenizer: written beside the weights, so that the directory is whole; a `Processor` with
+            its settings of pictures. None leaves what is there.
 
     Raises:
         ValueError: the parameters are one rank's share.
@@ -239,8 +283,10 @@ def save(params: Params, directory: str | Path) -> None:
             stated = compressed.configuration(modules, sorted(ignored - modules.keys()))
             config["quantization_config"] = stated
         (new / "config.json").write_bytes(to_text(config))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
         if not (directory / _GENERATION).exists():
-            (new / _GENERATION).write_bytes(to_text(_generation_dict(params)))
+            (new / _GENERATION).write_bytes(to_text(_generation_dict(params, tokenizer)))
 
 
 def _shards(
@@ -287,10 +333,14 @@ def _shard_names(count: int) -> list[str]:
 
 
 def _config_dict(params: Params) -> dict[str, Any]:
-    return params.config.to_dict() | {"dtype": str(params.dtype).removeprefix("torch.")}
+    content = params.config.to_dict() | {"dtype": str(params.dtype).removeprefix("torch.")}
+    for section in (content, content.get("text_config", {})):
+        section.pop("quantization_config", None)  # of the files that were loaded
+    return content
 
 
-def _generation_dict(params: Params) -> dict[str, Any]:
-    ends, pad = list(params.config.eos_token_ids), params.config.pad_token_id
+def _generation_dict(params: Params, tokenizer: Saved | None) -> dict[str, Any]:
+    ends = [*params.config.eos_token_ids, *getattr(tokenizer, "end_token_ids", ())]
+    ends, pad = list(dict.fromkeys(ends)), params.config.pad_token_id
     named = {"eos_token_id": ends or None, "pad_token_id": pad}
     return {name: value for name, value in named.items() if value is not None}

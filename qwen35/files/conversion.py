@@ -7,13 +7,16 @@ from pathlib import Path
 
 import torch
 
+from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.json_file import to_text
 from ..model.config import Config
 from ..model.params import Runtime, as_dtype
 from ..sharding.mesh import Mesh
 from . import aside
-from .checkpoint import load
+from .adapter import Adapter
+from .checkpoint import load, save
+from .checkpoint_files import model_config
 from .extras import copy_extras
 from .presharded import facts_of, is_complete, rank_file, write_rank
 
@@ -24,9 +27,10 @@ def convert(
     tp: int,
     *,
     dtype: torch.dtype | str = torch.bfloat16,
-    vision: bool = True,
+    vision: bool | None = None,
     weights: str | None = None,
     head: str | None = None,
+    adapter: str | Path | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Writes the rank files of a checkpoint. Started again, it goes on where it was stopped.
@@ -35,23 +39,28 @@ def convert(
     nothing is written before it is known that no other conversion stands there.
 
     Args:
-        source: the checkpoint's directory.
+        source: the checkpoint's directory, or a hub's name.
         directory: the ranks', made if it is not there.
         tp: how many ranks share the tensors.
         dtype: float32 or bfloat16, of the files and of what `qwen35.load` must be asked for.
-        vision, weights, head: those of `qwen35.load`.
+        vision, weights, head, adapter: those of `qwen35.load`.
         report: takes a line for each rank.
 
     Raises:
         CheckpointError, ValueError: as `qwen35.load`, or another conversion stands in `directory`.
     """
-    source, directory = Path(source), Path(directory)
+    source, directory = hub.directory_of(source), Path(directory)
     aside.settle(source)
     aside.settle(directory)
-    config, mesh = Config.from_pretrained(source), Mesh(tp=tp)
-    config = config if vision else config.text_only()
+    config, mesh = model_config(source, vision), Mesh(tp=tp)
+    vision = config.vision is not None
     made = {"weights": weights, "head": head}
-    facts = [facts_of(config, tp, rank, as_dtype(dtype)) | made for rank in range(tp)]
+    digest = None
+    if adapter is not None:
+        merging = Adapter(adapter)
+        config, digest = merging.config(config), merging.digest()
+    made_of = made | {"adapter": digest}
+    facts = [facts_of(config, tp, rank, as_dtype(dtype)) | made_of for rank in range(tp)]
     files = [rank_file(directory, tp, rank) for rank in range(tp)]
     others = sorted(set(directory.glob("rank-*-of-*.safetensors")) - set(files))
     if others:
@@ -63,7 +72,7 @@ def convert(
     directory.mkdir(parents=True, exist_ok=True)
     copy_extras(source, directory)
     content = (source / "config.json").read_bytes()
-    if not vision:
+    if config != Config.from_pretrained(source):  # a tower is left out, a head is its own
         content = to_text(config.to_dict())
     aside.write(directory / "config.json", content)
     for rank, file in enumerate(files):
@@ -71,6 +80,31 @@ def convert(
             report(f"{file.name}: there already")
             continue
         runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
-        params = load(source, dtype=dtype, runtime=runtime, vision=vision, **made)
-        digest = write_rank(file, params, facts[rank])
-        report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {digest[:12]}")
+        params = load(source, dtype=dtype, runtime=runtime, vision=vision, adapter=adapter, **made)
+        written = write_rank(file, params, facts[rank])
+        report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {written[:12]}")
+
+
+def merge(
+    source: str | Path, directory: str | Path, adapter: str | Path, *, vision: bool | None = None
+) -> None:
+    """Writes a checkpoint with a LoRA adapter merged into it, in its own dtype, with what stands
+    beside the weights (tokenizer, processor).
+
+    Memory is the model's.
+
+    Args:
+        source: the checkpoint's directory, or a hub's name; quantised weights become dense.
+        directory: the merged checkpoint's, made if it is not there.
+        adapter, vision: those of `qwen35.load`.
+
+    Raises:
+        CheckpointError, ValueError: as `qwen35.load`, or both directories are one.
+    """
+    source, directory = hub.directory_of(source), Path(directory)
+    if directory.exists() and directory.samefile(source):
+        raise ValueError(f"{directory}: merging into the checkpoint itself would lose it")
+    params = load(source, adapter=adapter, vision=vision, weights="dense")
+    directory.mkdir(parents=True, exist_ok=True)
+    copy_extras(source, directory)
+    save(params, directory)

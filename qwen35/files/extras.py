@@ -11,6 +11,7 @@ _EXTRAS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",

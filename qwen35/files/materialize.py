@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from .. import forms
+import qwen35.forms as forms
+
+from ..checks.choices import BLOCKS
 from ..forms import Weight
 from ..forms.quantizing import group_of
 from ..model.all_ranks import load_all_ranks
@@ -304,7 +306,7 @@ def abstract_params(
         config: the model, with its vision tower if it has one.
         dtype: float32 or bfloat16; `a_log` and `dt_bias` are float32 always.
         runtime: with a mesh, the shapes are this rank's.
-        weights, head: how `load` is to quantise a dense checkpoint.
+        weights, head: how `load` is to quantise a dense checkpoint, or `checks.choices.BLOCKS`.
 
     Raises:
         ValueError: the mesh can't split the model, or an unknown dtype.
@@ -324,7 +326,8 @@ def abstract_params(
             inputs = piece.source.shape[1]
             group = group_of(kind, inputs) if kind else inputs
             group = shared_group(group, inputs, runs, shape[0])
-            parts.append(forms.Part(width, kind, group if kind else 0))
+            stored = "fp8" if kind == BLOCKS else kind
+            parts.append(forms.Part(width, stored, group if kind else 0))
         return forms.abstract(shape[0], parts, dtype)
 
     params = map_declarations(abstract, declare(config, runtime.on("meta")))

@@ -22,7 +22,7 @@ from ..model.rows import grow
 from ..model.state import AttentionState, DeltaNetState, State
 from ..model.state_shares import gather_state, scatter_state
 from ..sharding import process
-from ..xla.devices import device_put, indices
+from ..xla.devices import at_once, device_put, indices
 from . import aside
 
 _FORMAT = "qwen35 state 2"
@@ -35,12 +35,15 @@ def fingerprint(params: Params) -> str:
     """
     config, size = params.config, params.config.hidden_size
     content = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
-    first = indices(min(8, config.vocab_size), params.device)
-    # Of all ranks' tensors, one after the other, the first rank's.
-    head = dense(params.head)[:size] if params.runtime.rank is None else params.head
-    norms = (params.norm[:size], params.layers[0].input_norm[:size])
-    sample = (*norms, columns(head, first))
-    for tensor in device_put(tuple(tensor.detach().float() for tensor in sample), "cpu"):
+
+    def sample() -> tuple[Tensor, ...]:
+        first = indices(min(8, config.vocab_size), params.device)
+        # Of all ranks' tensors, one after the other, the first rank's.
+        head = dense(params.head)[:size] if params.runtime.rank is None else params.head
+        norms = (params.norm[:size], params.layers[0].input_norm[:size])
+        return tuple(tensor.detach().float() for tensor in (*norms, columns(head, first)))
+
+    for tensor in device_put(at_once(params.device, sample), "cpu"):
         content.update(tensor.contiguous().numpy().tobytes())
     dtype = str(params.dtype).removeprefix("torch.")
     return (

@@ -2,8 +2,8 @@
 
 It maps files into memory. A rank that maps a checkpoint to take an eighth of every tensor makes the
 system, which reads ahead through a map, read nearly all of it. So `TensorFile` reads just what is
-asked for, or all of a file once, from start to end, taking its checksum on the way. Writing files,
-and checking their headers, is the library's.
+asked for, or all of a file once, from start to end, taking its checksum on the way. Writing files
+is the library's.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
 
-import safetensors
 import torch
 from torch import Tensor
 
 from ..checks.errors import CheckpointError
-from ..checks.json_file import parse_object
+from ..checks.stand_ins import stand_in
 from ..checks.values import shown
+from .header import Entry, read_header
 
 _CHUNK = 2**24  # bytes
 _TORCH_DTYPES = {
@@ -34,15 +33,16 @@ _TORCH_DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-
-
-class _Entry(NamedTuple):
-    """A tensor as the header has it; `start` and `end` count bytes from the file's start."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
+# Not in a model, but in tensors that stand beside it and are copied.
+_OTHER_DTYPES = {
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "BOOL": torch.bool,
+}
 
 
 class TensorFile:
@@ -52,6 +52,9 @@ class TensorFile:
         file: its path.
         sparse: small parts of it will be read, so that reading ahead would be in vain.
 
+    Attributes:
+        metadata: texts by their names, as the header has them.
+
     Raises:
         CheckpointError: it can't be read or is no safetensors file.
     """
@@ -59,17 +62,12 @@ class TensorFile:
     def __init__(self, file: Path, sparse: bool = False) -> None:
         self.path = file
         try:
-            with safetensors.safe_open(file, framework="numpy"):  # its offsets fit the file
-                self._file = open(file, "rb", buffering=0)
-            length = int.from_bytes(self._file.read(8), "little")
-            header = parse_object(self._file.read(length), str(file), "a safetensors header")
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from None
-        header.pop("__metadata__", None)
-        self._entries = {}
-        for name, entry in header.items():
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            self._entries[name] = _Entry(entry["dtype"], tuple(entry["shape"]), start, end)
+            self._file = open(file, "rb", buffering=0)
+            size = os.fstat(self._file.fileno()).st_size
+            self._entries, self.metadata = read_header(self._file, size)
+        except (OSError, ValueError) as error:
+            reason = stand_in(file) or f"not a readable safetensors file ({error})"
+            raise CheckpointError(f"{file}: {reason}") from None
         if sparse:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -129,7 +127,7 @@ class TensorSlice:
 
     by_inputs = False  # see QuantizedFile
 
-    def __init__(self, owner: TensorFile, entry: _Entry) -> None:
+    def __init__(self, owner: TensorFile, entry: Entry) -> None:
         self._owner, self._entry = owner, entry
 
     def get_shape(self) -> tuple[int, ...]:
@@ -151,8 +149,15 @@ class TensorSlice:
         return self.nbytes / math.prod(self._entry.shape)
 
     def read(self) -> Tensor:
-        """Reads all of it."""
-        result = torch.empty(self._entry.shape, dtype=_TORCH_DTYPES[self._entry.dtype])
+        """Reads all of it.
+
+        Raises:
+            CheckpointError: the file ends before; or torch has no such dtype.
+        """
+        dtype = (_TORCH_DTYPES | _OTHER_DTYPES).get(self._entry.dtype)
+        if dtype is None:
+            raise CheckpointError(f"{self._owner.path}: torch has no dtype {self._entry.dtype}")
+        result = torch.empty(self._entry.shape, dtype=dtype)
         self._owner.fill(_bytes(result), self._entry.start)
         return result
 

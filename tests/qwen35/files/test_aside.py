@@ -1,10 +1,12 @@
 """Writing aside: whole or not at all, whenever the writer dies and whoever writes beside it."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -183,6 +185,23 @@ def test_writers_at_once_never_mix(directory):
         f"part-{number.decode()}"
     ]
     assert not [name for name in names(directory) if name.startswith(".")]
+
+
+def test_a_switch_that_comes_and_goes_where_an_empty_one_is_removed(directory, monkeypatch):
+    """It was in the way, and is done when one looks: nothing has failed."""
+    pending = directory / ".switching"
+    pending.mkdir()  # as a writer leaves it that dies before its very last step
+    remove, failed = Path.rmdir, []
+
+    def rmdir(path):
+        if path == pending and not failed:
+            failed.append(path)
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        remove(path)
+
+    monkeypatch.setattr(Path, "rmdir", rmdir)
+    aside.settle(directory)
+    assert failed and not pending.exists()
 
 
 def test_writers_that_live_are_let_be(directory):

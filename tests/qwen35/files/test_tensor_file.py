@@ -3,14 +3,20 @@
 import hashlib
 import json
 import os
+import resource
+import shutil
+from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
 import qwen35
 from qwen35.files import tensor_file
 from qwen35.files.tensor_file import TensorFile
+
+DEMO = Path(__file__).parents[3] / "demo"
 
 
 @pytest.fixture
@@ -97,14 +103,96 @@ def test_a_dtype_that_no_rank_has_is_named(tmp_path):
         TensorFile(file).read_verified(digest(file))
 
 
-def test_a_file_larger_than_memory_is_opened(tmp_path):
+@pytest.mark.parametrize("limit", [None, 2**35])
+def test_a_file_larger_than_memory_is_opened(tmp_path, limit):
     """A terabyte of zeros, of which the file system keeps nothing; a private map of it is refused
-    by Linux, and reading it would take an hour."""
+    by Linux, any map where the address space is limited (ulimit -v), and reading it would take an
+    hour."""
     header = {"x": {"dtype": "BF16", "shape": [2**29, 2**10], "data_offsets": [0, 2**40]}}
-    text = json.dumps(header).encode()
-    file = tmp_path / "x.safetensors"
+    file = write(tmp_path / "x.safetensors", json.dumps(header).encode(), 2**40)
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit or old[0], old[1]))
+    try:
+        part = TensorFile(file, sparse=True).get_slice("x")
+        assert not part[2**28 : 2**28 + 2, 5:9].any()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, old)
+
+
+def write(file, header, size):
+    """A file with a header of one's own, and so many bytes of zeros."""
     with open(file, "wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        out.truncate(8 + len(text) + 2**40)
-    part = TensorFile(file, sparse=True).get_slice("x")
-    assert not part[2**28 : 2**28 + 2, 5:9].any()
+        out.write(len(header).to_bytes(8, "little") + header)
+        out.truncate(8 + len(header) + size)
+    return file
+
+
+HEADERS = [
+    ({}, 0, True),
+    ({"__metadata__": {"a": "b"}}, 0, True),
+    ({"__metadata__": {"a": "b"}, "x": ["F32", [2, 3], [0, 24]]}, 24, True),
+    ({"x": ["F32", [2], [0, 8]], "y": ["U8", [0], [8, 8]], "z": ["F64", [], [8, 16]]}, 16, True),
+    ({"b": ["BF16", [1], [8, 10]], "a": ["F64", [1], [0, 8]]}, 10, True),
+    ({"x": ["F4", [4], [0, 2]], "y": ["F6_E2M3", [4], [2, 5]]}, 5, True),
+    ({"x": ["F32", [2], [0, 8]]}, 9, False),  # more than the tensors
+    ({"x": ["F32", [2], [0, 8]]}, 7, False),
+    ({"x": ["F32", [2], [4, 12]]}, 12, False),  # a hole
+    ({"x": ["F32", [2], [0, 8]], "y": ["F32", [2], [4, 12]]}, 12, False),  # one over the other
+    ({"x": ["F32", [3], [0, 8]]}, 8, False),  # another size
+    ({"x": ["F33", [2], [0, 8]]}, 8, False),
+    ({"x": ["F32", [-2], [0, 8]]}, 8, False),
+    ({"x": ["F32", [2.0], [0, 8]]}, 8, False),
+    ({"x": ["F32", 2, [0, 8]]}, 8, False),
+    ({"x": ["F32", [2], [8, 0]]}, 8, False),
+    ({"x": ["F32", [2], [0]]}, 8, False),
+    ({"x": ["F32", [2**40, 2**40], [0, 8]]}, 8, False),
+]
+
+
+@pytest.mark.parametrize(("stated", "size", "good"), HEADERS, ids=lambda v: str(v)[:40])
+def test_headers_are_taken_as_the_library_takes_them(tmp_path, stated, size, good):
+    names = ("dtype", "shape", "data_offsets")
+    header = {
+        name: dict(zip(names, entry, strict=True)) if name != "__metadata__" else entry
+        for name, entry in stated.items()
+    }
+    file = write(tmp_path / "x.safetensors", json.dumps(header).encode(), size)
+    if good:
+        with safetensors.safe_open(file, framework="numpy") as library:
+            opened = TensorFile(file)
+            assert sorted(opened.keys()) == sorted(library.keys())
+            assert opened.metadata == (library.metadata() or {})
+            for name in opened.keys():
+                assert (
+                    list(opened.get_slice(name).get_shape()) == library.get_slice(name).get_shape()
+                )
+        return
+    with pytest.raises((safetensors.SafetensorError, OverflowError)):
+        safetensors.safe_open(file, framework="numpy")
+    with pytest.raises(qwen35.CheckpointError, match=r"x\.safetensors: not a readable"):
+        TensorFile(file)
+
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (POINTER, r"a git-lfs pointer and not the file itself: run git lfs pull in .+"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page and not the file itself"),
+        (b"<HTML><body>429 Too Many Requests", "a web page and not the file itself"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_what_a_download_left_is_named(tmp_path, name, content, says):
+    """Each file that a checkpoint may keep in git-lfs, in the place that reads it first."""
+    for file in DEMO.iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / name).write_bytes(content)
+    read = qwen35.Tokenizer.from_pretrained if name == "tokenizer.json" else qwen35.load
+    with pytest.raises(qwen35.CheckpointError, match=f"{name}: {says}"):
+        read(tmp_path)
