@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import math
 import os
@@ -17,11 +18,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .settings import PatchSettings
+from .settings import SIZE_TOKENS, PatchSettings
 
 # Of the file, before resizing. A bomb of a few kilobytes can claim billions of pixels.
 MAX_SOURCE_PIXELS = 2**27
 _MAX_ASPECT_RATIO = 200
+# Brands of ISO/IEC 23008-12 whose pictures are HEVC, and the one that phones write for them.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
 def read_image(source: Any, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Image.Image:
@@ -32,8 +35,8 @@ def read_image(source: Any, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Im
 
     Args:
         source: a Pillow image; a path; a `file:` or `data:` URL; the bytes of a file or a binary
-            file object; or an array [H, W], [H, W, C] or [C, H, W] with C 1, 3 or 4 (the fourth
-            is alpha), of bool, integers 0 to 255, uint16, or floats 0 to 1.
+            file object (HEIC by pillow-heif); or an array [H, W], [H, W, C] or [C, H, W] with C 1,
+            3 or 4 (the fourth is alpha), of bool, integers 0 to 255, uint16, or floats 0 to 1.
         max_source_pixels: the most that the picture may have, looked up in the file's header.
 
     Raises:
@@ -41,7 +44,7 @@ def read_image(source: Any, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Im
     """
     if isinstance(source, Image.Image):
         return _upright_rgb(source, "the image", max_source_pixels)
-    if isinstance(source, bytes | bytearray):
+    if isinstance(source, bytes | bytearray | memoryview):
         return _open(io.BytesIO(source), "the image's bytes", max_source_pixels)
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
@@ -138,6 +141,8 @@ def image_patches(
     Returns:
         patches [h * w, patch_dim] float32, and the grid (1, h, w) in patches.
     """
+    if settings.size is not None:
+        return patchify([image], *exact_size(settings), settings)
     height, width = smart_resize(
         image.height,
         image.width,
@@ -146,6 +151,15 @@ def image_patches(
         max_pixels=settings.max_pixels,
     )
     return patchify([image], height, width, settings)
+
+
+def exact_size(settings: PatchSettings) -> tuple[int, int]:
+    """The size nearest to the one that a message asks for, as qwen-vl-utils finds it: from 4 to
+    16,384 tokens, whatever the checkpoint's range."""
+    assert settings.size is not None
+    low, high = (tokens * settings.factor**2 for tokens in SIZE_TOKENS)
+    height, width = (max(settings.factor, side) for side in settings.size)
+    return smart_resize(height, width, factor=settings.factor, min_pixels=low, max_pixels=high)
 
 
 def patchify(
@@ -186,13 +200,39 @@ def _open(file: Any, name: str, max_source_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow's own limit warns; the one below refuses.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
+            image = _open_heic(file, name) if _is_heic(file) else Image.open(file)
+    except _NoReader as error:
+        raise ValueError(str(error)) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}") from None
     except Exception as error:  # damaged headers make Pillow raise nearly anything
         raise ValueError(f"{name}: not a picture that Pillow can read ({error})") from None
     with image:
         return _upright_rgb(image, name, max_source_pixels)
+
+
+class _NoReader(Exception):
+    """A picture's form needs a package that is not installed."""
+
+
+def _is_heic(file: Any) -> bool:
+    """Tells whether a picture is of HEIF's kinds that hold HEVC, as phones save them."""
+    start = file.tell()
+    head = file.read(64)
+    file.seek(start)
+    # The last two brands are of any picture in HEIF; what is AVIF as well, Pillow reads.
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIC and b"avif" not in head
+
+
+def _open_heic(file: Any, name: str) -> Image.Image:
+    """Opens a HEIC picture, upright already; Pillow's own list of readers stays as it is."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        raise _NoReader(
+            f"{name}: a HEIC picture, which needs pillow-heif: pip install 'qwen35[heic]'"
+        )
+    from pillow_heif import HeifImageFile
+
+    return HeifImageFile(file)
 
 
 def _upright_rgb(image: Image.Image, name: str, max_source_pixels: int) -> Image.Image:

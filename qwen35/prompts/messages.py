@@ -8,13 +8,16 @@ from typing import Any
 
 from ..checks.errors import CheckpointError
 from ..checks.values import shown
+from .message_parts import known_part
+from .part_options import check_keys
 
 
 def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns messages as templates of the family know them, OpenAI's differences taken out.
 
-    A content of None becomes an empty text, and the arguments of tool calls, which OpenAI's API
-    gives as the text of a JSON object, that object; a text of nothing stands for no arguments.
+    A content of None becomes an empty text, parts of a content are as `known_part` returns them,
+    and the arguments of tool calls, which OpenAI's API gives as the text of a JSON object, are that
+    object; a text of nothing stands for no arguments.
 
     Raises:
         ValueError: one has no role, or tool calls of another form; the text has its number.
@@ -26,7 +29,7 @@ def words_only(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns messages as `for_template` does, the parts of a content joined to one text.
 
     Raises:
-        ValueError: as there; or a part is no text.
+        ValueError: as there; or a part is no text, or has a key that would be dropped.
     """
     return [
         {**message, "content": _joined(f"message {number}", message.get("content"))}
@@ -74,9 +77,16 @@ def _for_template(where: str, message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(message, Mapping) or "role" not in message:
         raise ValueError(f"{where} must be a dict with role and content: {shown(message)}")
     plain = dict(message)
-    if plain.get("content", "") is None:
+    content = plain.get("content", "")
+    if content is None:
         plain["content"] = ""
-    calls = plain.get("tool_calls")
+    elif isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        plain["content"] = list(map(known_part, content))
+    calls, called = plain.get("tool_calls"), plain.pop("function_call", None)
+    if called is not None:  # as OpenAI's API had calls before
+        if calls:
+            raise ValueError(f"{where} has tool_calls and a function_call: one of them")
+        calls = [{"type": "function", "function": called}]
     if calls is not None:
         if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
             raise ValueError(f"{where}: tool_calls must be a list, not {shown(calls)}")
@@ -118,4 +128,5 @@ def _joined(where: str, content: Any) -> str:
                 f"{where}, part {place}: only text can be shown to this model, not {shown(part)}: "
                 "pictures need a checkpoint with vision and its qwen35.Processor"
             )
+        check_keys(f"{where}, part {place}", part, "text", ("text",))
     return "".join(part["text"] for part in content)

@@ -11,21 +11,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..model.config import Config
 from .images import MAX_SOURCE_PIXELS, image_patches, read_image
+from .message_parts import known_part
 from .messages import for_template, render
-from .settings import PatchSettings, VideoSettings, read_settings
+from .part_options import check_keys, frames_wanted, image_settings, video_settings
+from .settings import PatchSettings, VideoSettings, read_settings, write_settings
 from .tokenizer import Tokenizer
 from .video import read_video
 
 # Where a part of a message keeps its picture: Hugging Face's keys and OpenAI's.
-_SOURCES = {
-    "image": ("image", "path", "url", "base64"),
-    "image_url": ("image_url",),
-    "video": ("video", "path", "url", "base64"),
-    "video_url": ("video_url",),
-}
+_SOURCES = {kind: (kind, "path", "url", "base64", kind + "_url") for kind in ("image", "video")}
 
 
 class Images(NamedTuple):
@@ -109,13 +107,13 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Processor:
-        """Reads the files of a checkpoint directory.
+        """Reads the files of a checkpoint directory, or of a hub's model by its name.
 
         Raises:
             CheckpointError: a file is missing or damaged, the files don't fit each other, or the
                 checkpoint has no vision tower.
         """
-        directory = Path(path)
+        directory = hub.directory_of(path, hub.TOKENIZER)
         config = Config.from_pretrained(directory)
         if config.vision is None:
             raise CheckpointError(f"{directory}: a text-only checkpoint takes no pictures")
@@ -131,6 +129,11 @@ class Processor:
                     f"{name}_token_id {wanted}"
                 )
         return processor
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes the tokenizer's files and the settings of pictures, in their published form."""
+        self.tokenizer.save_pretrained(directory)
+        write_settings(Path(directory), self.images, self.videos)
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -159,16 +162,19 @@ class Processor:
                 `{"type": "text", "text": …}`,
                 `{"type": "image", "image": …}` (or `path`, `url`, `base64`),
                 `{"type": "image_url", "image_url": {"url": …}}`,
-                `{"type": "video", "video": …}` (or `path`, `url`, `base64`), with `fps` or
-                `timestamps` if it is given as frames, or
+                `{"type": "video", "video": …}` (or `path`, `url`, `base64`), with `fps`,
+                `sample_fps` or `timestamps` if it is given as frames, or
                 `{"type": "video_url", "video_url": {"url": …}}`.
-                Pictures are what `read_image` and `read_video` take, or what `read` returned.
+                Pictures are what `read_image` and `read_video` take, or what `read` returned. A
+                part may also have the keys of `part_options.OPTIONS`, which qwen-vl-utils
+                documents: `max_pixels`, `resized_height`, `nframes`, `video_start`, …
             add_generation_prompt: end with the start of the assistant's turn.
             **template: further variables of the chat template, e.g. `enable_thinking=False`.
 
         Raises:
-            ValueError: a message, a part or a picture can't be used; a text writes a placeholder
-                itself, or the template makes no place for a picture.
+            ValueError: a message, a part or a picture can't be used, or a part has a key that is
+                not known; a text writes a placeholder itself, or the template makes no place for a
+                picture.
         """
         pictures: dict[str, list[Picture]] = {"image": [], "video": []}
         plain = [
@@ -207,10 +213,11 @@ class Processor:
             where = f"message {number}, part {place}"
             if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
                 raise ValueError(f"{where}: a dict with a type is needed, not {part!r}")
-            kind = part["type"].removesuffix("_url")
-            if part["type"] == "text" and isinstance(part.get("text"), str):
+            kind = part["type"]
+            if kind == "text" and isinstance(part.get("text"), str):
+                check_keys(where, part, "text", ("text",))
                 parts.append({"type": "text", "text": part["text"]})
-            elif part["type"] in _SOURCES:
+            elif kind in _SOURCES:
                 try:
                     pictures[kind].append(self.read(part))
                 except ValueError as error:
@@ -218,8 +225,8 @@ class Processor:
                 parts.append({"type": kind})
             else:
                 raise ValueError(
-                    f"{where}: type {part['type']!r} is not known, or has no text: known are text, "
-                    + ", ".join(_SOURCES)
+                    f"{where}: type {kind!r} is not known, or has no text: known are text, image, "
+                    "image_url, video, video_url, input_text, input_image"
                 )
         if all(part["type"] == "text" for part in parts):  # some templates know only texts
             return {**message, "content": "".join(part["text"] for part in parts)}
@@ -232,9 +239,12 @@ class Processor:
         Raises:
             ValueError: it can't be read.
         """
-        keys = [key for key in _SOURCES[part["type"]] if part.get(key) is not None]
+        part = known_part(part)
+        kind, names = part["type"], _SOURCES[part["type"]]
+        check_keys("the part", part, kind, names)
+        keys = [key for key in names if part.get(key) is not None]
         if len(keys) != 1:
-            raise ValueError(f"exactly one of {', '.join(_SOURCES[part['type']])} is needed")
+            raise ValueError(f"exactly one of {', '.join(names)} is needed")
         source = part[keys[0]]
         if isinstance(source, Picture):
             return source
@@ -242,17 +252,18 @@ class Processor:
             source = source.get("url")
         if keys[0] == "base64":
             source = f"data:;base64,{source}"
-        if part["type"].startswith("image"):
-            image = read_image(source, max_source_pixels=self.max_source_pixels)
-            return Picture(*image_patches(image, self.images))
+        limit = self.max_source_pixels
+        if kind == "image":
+            settings = image_settings(part, self.images)
+            image = read_image(source, max_source_pixels=limit)
+            return Picture(*image_patches(image, settings))
         if self.videos is None:
             raise ValueError(
                 "the checkpoint has no video_preprocessor_config.json, so how to sample and "
                 "resize videos is not known"
             )
-        limit = self.max_source_pixels
-        timing = {key: part.get(key) for key in ("fps", "timestamps")}
-        return Picture(*read_video(source, self.videos, **timing, max_source_pixels=limit))
+        settings, frames = video_settings(part, self.videos), frames_wanted(part)
+        return Picture(*read_video(source, settings, **frames, max_source_pixels=limit))
 
     def _spread_videos(self, text: str, videos: list[Picture]) -> str:
         """Puts one placeholder per frame, each after its time, instead of one per video."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from ..checks.errors import CheckpointError
-from ..checks.json_file import read_object
+from ..checks.json_file import read_object, to_text
 from ..checks.values import integer, is_number, positive_number, shown
 from ..model.config import VisionConfig
 
+# The fewest and the most tokens of a picture whose size a message asks for.
+SIZE_TOKENS = 4, 16384
 _BICUBIC = 3
 _PROCESSOR = "a processor's settings"
+_IMAGES, _VIDEOS = "preprocessor_config.json", "video_preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class PatchSettings:
         merge_size: patches that a token has along each side.
         temporal_patch_size: frames in a patch.
         mean, std: per channel, of values from 0 to 1.
+        size: the (height, width) that a message asks for, whatever the range; else None.
     """
 
     min_pixels: int
@@ -36,11 +40,25 @@ class PatchSettings:
     temporal_patch_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    size: tuple[int, int] | None = None
 
     @property
     def factor(self) -> int:
         """Pixels along a token's side."""
         return self.patch_size * self.merge_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Writes the content of a processor's file."""
+        return {
+            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
+            "patch_size": self.patch_size,
+            "merge_size": self.merge_size,
+            "temporal_patch_size": self.temporal_patch_size,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "processor_class": "Qwen3VLProcessor",
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+        }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
@@ -53,6 +71,15 @@ class PatchSettings:
         return cls(**_common(content))
 
 
+class FrameLimits(NamedTuple):
+    """What a message asks of a video's size: the fewest and the most pixels of a frame, and the
+    most of the first frames of all temporal patches together. None: it does not say."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None
+
+
 @dataclass(frozen=True)
 class VideoSettings(PatchSettings):
     """Of a video processor.
@@ -61,12 +88,24 @@ class VideoSettings(PatchSettings):
         fps: frames sampled per second.
         min_frames, max_frames: the fewest and most sampled (of a video that has as many).
         max_frame_pixels: the most pixels a frame, or None: only the video's budget counts.
+        frame_limits: what a message asks for beside that, or None.
     """
 
     fps: float = 2.0
     min_frames: int = 4
     max_frames: int = 768
     max_frame_pixels: int | None = None
+    frame_limits: FrameLimits | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `PatchSettings.to_dict`."""
+        content = super().to_dict() | {"video_processor_type": "Qwen3VLVideoProcessor"}
+        del content["image_processor_type"]
+        content |= {"fps": self.fps, "min_frames": self.min_frames, "max_frames": self.max_frames}
+        if self.max_frame_pixels is not None:
+            tokens = self.max_frame_pixels // self.factor**2
+            content |= {"cap_pixels_per_frame": True, "max_video_tokens": tokens}
+        return content
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
@@ -85,6 +124,13 @@ class VideoSettings(PatchSettings):
         return cls(**common, fps=float(fps), max_frame_pixels=limit, **counts)
 
 
+def write_settings(directory: Path, images: PatchSettings, videos: VideoSettings | None) -> None:
+    """Writes the settings in the published form, which `read_settings` reads back."""
+    (directory / _IMAGES).write_bytes(to_text(images.to_dict()))
+    if videos is not None:
+        (directory / _VIDEOS).write_bytes(to_text(videos.to_dict()))
+
+
 def read_settings(
     directory: Path, vision: VisionConfig
 ) -> tuple[PatchSettings, VideoSettings | None]:
@@ -96,13 +142,12 @@ def read_settings(
     Raises:
         CheckpointError: no image processor's file, or one is damaged or does not fit the tower.
     """
-    image = _read(directory, "image_processor", "preprocessor_config.json", PatchSettings, vision)
+    image = _read(directory, "image_processor", _IMAGES, PatchSettings, vision)
     if image is None:
         raise CheckpointError(
             f"{directory}: no preprocessor_config.json, so the size of pictures is not known"
         )
-    name = "video_preprocessor_config.json"
-    return image, _read(directory, "video_processor", name, VideoSettings, vision)
+    return image, _read(directory, "video_processor", _VIDEOS, VideoSettings, vision)
 
 
 def _read(

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object
-from ..checks.values import as_integer, check_text, integer
+from ..checks.stand_ins import stand_in
+from ..checks.values import as_integer, check_text, integer, shown
 from .messages import render, words_only
 
+_OLDER_TEMPLATE = "chat_template.json"
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 _LONGEST = 4  # bytes of a character in UTF-8
 _OPEN = _LONGEST - 1  # of them without the last are replaced by one character each, at most
@@ -39,16 +42,21 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Tokenizer:
-        """Loads the tokenizer files of a checkpoint directory.
+        """Loads the tokenizer files of a checkpoint directory, or of a hub's model by its name.
 
         Raises:
             CheckpointError: they are missing or damaged.
         """
-        directory = Path(path)
+        directory = hub.directory_of(path, hub.TOKENIZER)
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such directory; a checkpoint is a directory")
         if not (directory / "tokenizer.json").is_file():
             raise CheckpointError(f"{directory}: no tokenizer.json, so text can't be tokenized")
+        files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _OLDER_TEMPLATE)
+        for name in files:
+            other = stand_in(directory / name) if (directory / name).is_file() else None
+            if other is not None:
+                raise CheckpointError(f"{directory / name}: {other}")
         # Importing transformers takes seconds; only text needs it.
         from transformers import PreTrainedTokenizerFast
 
@@ -58,8 +66,17 @@ class Tokenizer:
             hf = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # the tokenizers library raises plain Exception
             raise CheckpointError(f"{directory}: tokenizer files are damaged ({error})") from None
+        if not hf.chat_template:
+            hf.chat_template = _older_template(directory / _OLDER_TEMPLATE)
         ends = (*_end_tokens(directory / "generation_config.json"), *own_end_tokens(hf))
         return cls(hf, tuple(dict.fromkeys(ends)))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes the tokenizer's files, with the chat template, for `from_pretrained` and others.
+
+        Its end tokens are those of a generation_config.json, which `qwen35.save` writes.
+        """
+        self.hf.save_pretrained(directory)
 
     def render(
         self,
@@ -98,6 +115,16 @@ class Tokenizer:
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,  # which rewrites what the tokens say
         )
+
+
+def _older_template(file: Path) -> str | None:
+    """Reads the chat template of a processor as transformers wrote it before version 5."""
+    if not file.is_file():
+        return None
+    template = read_object(file, "a chat template").get("chat_template")
+    if not isinstance(template, str):
+        raise CheckpointError(f"{file}: chat_template must be a text, not {shown(template)}")
+    return template
 
 
 def own_end_tokens(hf: Any) -> tuple[int, ...]:

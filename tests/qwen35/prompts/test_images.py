@@ -192,6 +192,26 @@ def test_the_limit_is_looked_up_before_decoding():
     assert read_image(COLOURS, max_source_pixels=48).size == (8, 6)
 
 
+def test_heic_pictures(monkeypatch):
+    """As pillow-heif itself opens them, of which Pillow need not be told; or a hint at it."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    source = Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise
+    pillow_heif.from_pillow(source).save(buffer, quality=90, exif=exif.tobytes())
+    expected = pillow_heif.open_heif(buffer).to_pillow()
+    found = read_image(buffer.getvalue())
+    assert found.size == expected.size == (48, 64)
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pillow_heif" else find(name)
+    )
+    with pytest.raises(ValueError, match=r"a HEIC picture, which needs pillow-heif: pip install"):
+        read_image(buffer.getvalue())
+
+
 def user(*parts):
     return [{"role": "user", "content": list(parts)}]
 
@@ -209,7 +229,7 @@ SMALL = Image.new("RGB", (64, 64))
         (user("hello"), "message 0, part 0: a dict with a type"),
         (user({"type": "sound", "sound": 1}), "type 'sound' is not known"),
         (user({"type": "text"}), "type 'text' is not known, or has no text"),
-        (user({"type": "image"}), "exactly one of image, path, url, base64 is needed"),
+        (user({"type": "image"}), "exactly one of image, path, url, base64, image_url is needed"),
         (user({"type": "image", "image": SMALL, "path": "x"}), "exactly one of"),
         (user({"type": "image_url", "image_url": {}}), "a NoneType is no picture"),
         (user({"type": "image", "image": b"x"}), r"message 0, part 0 \(image\): .*not a picture"),
@@ -258,7 +278,10 @@ SMALL = Image.new("RGB", (64, 64))
             "frame 0: the picture has 12288 values that are NaN",
         ),
         (user({"type": "video", "video": "/no/clip.mp4"}), "/no/clip.mp4: no such video file"),
-        (user({"type": "video", "video": "clip.mp4", "fps": 2}), "a video file has its own"),
+        (
+            user({"type": "video", "video": "clip.mp4", "sample_fps": 2}),
+            "a video file has its own",
+        ),
         (user({"type": "video", "video": io.BytesIO(b"no")}), "not a video that can be read"),
     ],
 )

@@ -114,3 +114,19 @@ def test_a_tokenizer_with_a_template_takes_messages():
     theirs.chat_template = None
     with pytest.raises(qwen35.CheckpointError, match="no chat template"):
         encode_prompts(params, theirs, [QUESTION])
+
+
+def test_a_call_in_openai_s_older_form_is_one(theirs):
+    called = {"name": "get_weather", "arguments": json.dumps(ARGUMENTS)}
+    said = {"role": "assistant", "content": None, "function_call": called}
+    result = {"role": "tool", "content": "14"}
+    wanted = conversation(ARGUMENTS, content="")[1]
+    rendered = theirs.apply_chat_template([QUESTION, wanted, result], tokenize=False)
+    tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
+    tokenizer.hf.chat_template = TEMPLATE
+    messages = [QUESTION, said, result]
+    before = copy.deepcopy(messages)
+    assert tokenizer.render(messages, add_generation_prompt=False) == rendered
+    assert messages == before and "Paris" in rendered
+    with pytest.raises(ValueError, match="message 1 has tool_calls and a function_call"):
+        tokenizer.render([QUESTION, {**said, "tool_calls": [{"function": called}]}])

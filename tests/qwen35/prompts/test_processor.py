@@ -281,6 +281,7 @@ def test_video_file(multimodal, processor, tmp_path):
     data = file.read_bytes()
     lines = base64.encodebytes(data).decode()
     sources = [file, str(file), file.as_uri(), file.open("rb"), data, bytearray(data)]
+    sources.append(memoryview(data))
     given = [{"type": "video", "video": source} for source in sources]
     given.append({"type": "video", "base64": lines})
     url = f"data:video/x-matroska;base64,{lines}"

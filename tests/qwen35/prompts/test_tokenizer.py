@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as Bare
 from tokenizers import normalizers
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 
 import qwen35
 from qwen35.generation.generate import end_tokens
@@ -123,6 +123,22 @@ def test_half_a_character_is_refused(text):
         tokenizer.encode(text)
 
 
+@pytest.mark.parametrize("text", [b"a", 5, None, ["a"]])
+def test_what_is_no_text_is_refused_by_its_type(text):
+    tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
+    with pytest.raises(ValueError, match=f"must be a str, not of type {type(text).__name__}"):
+        tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_pointer_of_git_lfs_is_named(name, tmp_path):
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(DEMO / file, tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(qwen35.CheckpointError, match=f"{name}: a git-lfs pointer"):
+        qwen35.Tokenizer.from_pretrained(tmp_path)
+
+
 def test_what_is_saved_ends_where_the_original_does(tmp_path):
     """Also with a config.json that names another end than the chat's, as published ones do."""
     params = qwen35.load(DEMO)
@@ -137,3 +153,37 @@ def test_what_is_saved_ends_where_the_original_does(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
     qwen35.save(params, tmp_path)  # what somebody else wrote stays
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == 7
+
+
+ASKED = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+
+
+@pytest.fixture
+def older(multimodal, tmp_path):
+    """A vision-language checkpoint whose template stands where transformers 4 wrote it."""
+    directory = shutil.copytree(multimodal.directory, tmp_path / "older")
+    template = (directory / "chat_template.jinja").read_text()
+    (directory / "chat_template.jinja").unlink()
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    return directory
+
+
+def test_an_older_file_of_the_template_is_read(older):
+    """With the words of transformers' own processor, which reads it too."""
+    theirs = AutoProcessor.from_pretrained(older)
+    wanted = theirs.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
+    assert "<|im_start|>user" in wanted
+    assert qwen35.Tokenizer.from_pretrained(older).render(ASKED) == wanted
+    assert qwen35.Processor.from_pretrained(older)(ASKED).text == wanted
+
+
+def test_a_newer_file_of_the_template_wins(older):
+    (older / "chat_template.jinja").write_text("new: {{ messages[0].content }}")
+    assert qwen35.Tokenizer.from_pretrained(older).render(ASKED) == "new: a"
+
+
+@pytest.mark.parametrize("content", ['{"chat_template": 5}', '{"template": "a"}', "{", "[]"])
+def test_an_older_file_that_holds_no_template_is_refused(older, content):
+    (older / "chat_template.json").write_text(content)
+    with pytest.raises(qwen35.CheckpointError, match=r"chat_template\.json"):
+        qwen35.Tokenizer.from_pretrained(older)
