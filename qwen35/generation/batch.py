@@ -1,7 +1,8 @@
 """The engine's tensors: a state, logits and sampling settings for each slot, and what steps them.
 
 Nothing here knows of requests or text. Shapes never depend on what the slots hold: one graph each
-for prefill, decode, the most likely tokens, sampled tokens, and moving rows.
+for each size of prefill (which decodes besides, where there are several slots), decode, the most
+likely tokens, sampled tokens, and moving rows.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from torch import Tensor
 from ..model.config import FULL
 from ..model.params import Params
 from ..model.rows import grow
-from ..model.state import AttentionState, State
+from ..model.state import AttentionState, DeltaNetState, State
 from ..model.state_shares import fetch_state, place_state
 from ..model.vocabulary import place_vocabulary, scatter_vocabulary
 from ..xla.compiled import Compiled
 from ..xla.devices import device_put
-from . import steps
+from . import grammar, steps
 from .prefix_cache import KV, Match, Snapshot
-from .sampling import MOST_LIKELY, Choice, Controls, Sampling, bias_for, controls_for, counts_for
+from .sampling import MOST_LIKELY, Choice, Controls, bias_for, controls_for, counts_for
+from .sampling_settings import Sampling
 from .steps import Rows
 
 
@@ -38,6 +40,13 @@ class _Settings(NamedTuple):
 
     controls: Controls
     per_token: _PerToken
+
+
+class Copies(NamedTuple):
+    """What a row leaves, on the device: its keys and values in windows of tokens, and the rest."""
+
+    windows: tuple[KV, ...]
+    rest: tuple[Tensor, tuple[DeltaNetState, ...], Tensor]
 
 
 class Batch:
@@ -93,8 +102,8 @@ class Batch:
         self.rows = self.blank(self.slots)
         self._settings: _Settings | None = None  # until a row needs other than plain ones
         self._token = self._ids([0] * self.slots)  # each slot's last
-        self._stops = [frozenset[int]()] * self.slots
-        self._ends = self._ends_of([()] * self.slots)
+        self._ending = [self._model_ends] * self.slots  # what ends each slot's row
+        self._ends = self._ends_of(self._ending)
 
     def grow(self, capacity: int) -> None:
         """Gives every slot more room."""
@@ -103,30 +112,41 @@ class Batch:
 
     def warm_up(self) -> None:
         """Compiles all that slots of this capacity need."""
-        for _, step, arguments in self.graphs(self.params.vision is not None):
+        pictures = self.params.vision is not None
+        for _, step, arguments in self.graphs(pictures, grammar.installed()):
             step.compile(*arguments)
 
-    def graphs(self, pictures: bool) -> Iterator[tuple[str, Compiled, tuple]]:
+    def graphs(self, pictures: bool, limited: bool) -> Iterator[tuple[str, Compiled, tuple]]:
         """Yields all that slots of this capacity run: a name, the step, and arguments for it.
 
         Args:
             pictures: whether prompts have some; the vision tower is not among the graphs.
+            limited: whether requests may have a grammar.
         """
         self._ensure_settings()
         params, row = self.params, self.blank()
         slot, vector, mask = self._ids([0]), self._token, self._mask(*[True] * self.slots)
+        decoded = (self.rows, vector, mask, self._ends)
+        prefill: Compiled = steps.prefill_and_decode
+        beside = decoded
+        if self.slots == 1:
+            prefill, beside = steps.prefill, ()
         for size in self._sizes:
             chunk = self._put(torch.zeros(1, size, dtype=torch.int64))
-            yield f"prefill_{size}", steps.prefill, (params, row, chunk, slot, None, None)
+            yield f"prefill_{size}", prefill, (params, row, chunk, slot, None, None, *beside)
         if pictures:
             embeds = torch.zeros(*chunk.shape, params.config.hidden_size, dtype=params.dtype)
             places = torch.zeros(3, *chunk.shape, dtype=torch.int64)
             seen = self._put((embeds, places))
-            yield "prefill_images", steps.prefill, (params, row, chunk, slot, *seen)
-        yield "decode", steps.decode, (params, self.rows, vector, mask, self._ends)
+            yield "prefill_images", prefill, (params, row, chunk, slot, *seen, *beside)
+        yield "decode", steps.decode, (params, *decoded)
         yield "choose_greedy", steps.choose, self._likeliest()
-        yield "choose_short", steps.choose, self._sampled(mask, True)
-        yield "choose_any", steps.choose, self._sampled(mask, False)
+        for name, short in (("choose_short", True), ("choose_any", False)):
+            yield name, steps.choose, self._sampled(mask, short)
+            if limited:
+                anything = grammar.anything(params.config.vocab_size)
+                bits = self._put(anything.repeat(self.slots, 1))
+                yield f"{name}_allowed", steps.choose, (*self._sampled(mask, short), bits)
         yield "force", steps.force, (vector, vector, vector)
         yield "put", steps.put, (params, self.rows, row, slot)
         old, new = self._settings, self._settings_of([Sampling()], [()])
@@ -134,31 +154,38 @@ class Batch:
         yield "put_settings", steps.put_settings, (old.controls, new.controls, slot)
         yield "put_ends", steps.put_settings, (self._ends, self._ends_of([()]), slot)
         yield "take", steps.take, (params, self.rows, slot)
-        yield "recurrent", steps.recurrent, (params, row.state)
+        yield "recurrent", steps.recurrent, (params, row)
         if row.state.capacity is not None:
             start = self._put(torch.tensor([0]))
             yield "window", steps.window, (params, row.state, start, self.chunk)
 
     # -- one row ------------------------------------------------------------------------------
 
-    def prefill(
-        self, row: Rows, tokens: Sequence[int], pictures: tuple[Tensor, Tensor] | None = None
-    ) -> Rows:
-        """Reads 1 to `chunk` tokens in a step of the smallest size that does; consumes the row.
+    def piece(
+        self, tokens: Sequence[int], pictures: tuple[Tensor, Tensor] | None = None
+    ) -> Sequence[Tensor | None]:
+        """Puts 1 to `chunk` tokens of a prompt onto the device, padded to the smallest size.
 
         Args:
             pictures: embeds [1, chunk, H] and positions [3, 1, chunk], in a prompt with pictures:
                 its steps have this size only.
         """
         size = self.chunk if pictures is not None else self.size_for(len(tokens))
-        return steps.prefill_pieces(self.params, row, [tokens], size, pictures)
+        return steps.put_pieces(self.params, [tokens], size, pictures)
 
     def size_for(self, tokens: int) -> int:
         """Returns the size of the prefill step that reads so many."""
         return next(size for size in self._sizes if size >= tokens)
 
-    def put(self, slot: int, row: Rows, sampling: Sampling, prompt: Sequence[int]) -> None:
-        """Puts a row into a slot, to be sampled like this."""
+    def put(
+        self,
+        slot: int,
+        row: Rows,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        ending: frozenset[int],
+    ) -> None:
+        """Puts a row into a slot, to be sampled like this and to end at these tokens."""
         at = self._ids([slot])
         if not sampling.plain:
             self._ensure_settings()
@@ -168,10 +195,9 @@ class Batch:
                 steps.put_settings(old.controls, new.controls, at),
                 steps.put(self.params, old.per_token, new.per_token, at),
             )
-        stops = frozenset(sampling.stop_tokens)
-        if stops != self._stops[slot]:
-            self._ends = steps.put_settings(self._ends, self._ends_of([stops]), at)
-            self._stops[slot] = stops
+        if ending != self._ending[slot]:
+            self._ends = steps.put_settings(self._ends, self._ends_of([ending]), at)
+            self._ending[slot] = ending
         self.rows = steps.put(self.params, self.rows, row, at)
 
     def take(self, slot: int) -> Rows:
@@ -186,6 +212,7 @@ class Batch:
         plain: bool,
         short: bool,
         forced: Sequence[tuple[int, int] | None],
+        allowed: Sequence[Tensor | None],
     ) -> Choice:
         """Chooses each slot's next token, which stays on the device: `decode` takes it from there.
 
@@ -194,6 +221,7 @@ class Batch:
             plain: whether the most likely tokens are wanted of all.
             short: whether all slots' settings are `Sampling.short`.
             forced: see `Request.forced`.
+            allowed: see `Request.allowed`; None for all, where the most likely are wanted.
 
         Returns:
             The choice as the model made it, to be read with `read_choice`.
@@ -201,7 +229,8 @@ class Batch:
         if plain:
             choice, _ = steps.choose(*self._likeliest())
         else:
-            choice, counts = steps.choose(*self._sampled(self._mask(*counted), short))
+            bits = self._put(grammar.stacked(allowed, self.params.config.vocab_size))
+            choice, counts = steps.choose(*self._sampled(self._mask(*counted), short), bits)
             per_token = self._settings.per_token._replace(counts=counts)
             self._settings = self._settings._replace(per_token=per_token)
         self._token = choice.token
@@ -215,36 +244,57 @@ class Batch:
         mask = self._mask(*active)
         self.rows = steps.decode(self.params, self.rows, self._token, mask, self._ends)
 
+    def prefill(self, row: Rows, piece: Sequence[Tensor | None], active: Sequence[bool]) -> Rows:
+        """Reads what `piece` made into a row, which is consumed, and in the same step decodes what
+        `decode` would; of a single slot, that is never active then."""
+        if self.slots == 1:
+            return steps.prefill(self.params, row, *piece)
+        decoded = (self.rows, self._token, self._mask(*active), self._ends)
+        row, self.rows = steps.prefill_and_decode(self.params, row, *piece, *decoded)
+        return row
+
     # -- to the prefix cache and back ---------------------------------------------------------
 
-    def snapshot(self, row: Rows) -> Snapshot:
-        """Copies what a row leaves besides keys and values to the CPU; of all ranks, one after the
-        other along dimension 0, where they are here."""
-        recurrent = steps.recurrent(self.params, row.state)
-        recurrent, logits = fetch_state(self.params, (recurrent, row.logits))
-        return Snapshot(*recurrent, logits)
-
-    def keys_and_values(self, row: Rows, start: int, end: int) -> KV:
-        """Copies the keys and values of a row's tokens start to end - 1 to the CPU."""
-        pieces: list[KV] = []
-        for first in range(start, end, self.chunk):
-            begin = min(first, self.capacity - self.chunk)
-            at = self._put(torch.tensor([begin]))
-            window = steps.window(self.params, row.state, at, self.chunk)
-            left, right = first - begin, min(end, first + self.chunk) - begin
-            pieces.append(
-                tuple(
-                    AttentionState(layer.key[..., left:right], layer.value[:, :, left:right])
-                    for layer in fetch_state(self.params, window)
-                )
-            )
-        return tuple(
-            AttentionState(
-                torch.cat([layer.key for layer in layers], 3),
-                torch.cat([layer.value for layer in layers], 2),
-            )
-            for layers in zip(*pieces, strict=True)
+    def copies(self, row: Rows, start: int, end: int) -> Copies:
+        """Copies on the device what a row leaves: of keys and values those of tokens start to
+        end - 1. The row may be consumed then."""
+        windows = tuple(
+            steps.window(self.params, row.state, self._put(torch.tensor([begin])), self.chunk)
+            for begin, _, _ in self._windows(start, end)
         )
+        return Copies(windows, steps.recurrent(self.params, row))
+
+    def fetch(self, copies: Copies, start: int, end: int) -> tuple[KV, Snapshot]:
+        """Copies to the CPU what `copies` made; of all ranks, one after the other along dimension
+        0, where they are here."""
+        windows, (offset, layers, logits) = fetch_state(self.params, copies)
+        parts = [
+            [
+                AttentionState(layer.key[..., left:right], layer.value[:, :, left:right])
+                for layer in window
+            ]
+            for window, (_, left, right) in zip(windows, self._windows(start, end), strict=True)
+        ]
+        kv = tuple(
+            AttentionState(
+                torch.cat([layer.key for layer in layer_parts], 3),
+                torch.cat([layer.value for layer in layer_parts], 2),
+            )
+            for layer_parts in zip(*parts, strict=True)
+        )
+        return kv, Snapshot(offset, layers, logits)
+
+    def _windows(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Lists where windows of `chunk` tokens begin that hold tokens start to end - 1, and from
+        where to where in each the next of these stand. A model without attention has none."""
+        if self.rows.state.capacity is None:
+            return []
+        firsts = range(start, end, self.chunk)
+        begins = [min(first, self.capacity - self.chunk) for first in firsts]
+        return [
+            (begin, first - begin, min(end, first + self.chunk) - begin)
+            for first, begin in zip(firsts, begins, strict=True)
+        ]
 
     def restore(self, match: Match) -> Rows:
         """Makes a row that has read the matched tokens."""
@@ -283,12 +333,12 @@ class Batch:
         shares = (scatter_vocabulary(self.params, tensor) for tensor in whole)
         return _Settings(self._put(controls), _PerToken(*shares))
 
-    def _ends_of(self, stops: Sequence[Iterable[int]]) -> Tensor:
-        """Makes a row [V] of what ends a row for each of these additional tokens."""
+    def _ends_of(self, ending: Sequence[Iterable[int]]) -> Tensor:
+        """Makes a row [V] for each of these sets of tokens that end one."""
         vocabulary = self.params.config.vocab_size
-        ends = torch.zeros(len(stops), vocabulary, dtype=torch.bool)
-        for row, more in enumerate(stops):
-            ends[row, [token for token in (*self._model_ends, *more) if token < vocabulary]] = True
+        ends = torch.zeros(len(ending), vocabulary, dtype=torch.bool)
+        for row, tokens in enumerate(ending):
+            ends[row, [token for token in tokens if token < vocabulary]] = True
         return self._put(ends)
 
     def _ids(self, values: Sequence[int]) -> Tensor:

@@ -40,6 +40,19 @@ def parts(chunk: int, count: int) -> tuple[int, ...]:
     return tuple(sorted({-(-chunk * part // count) for part in range(1, count + 1)}))
 
 
+def rows(count: int, unit: int = 1) -> int:
+    """Sizes a batch for so many rows, some of which may then be empty: calls of a similar number
+    share graphs, and none has half as many rows more than it needs.
+
+    Args:
+        count: at least 1.
+        unit: what the size is a multiple of, if the count is.
+    """
+    step = 1 if count <= 4 else 2 if count <= 8 else 4
+    size = -(-count // step) * step
+    return count if count % unit else -(-size // unit) * unit
+
+
 def capacity(tokens: int) -> int:
     """Sizes a state that is made for one call of so many tokens: calls of similar length share
     graphs, none pays for twice its length."""

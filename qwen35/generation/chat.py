@@ -12,20 +12,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object, read_object
-from ..checks.values import check_text, integer
+from ..checks.values import check_text
 from ..files.saved_state import read_state, write_state
 from ..prompts.processor import Processor, Prompt
 from ..prompts.tokenizer import Tokenizer
-from .continuation import cut_at
+from .answers import AnswerReader, is_whole, message_of, read_answer, thinking_budget
 from .engine import Engine
-from .request import Request, ThinkingBudget, cache_keys
-from .sampling import Sampling
+from .request import Request, cache_keys
+from .sampling_settings import Sampling
+from .thinking import ThinkingBudget
 
-_START, _END = "<think>", "</think>"
-_CLOSE = "\n</think>\n\n"
 _FORMAT = "qwen35 chat 1"
+
+
+class ConversationFull(ValueError):
+    """A conversation has no room left for an answer."""
 
 
 class Chat:
@@ -38,7 +42,8 @@ class Chat:
         system: the system prompt.
         thinking: what the template's `enable_thinking` gets.
         thinking_tokens: the most tokens of a thought, which is then closed; None leaves it be.
-        template: further variables of the chat template, such as `{"reasoning_effort": "low"}`.
+        template: further variables of the chat template, such as `{"reasoning_effort": "low"}`;
+            with `tools`, as OpenAI's API has them, answers may call them.
         sampling: how answers are sampled.
         max_new_tokens: the most tokens of an answer, thought included; fewer where the engine's
             capacity ends.
@@ -77,7 +82,9 @@ class Chat:
         if system:
             _check(system)
         self._system = system
-        self._budget = self._thinking_budget(thinking_tokens) if thinking else None
+        self._budget: ThinkingBudget | None = None
+        if thinking and thinking_tokens is not None:
+            self._budget = thinking_budget(self._tokenizer, thinking_tokens)
         self._keys: tuple[int, ...] = ()  # of all that has been read
         # Of the messages' parts that have one, by the part's id: kept with the part, so that no
         # other gets that id.
@@ -101,7 +108,8 @@ class Chat:
             images: paths, whatever else a `Processor` takes, or what `read_image` returned.
 
         Raises:
-            ValueError: images without a processor, or a conversation that does not fit.
+            ConversationFull: it does not fit.
+            ValueError: images without a processor.
         """
         read = [part for part, _ in self._pictures.values()]
         parts = [
@@ -164,40 +172,56 @@ class Chat:
             self.messages = before
             raise
 
+    def reader(self, request: Request) -> AnswerReader:
+        """Makes a reader for the pieces of an answer: it tells thought, answer and calls apart."""
+        tools = self._template.get("tools", ())
+        name = f"{len(self.messages)} {request.id}"
+        how = {"thinking": self.thinking, "tools": tools, "name": name}
+        return AnswerReader(self._tokenizer, request.tokens, **how)
+
     def finish(self, request: Request) -> str:
         """Takes an answer, also one that was cut short, into the history, and returns it.
+
+        Tools that it calls stand in the message; a call that was cut short is left out.
 
         Raises the exception that ended it, if one did; the history then ends with the question.
         """
         if request.error is not None:
             raise request.error
         self._keys = (*request.keys, *request.new_tokens)
-        thought, answer = self._split(request)
+        message = message_of(read_answer(self.reader(request), request))
         # A text, even if it is empty: without one, templates look for "</think>" in the answer.
-        self.messages.append({"role": "assistant", "content": answer, "reasoning_content": thought})
-        return answer
+        message.setdefault("reasoning_content", "")
+        if "tool_calls" in message:
+            message["tool_calls"] = [call for call in message["tool_calls"] if is_whole(call)]
+        self.messages.append(message)
+        return message["content"] or ""
 
-    def _split(self, request: Request) -> tuple[str, str]:
-        """Returns thought and answer, told apart by the tokens: a text may say "</think>" too."""
-        start, end = (self._tokenizer.encode(mark) for mark in (_START, _END))
-        tokens = request.new_tokens
-        # What the template writes behind the messages; the thought may start there.
-        tail = request.tokens[request.boundaries[-1] :]
-        opened = _find_last(tail, start) > _find_last(tail, end)
-        first = len(start) if not opened and tokens[: len(start)] == start else 0
-        if not self.thinking or not (opened or first):
-            return "", request.text.strip("\n")
-        place = _find(tokens, end)
-        if place is None:  # cut short while thinking
-            return self._said(request, first), ""
-        return self._said(request, first, place), self._said(request, place + len(end))
+    def respond(self, results: Sequence[str]) -> Request:
+        """Queues the answer to what the tools returned that the last answer called.
 
-    def _said(self, request: Request, start: int, end: int | None = None) -> str:
-        """Returns the text of some of a request's tokens, as its own is cut."""
-        ends = {*request.ends, *request.sampling.stop_tokens}
-        tokens = [token for token in request.new_tokens[start:end] if token not in ends]
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return text[: cut_at(text, request.sampling.stop_texts)].strip("\n")
+        Args:
+            results: a text for each call, in their order.
+
+        Raises:
+            ValueError: there were other calls than that, or the conversation does not fit.
+        """
+        calls = self.messages[-1].get("tool_calls", []) if self.messages else []
+        if not calls or len(calls) != len(results):
+            raise ValueError(f"{len(results)} results for {len(calls)} tools that were called")
+        before = self.messages
+        self.messages = [
+            *before,
+            *(
+                {"role": "tool", "tool_call_id": call["id"], "content": result}
+                for call, result in zip(calls, results, strict=True)
+            ),
+        ]
+        try:
+            return self._submit()
+        except BaseException:
+            self.messages = before
+            raise
 
     def save(self, path: str | Path) -> None:
         """Writes the conversation to a file, with the state that the next question goes on from:
@@ -258,9 +282,14 @@ class Chat:
             for shown in (edited, messages)
         )
         room = self.engine.max_capacity - len(tokens)
+        if room < 1:
+            raise ConversationFull(
+                f"the conversation has {len(tokens)} tokens, and the engine holds "
+                f"{self.engine.max_capacity}, an answer included"
+            )
         return self.engine.submit(
             prompt,
-            max_new_tokens=max(1, min(self.max_new_tokens, room)),
+            max_new_tokens=min(self.max_new_tokens, room),
             sampling=self.sampling,
             thinking=self._budget,
             boundaries=boundaries,
@@ -304,37 +333,12 @@ class Chat:
         tokens = self._tokenizer.encode(self._tokenizer.render(messages, **options))
         return tokens, tokens
 
-    def _thinking_budget(self, tokens: int | None) -> ThinkingBudget | None:
-        if tokens is None:
-            return None
-        tokens = integer("thinking_tokens", tokens, 0)
-        end = self._tokenizer.encode(_END)
-        if len(end) != 1:
-            raise ValueError(
-                f"a thinking budget needs {_END} to be one token, and this tokenizer has it as "
-                f"{len(end)}"
-            )
-        return ThinkingBudget(tokens, end[0], tuple(self._tokenizer.encode(_CLOSE)))
-
 
 def _check(text: Any) -> None:
     """Checks what somebody says."""
     if not isinstance(text, str):
         raise ValueError(f"a message is a text, not of type {type(text).__name__}")
     check_text("the message", text)
-
-
-def _find(tokens: Sequence[int], mark: Sequence[int]) -> int | None:
-    """Returns where the mark's tokens first stand."""
-    size = len(mark)
-    places = range(len(tokens) - size + 1)
-    return next((n for n in places if list(tokens[n : n + size]) == list(mark)), None)
-
-
-def _find_last(tokens: Sequence[int], mark: Sequence[int]) -> int:
-    """Returns behind how many tokens the mark last ends, and -1 where it is not."""
-    place = _find(tokens[::-1], mark[::-1])
-    return -1 if place is None else len(tokens) - place
 
 
 def _shared(tokens: Sequence[int], others: Sequence[int]) -> int:
@@ -349,7 +353,7 @@ def sampling_defaults(directory: str | Path) -> Sampling:
     Raises:
         CheckpointError: the file is damaged, or a value is out of range.
     """
-    file = Path(directory) / "generation_config.json"
+    file = hub.directory_of(directory, hub.TOKENIZER) / "generation_config.json"
     if not file.is_file():
         return Sampling()
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

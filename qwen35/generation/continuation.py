@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..prompts.tokenizer import TextStream
+from torch import Tensor
+
+from ..prompts.tokenizer import TextStream, TokenizerLike
+from .grammar import Grammar
 from .results import Completion, Piece, Timings, TokenLogprob
-from .sampling import Sampling
+from .sampling_settings import Sampling
+from .thinking import ThinkingBudget, begins_thought
 
 
 @dataclass(eq=False, kw_only=True)
@@ -17,9 +22,12 @@ class Continuation:
     Attributes:
         id: the `row` of its pieces.
         max_new_tokens, sampling: as asked for.
-        ends: token ids that end it, `sampling.stop` aside.
+        ends: all token ids that end it.
         stream: turns its tokens into text.
+        grammar: what it may say, if that is limited.
+        thinking: what ends a thought that gets too long, if anything.
         new_tokens, logprobs, text: what has come so far.
+        offsets: for each token how much of the text had been given out with it.
         finish_reason: None while it goes on.
         stopped_by_text: whether a stop text has ended it, which no device knows of.
     """
@@ -29,24 +37,79 @@ class Continuation:
     sampling: Sampling
     ends: frozenset[int]
     stream: TextStream
+    grammar: Grammar | None = None
+    thinking: ThinkingBudget | None = None
     new_tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     text: str = ""
+    offsets: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     stopped_by_text: bool = False
     _held: str = ""
+    _forced: deque[int] = field(default_factory=deque)
+    _thought: int | None = None  # where the thought begins in `new_tokens`
+
+    def __post_init__(self) -> None:
+        if self.thinking is not None and not self.thinking.begin:
+            self._thought = 0
 
     @property
     def done(self) -> bool:
         """Whether it has ended, in whatever way."""
         return self.finish_reason is not None
 
+    @property
+    def allowed(self) -> Tensor | None:
+        """The tokens that may come next, see `Grammar.allowed`; None where nothing limits them."""
+        if self.grammar is None:
+            return None
+        return self.grammar.anything if self.done else self.grammar.allowed
+
+    @property
+    def forced(self) -> tuple[int, int] | None:
+        """The token that will stand in the next one's place, and the one that the model may have
+        chosen to keep its own (-1: none); None leaves the model its choice. Known beforehand."""
+        if self._forced:
+            return self._forced[0], -1
+        budget, start = self.thinking, self._thought
+        if budget is None or start is None or not budget.close:
+            return None
+        if len(self.new_tokens) < start + budget.tokens or budget.end in self.new_tokens[start:]:
+            return None
+        return budget.close[0], budget.end
+
+    def _thought_through(self, token: int) -> int:
+        if self.forced is None or token == self.forced[1]:
+            return token
+        if not self._forced and self.thinking is not None:
+            self._forced.extend(self.thinking.close)
+            self.thinking = None
+        return self._forced.popleft()
+
     def push(self, token: int, logprob: TokenLogprob | None) -> Piece:
-        """Adds a token, which may be the last; one that ends the row has no text."""
+        """Adds the model's next token, or puts another in its place; it may be the last, and one
+        that ends the row has no text."""
+        token = self._thought_through(token)
+        if self.grammar is not None:
+            self.grammar.take(token)
+        piece = self._push(token, logprob)
+        self.offsets.append(len(self.text))
+        if self.thinking is not None and self._thought is None:
+            self._look_for_thought(self.thinking.begin)
+        return piece
+
+    def _look_for_thought(self, begin: Sequence[int]) -> None:
+        begins = begins_thought(self.text + self._held, self.new_tokens, begin)
+        if begins:
+            self._thought = len(self.new_tokens)
+        elif begins is False:
+            self.thinking = None
+
+    def _push(self, token: int, logprob: TokenLogprob | None) -> Piece:
         self.new_tokens.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
-        if token in self.ends or token in self.sampling.stop_tokens:
+        if token in self.ends:
             self.finish_reason = "stop"
             return Piece(self.id, self.finish(), token)
         self._held += self.stream.push(token)
@@ -83,6 +146,19 @@ class Continuation:
             timings,
             tuple(self.logprobs) if self.sampling.logprobs is not None else None,
         )
+
+
+def ends_of(tokenizer: TokenizerLike, sampling: Sampling, model: Iterable[int]) -> frozenset[int]:
+    """Returns the ids that end a row of a model with these end tokens.
+
+    Stop texts that are special tokens are among them: those have no text to be found in.
+    """
+    special = set()
+    for text in sampling.stop_texts:
+        ids = tokenizer.encode(text)
+        if len(ids) == 1 and not tokenizer.decode(ids, skip_special_tokens=True):
+            special.add(ids[0])
+    return sampling.ends(model) | special
 
 
 def cut_at(text: str, stops: Sequence[str]) -> int | None:

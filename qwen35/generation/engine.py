@@ -6,9 +6,10 @@ next is decided in `schedule`, prompts are read in `reading`, the tensors are th
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,16 +23,21 @@ from ..model.vocabulary import gather_vocabulary, scatter_vocabulary
 from ..prompts.inputs import OnePrompt, encode_prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
 from ..xla.devices import device_put
-from . import buckets, reading
+from . import buckets
 from .batch import Batch
+from .continuation import ends_of
 from .engine_settings import EngineSettings
+from .feeding import in_order
 from .generate import end_tokens
+from .grammar import Grammar, grammar_for
+from .keeping import Keeper
 from .prefix_cache import CacheStats, PrefixCache
-from .request import Request, ThinkingBudget, cache_keys
-from .results import Piece
-from .sampling import Sampling
+from .request import Request, cache_keys
+from .results import Completion, Piece
+from .sampling_settings import Sampling
 from .schedule import Schedule
 from .steps import Rows
+from .thinking import ThinkingBudget
 from .together import everywhere, join
 
 
@@ -86,7 +92,10 @@ class Engine:
         cache_bytes = self.settings.cache_bytes
         self.cache = PrefixCache(cache_bytes) if cache_bytes else None
         note = None if self._together is None else self._together.note
-        self._schedule = Schedule(self.batch, self.cache, self.settings, clock, note)
+        self._keeper = None
+        if self.cache is not None:
+            self._keeper = Keeper(self.batch, self.cache, self.settings.slots)
+        self._schedule = Schedule(self.batch, self._keeper, self.settings, clock, note)
         self._tokenizer = tokenizer
         self._clock = clock
         self._progress = progress
@@ -110,7 +119,7 @@ class Engine:
             max_new_tokens: the most tokens to add.
             sampling: how its tokens are chosen.
             timeout: seconds from now after which it ends, whatever it has.
-            thinking: ends a thought that gets too long.
+            thinking: ends a thought that gets too long, of the prompt's or the answer's beginning.
             boundaries: prompt lengths at which the prefix cache keeps the state: where another
                 prompt may go on differently, such as the end of a chat's last message.
             template: variables of the chat template, for a prompt of messages.
@@ -124,6 +133,7 @@ class Engine:
         max_new_tokens = integer("max_new_tokens", max_new_tokens)
         vocabulary = self.batch.params.config.vocab_size
         self.settings.check(len(tokens), max_new_tokens, sampling, thinking, vocabulary)
+        self._grammar_for(tokens, sampling)
         if len(self.waiting) >= self.settings.queue:
             raise QueueFull(f"{len(self.waiting)} requests wait already, as many as may")
         now = self._clock()
@@ -131,7 +141,7 @@ class Engine:
             tokens=tokens,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            thinking=thinking,
+            thinking=thinking and thinking.behind(self._tokenizer, tokens),
             deadline=None if timeout is None else now + timeout,
             boundaries=tuple(boundaries),
             submitted=now,
@@ -143,13 +153,19 @@ class Engine:
         request = Request(
             **asked,
             id=self._next_id,
-            ends=self._ends,
+            ends=ends_of(self._tokenizer, asked["sampling"], self._ends),
             stream=TextStream(self._tokenizer),
+            grammar=self._grammar_for(asked["tokens"], asked["sampling"]),
             keys=cache_keys(asked["tokens"], asked["pictures"]),
         )
         self._next_id += 1
         self.waiting.append(request)
         return request
+
+    def _grammar_for(self, prompt: Sequence[int], sampling: Sampling) -> Grammar | None:
+        ends = ends_of(self._tokenizer, sampling, self._ends)
+        vocabulary = self.batch.params.config.vocab_size
+        return grammar_for(self._tokenizer, sampling, prompt, vocabulary, ends)
 
     def cancel(self, request: Request) -> None:
         """Ends a request, which keeps what it has; one that has ended stays as it is."""
@@ -209,6 +225,35 @@ class Engine:
         if request.error is not None:
             raise request.error
 
+    def map(
+        self,
+        prompts: Iterable[OnePrompt],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = Sampling(),
+        thinking: ThinkingBudget | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> Iterator[Completion]:
+        """Yields the completion of each prompt, in their order, of any number of prompts.
+
+        They are taken as slots come free, so that they may come from a file of any length. Prompt
+        n is sampled as row n of `generate`. Other arguments are those of `submit`; a prompt that
+        it refuses, or that fails, raises where its completion would come.
+        """
+        if isinstance(prompts, str | Mapping):
+            raise ValueError("prompts is one prompt: give an iterable of them, or use submit")
+
+        def job(number: int, prompt: OnePrompt) -> Callable[[], Request]:
+            return lambda: self.submit(
+                prompt,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling.for_row(number),
+                thinking=thinking,
+                template=template,
+            )
+
+        return in_order(self, itertools.starmap(job, enumerate(prompts)))
+
     @everywhere
     def warm_up(self) -> None:
         """Compiles all that any request of the present capacity needs: no later step compiles."""
@@ -217,12 +262,14 @@ class Engine:
     @everywhere
     def keep(self, keys: Sequence[int], row: Rows) -> None:
         """Puts a row that has read a prompt of these keys into the prefix cache."""
-        reading.keep(self.batch, self.cache, keys, row)
+        if self._keeper is not None:
+            self._keeper.keep(keys, row)
+            self._keeper.settle()
 
     @everywhere
     def recall(self, keys: Sequence[int]) -> tuple[int, Rows]:
         """Returns how many of these keys the prefix cache knows, and the row after those."""
-        return reading.recall(self.batch, self.cache, keys)
+        return (0, self.batch.blank()) if self._keeper is None else self._keeper.recall(keys)
 
     @everywhere
     def gather(self, keys: Sequence[int]) -> tuple[int, State, Tensor]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..checks.values import integer
 from ..model.config import Config
-from .request import ThinkingBudget
-from .sampling import Sampling
+from .sampling_settings import Sampling
+from .thinking import ThinkingBudget
 
 # Smaller than `generate`'s: requests that run wait while a chunk is read.
 PREFILL_CHUNK = 128
@@ -65,8 +65,8 @@ class EngineSettings:
             ValueError: more likely tokens are asked for than the vocabulary has.
         """
         integer("top_logprobs", self.top_logprobs, 0, config.vocab_size)
-        capacity = min(self.capacity, config.max_position_embeddings)
-        most = min(max(capacity, self.max_capacity or 0), config.max_position_embeddings)
+        capacity = min(self.capacity, config.max_context)
+        most = min(max(capacity, self.max_capacity or 0), config.max_context)
         return dataclasses.replace(
             self,
             capacity=capacity,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checks.values import integer
@@ -18,9 +19,12 @@ from ..prompts.tokenizer import TextStream, TokenizerLike, own_end_tokens
 from ..xla.devices import device_put
 from ..xla.progress import prefill_bar, show_compilations
 from . import buckets, steps
-from .continuation import Continuation
+from .continuation import Continuation, ends_of
+from .grammar import grammar_for, stacked
 from .results import Completion, Piece, Timings, TokenLogprob, read_choice
-from .sampling import Choice, Sampling, bias_for, controls_for, counts_for
+from .sampling import Choice, bias_for, controls_for, counts_for
+from .sampling_settings import Sampling, settings_of_rows
+from .thinking import ThinkingBudget
 
 PREFILL_CHUNK = 512
 
@@ -35,6 +39,7 @@ def generate(
     capacity: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     template: Mapping[str, Any] | None = None,
+    thinking: ThinkingBudget | None = None,
     progress: bool = False,
 ) -> list[Completion]:
     """Continues a batch of prompts, of any lengths, and returns one `Completion` for each.
@@ -56,12 +61,14 @@ def generate(
         prefill_chunk: the most prompt tokens that one prefill step takes.
         template: variables of the chat template for prompts of messages, such as
             `{"enable_thinking": False}` or `{"reasoning_effort": "low"}`.
+        thinking: ends a thought of a row that gets too long, whether its prompt begins the thought
+            or the row does.
         progress: draw progress of compilation and prefill on standard error.
 
     Raises:
         ValueError: an empty prompt, or one that does not fit the capacity or the model's
             `max_position_embeddings`, the numbers are in the text; messages that can't be
-            rendered, or pictures without vision parameters.
+            rendered, pictures without vision parameters, or log probabilities beside `thinking`.
     """
     pieces = stream(
         params,
@@ -72,6 +79,7 @@ def generate(
         capacity=capacity,
         prefill_chunk=prefill_chunk,
         template=template,
+        thinking=thinking,
         progress=progress,
     )
     while True:
@@ -91,6 +99,7 @@ def stream(
     capacity: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     template: Mapping[str, Any] | None = None,
+    thinking: ThinkingBudget | None = None,
     progress: bool = False,
 ) -> Generator[Piece, None, list[Completion]]:
     """Generates like `generate`, but yields a `Piece` for every token as it comes.
@@ -102,18 +111,24 @@ def stream(
     prefill_chunk = integer("prefill_chunk", prefill_chunk)
     prompts, seen = encode_prompts(params, tokenizer, prompts, template)
     capacity = _capacity(params, prompts, max_new_tokens, capacity)
-    ends = end_tokens(params, tokenizer)
+    model = end_tokens(params, tokenizer)
+    settings_by_row = settings_of_rows(sampling, len(prompts))
+    ends = [ends_of(tokenizer, settings, model) for settings in settings_by_row]
     rows = [
         Continuation(
             id=row,
             max_new_tokens=max_new_tokens,
             sampling=settings,
-            ends=ends,
+            ends=ends[row],
             stream=TextStream(tokenizer),
+            grammar=grammar_for(tokenizer, settings, prompt, params.config.vocab_size, ends[row]),
+            thinking=thinking and thinking.behind(tokenizer, prompt),
         )
-        for row, settings in enumerate(_samplings(sampling, len(prompts)))
+        for row, (settings, prompt) in enumerate(zip(settings_by_row, prompts, strict=True))
     ]
-    call = _Call(params, prompts, seen, [row.sampling for row in rows], capacity, progress)
+    if thinking is not None and any(row.sampling.logprobs is not None for row in rows):
+        raise ValueError("a thinking budget puts in tokens of its own, without logprobs")
+    call = _Call(params, prompts, seen, rows, capacity, progress)
     return _stream(call, rows, buckets.prefill_chunk(max(map(len, prompts)), prefill_chunk))
 
 
@@ -124,28 +139,22 @@ def end_tokens(params: Params, tokenizer: TokenizerLike) -> frozenset[int]:
     return frozenset((*params.config.eos_token_ids, *named))
 
 
-def _samplings(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampling]:
-    if isinstance(sampling, Sampling):
-        return [sampling.for_row(row) for row in range(rows)]
-    if len(sampling) != rows:
-        raise ValueError(f"sampling has {len(sampling)} entries for {rows} prompts")
-    return list(sampling)
-
-
 def _stream(
     call: _Call, rows: list[Continuation], chunk: int
 ) -> Generator[Piece, None, list[Completion]]:
     """Has a token decoded before it reads it, where it can: the device never waits for the host.
 
-    Which token is the last by number is known beforehand. A row that ends otherwise is decoded
-    once more, and nobody reads what comes of that.
+    Which token is the last by number is known beforehand, and which a thinking budget puts in. A
+    row that ends otherwise is decoded once more, and nobody reads what comes of that.
     """
     start = time.perf_counter()
     seconds: list[float] = []  # from the start, when each step's tokens were read
     left = rows[0].max_new_tokens - 1  # alike in all rows
-    choice = call.prefill(chunk, decode_follows=left > 0)
+    ahead = call.ahead and all(row.grammar is None for row in rows)  # which asks for its tokens
+    choice = call.prefill(chunk, _allowed(rows), decode_follows=left > 0)
     while True:
-        following = call.decode(_going_on(rows)) if call.ahead and left else None
+        call.force([row.forced for row in rows])
+        following = call.decode(_going_on(rows), []) if ahead and left else None
         chosen = call.read(choice)
         seconds.append(time.perf_counter() - start - call.compile_seconds)
         for row, (token, logprob) in zip(rows, chosen, strict=True):
@@ -153,7 +162,7 @@ def _stream(
                 yield row.push(token, logprob)
         if not any(_going_on(rows)):
             break
-        choice = following or call.decode(_going_on(rows))
+        choice = following or call.decode(_going_on(rows), _allowed(rows))
         left -= 1
     later = sum(len(row.new_tokens) - 1 for row in rows)
     timings = Timings.of(call.compile_seconds, seconds[0], seconds[-1] - seconds[0], later)
@@ -164,11 +173,16 @@ def _going_on(rows: list[Continuation]) -> list[bool]:
     return [not row.done for row in rows]
 
 
+def _allowed(rows: list[Continuation]) -> list[Tensor | None]:
+    return [row.allowed for row in rows]
+
+
 class _Call:
     """The tensors of one call between steps: all rows are read and decoded side by side.
 
     Where `Batch`'s slots serve any request with one graph, these are made for the call: capacity
-    and chunk are its own, and of the sampling settings the graph has only what a row uses.
+    and chunk are its own, and of the sampling settings the graph has only what a row uses. Empty
+    rows make up the number, so that calls of similar size share graphs.
 
     Attributes:
         ahead: whether a step is started before the last one's tokens are read.
@@ -180,15 +194,22 @@ class _Call:
         params: Params,
         prompts: list[list[int]],
         seen: list[Prompt | None],
-        samplings: list[Sampling],
+        rows: list[Continuation],
         capacity: int,
         progress: bool,
     ) -> None:
         self.ahead = steps.run_ahead(params)
         self.compile_seconds = 0.0
         self._params = params
+        mesh = params.runtime.mesh
+        # Where nothing is compiled, empty rows would only cost time.
+        size = buckets.rows(len(prompts), mesh.dp if mesh else 1) if self.ahead else len(prompts)
+        self._empty = size - len(prompts)
+        prompts = [*prompts, *[[]] * self._empty]
+        samplings = [*(row.sampling for row in rows), *[Sampling()] * self._empty]
+        self._thinks = any(row.thinking is not None for row in rows)
         self._prompts = prompts
-        self._seen = seen
+        self._seen = [*seen, *[None] * self._empty]
         self._capacity = capacity
         self._progress = progress
         self._limits = [sampling.logprobs for sampling in samplings]
@@ -206,7 +227,7 @@ class _Call:
         self._state: State
         self._token: Tensor
 
-    def prefill(self, chunk: int, decode_follows: bool) -> Choice:
+    def prefill(self, chunk: int, allowed: list[Tensor | None], decode_follows: bool) -> Choice:
         """Runs the prompts, chunk by chunk, and returns every row's first token, still to be read.
 
         The decode step is compiled here if it follows: not between two tokens of a stream.
@@ -233,23 +254,39 @@ class _Call:
             None,
             self._logprobs,
             self._short,
+            self._bits(allowed),
         )
         self._state, self._token = rows.state, choice.token
         if decode_follows:
-            active = [True] * len(self._prompts)
-            self._run(steps.decode_and_choose.compile, *self._decode_arguments(active))
+            active = [True] * (len(self._prompts) - self._empty)
+            arguments = self._decode_arguments(active, allowed)
+            self._run(steps.decode_and_choose.compile, *arguments)
+            if self._thinks:
+                self._run(steps.force.compile, *[self._token] * 3)
         return choice
 
-    def decode(self, active: list[bool]) -> Choice:
-        """Runs one step of the active rows and returns every row's next token, still to be read."""
-        arguments = self._decode_arguments(active)
+    def decode(self, active: list[bool], allowed: list[Tensor | None]) -> Choice:
+        """Runs one step of the active rows and returns every row's next token, still to be read.
+
+        Args:
+            active: which rows go on.
+            allowed: each row's `Continuation.allowed`.
+        """
+        arguments = self._decode_arguments(active, allowed)
         choice, self._state, self._counts = self._run(steps.decode_and_choose, *arguments)
         self._token = choice.token
         return choice
 
+    def force(self, forced: list[tuple[int, int] | None]) -> None:
+        """Puts other tokens in place of those just chosen: each row's `Continuation.forced`."""
+        if any(forced):
+            pairs = [pair or (-1, -1) for pair in (*forced, *[None] * self._empty)]
+            tokens, unless = self._put(torch.tensor(pairs).T.contiguous().unbind())
+            self._token = self._run(steps.force, self._token, tokens, unless)
+
     def read(self, choice: Choice) -> list[tuple[int, TokenLogprob | None]]:
         """Waits for a choice and returns every row's token."""
-        return read_choice(choice, self._limits)
+        return read_choice(choice, self._limits)[: len(self._limits) - self._empty]
 
     def _encode_pictures(self) -> list[RowPictures | None] | None:
         """Encodes each row's pictures (None: it has none); None for all where no row has any."""
@@ -260,11 +297,16 @@ class _Call:
             for prompt in self._seen
         ]
 
-    def _decode_arguments(self, active: list[bool]) -> tuple:
+    def _bits(self, allowed: list[Tensor | None]) -> Tensor | None:
+        allowed = [*allowed, *[None] * self._empty] if allowed else []
+        return self._put(stacked(allowed, self._params.config.vocab_size))
+
+    def _decode_arguments(self, active: list[bool], allowed: list[Tensor | None]) -> tuple:
         # A single row is active while there are steps.
+        active = [*active, *[False] * self._empty]
         mask = self._mask(*active) if len(active) > 1 else None
         sampled = (self._controls, self._bias, self._counts, self._logprobs, self._short)
-        return self._params, self._state, self._token, mask, *sampled
+        return self._params, self._state, self._token, mask, *sampled, self._bits(allowed)
 
     def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:
         with show_compilations(self._progress) as seen:
@@ -279,7 +321,7 @@ class _Call:
 def _capacity(
     params: Params, rows: list[list[int]], max_new_tokens: int, capacity: int | None
 ) -> int:
-    limit = params.config.max_position_embeddings
+    limit = params.config.max_context
     for number, row in enumerate(rows):
         needed = len(row) + max_new_tokens
         for name, size in (("max_position_embeddings", limit), ("capacity", capacity)):

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..kernels.loop import scan
 from ..sharding.split import Split
 from ..xla.devices import indices
 
-# Values of a block. Of 248,320 logits there are then 3,880 maxima, and 64 blocks hold 4,096.
-_BLOCK = 64
+# Values of a block. Of 248,320 logits there are 3,880 maxima of 64, and 64 blocks hold 4,096.
+_BLOCKS = 64, 16, 4
+# Values of which each is compared with each.
+_FEW = 256
 
 
 def first_largest(x: Tensor, split: Split) -> Tensor:
@@ -49,11 +50,11 @@ def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Finds the `count` largest of each row, in falling order.
 
     They stand in the `count` blocks whose maxima are largest: a value of any other block has as
-    many maxima before it. Those blocks are found by taking the largest maximum `count` times, and
-    what is looked for among their values likewise. x itself is read once.
+    many maxima before it. Those blocks are found among the maxima in the same way, and so are the
+    values among those of the blocks, until there are few. x itself is read once.
 
     Args:
-        x: [B, N] floating point; -inf is one of the values.
+        x: [B, N] floating point; -inf is one of the values, and NaN stands above all.
         count: static, at most N.
 
     Returns:
@@ -61,25 +62,33 @@ def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         are not all among the largest, which ones are is not said, but the first of all is the
         first of the largest, as argmax finds it.
     """
-    # Above -inf, which stands for what has been taken, and for padding.
-    values, padding = x.clamp(min=torch.finfo(x.dtype).min), -x.shape[1] % _BLOCK
-    if padding:
-        values = F.pad(values, (0, padding), value=-math.inf)
-    blocks = values.unflatten(1, (-1, _BLOCK))
-    chosen = _pick(blocks.amax(-1), min(count, blocks.shape[1]))
-    candidates = blocks.gather(1, chosen[..., None].expand(-1, -1, _BLOCK)).flatten(1)
-    ids = chosen[..., None].to(torch.int32) * _BLOCK + indices(_BLOCK, x.device)
-    found = ids.flatten(1).gather(1, _pick(candidates, count)).long()
+    # Above -inf, which stands for padding.
+    found = _places(x.clamp(min=torch.finfo(x.dtype).min), count).long()
     return x.gather(1, found), found
 
 
-def _pick(x: Tensor, count: int) -> Tensor:
-    """Returns where the `count` largest of x [B, N] stand, [B, count] int64."""
-    here = indices(x.shape[1], x.device)
+def _places(x: Tensor, count: int) -> Tensor:
+    """Returns where the `count` largest of x [B, N] stand, [B, count] int32; -inf is no value."""
+    size = x.shape[1]
+    # As many maxima as values in the blocks that are looked into, about.
+    block = next((block for block in _BLOCKS if block**2 * count <= 2 * size), None)
+    if size <= _FEW or block is None:
+        return _ranked(x, count) if count > 1 else x.argmax(-1, keepdim=True).to(torch.int32)
+    padding = -size % block
+    values = F.pad(x, (0, padding), value=-math.inf) if padding else x
+    blocks = values.unflatten(1, (-1, block))
+    chosen = _places(blocks.amax(-1), count)
+    candidates = blocks.gather(1, chosen.long()[..., None].expand(-1, -1, block)).flatten(1)
+    ids = (chosen[..., None] * block + indices(block, x.device)).flatten(1)
+    return ids.gather(1, _places(candidates, count).long())
 
-    def take(rest: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        best = rest.argmax(-1, keepdim=True).to(torch.int32)
-        return torch.where(here == best, -math.inf, rest), best
 
-    _, found = scan(take, x, indices(count, x.device))
-    return found[..., 0].T.long()
+def _ranked(x: Tensor, count: int) -> Tensor:
+    """Does as `_places`, by how many values of the row come before each: of equal ones the first
+    comes first."""
+    x, here = torch.where(x.isnan(), math.inf, x), indices(x.shape[1], x.device)
+    other, own = x[:, None, :], x[:, :, None]
+    before = (other > own) | ((other == own) & (here < here[:, None]))
+    rank = before.to(torch.int32).sum(-1, dtype=torch.int32)
+    stands = rank[:, None, :] == indices(count, x.device)[:, None]
+    return torch.where(stands, here, 0).sum(-1, dtype=torch.int32)

@@ -135,7 +135,7 @@ class PrefixCache:
         """Counts the first `keys` for which the tree has keys and values."""
         return sum(common for _, common in self._path(keys))
 
-    def insert(self, keys: Sequence[int], kv: KV, snapshot: Snapshot) -> None:
+    def insert(self, keys: Sequence[int], kv: KV, snapshot: Snapshot, start: int = 0) -> None:
         """Adds the snapshot after `keys`.
 
         Args:
@@ -143,7 +143,12 @@ class PrefixCache:
             kv: keys and values, on the CPU, of the last of them: of all that are not `known`, or
                 more.
             snapshot: of the state after them.
+            start: how many were known when `kv` was taken. Where some of those have been dropped
+                since, so is the snapshot: it would have gone with them.
         """
+        if self.known(keys) < start:
+            self._counts["evictions"] += 1
+            return
         keys = tuple(keys)
         node, depth = self._root, 0
         for child, common in list(self._path(keys)):  # before an edge is cut
@@ -177,7 +182,7 @@ class PrefixCache:
             node = node.children.get(keys[depth])
             if node is None:
                 return
-            common = _common(node.keys, keys, depth)
+            common = count_common(node.keys, keys, depth)
             yield node, common
             if common < len(node.keys):
                 return
@@ -215,8 +220,8 @@ class PrefixCache:
             node = node.parent
 
 
-def _common(edge: tuple[int, ...], keys: Sequence[int], start: int) -> int:
-    """Counts how many of the edge's keys stand in `keys` from `start` on."""
+def count_common(edge: Sequence[int], keys: Sequence[int], start: int) -> int:
+    """Counts how many of an edge's keys, one after the other, stand in `keys` from `start` on."""
     there = keys[start : start + len(edge)]
     for number, (ours, theirs) in enumerate(zip(edge, there, strict=False)):
         if ours != theirs:

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from ..prompts.inputs import RowPictures, encode_pictures, piece
 from .batch import Batch
-from .prefix_cache import PrefixCache
+from .keeping import Keeper
 from .request import Request
 from .steps import Rows
 
@@ -36,16 +38,17 @@ class Filling(NamedTuple):
         return min(self.done + chunk, self.stops[0])
 
 
-def start(batch: Batch, cache: PrefixCache | None, request: Request, every: int) -> Filling:
-    """Prepares a row to read a request's prompt into, from the cache's best start.
+def start(batch: Batch, keeper: Keeper | None, request: Request, every: int) -> Filling:
+    """Prepares a row to read a request's prompt into, from the prefix cache's best start.
 
     Args:
+        keeper: None without a prefix cache.
         every: tokens of a prompt between two states that are kept.
     """
     size = len(request.tokens)
-    if cache is None:
+    if keeper is None:
         return Filling(request, batch.blank(), 0, (size,), _encode(batch, request, 0))
-    match = cache.lookup(request.keys)
+    match = keeper.lookup(request.keys)
     request.cached_tokens = match.length
     # Where this prompt leaves another one, a third may leave it too.
     stops = {size, match.shared, *request.boundaries, *range(0, size, every)}
@@ -54,32 +57,21 @@ def start(batch: Batch, cache: PrefixCache | None, request: Request, every: int)
     return Filling(request, row, match.length, ahead, _encode(batch, request, match.length))
 
 
-def read(batch: Batch, cache: PrefixCache | None, filling: Filling) -> Filling:
-    """Reads one chunk of a prompt."""
-    request, row, done, stops, pictures = filling
-    end = filling.next_end(batch.chunk)
-    here = None if pictures is None else piece([pictures], done, batch.chunk)
-    row = batch.prefill(row, request.tokens[done:end], here)
-    if end == stops[0]:
-        stops = stops[1:]
-        keep(batch, cache, request.keys[:end], row)
-    return filling._replace(row=row, done=end, stops=stops)
+def next_piece(batch: Batch, filling: Filling) -> Sequence[Tensor | None]:
+    """Makes what the next prefill step reads."""
+    here = filling.pictures
+    pictures = None if here is None else piece([here], filling.done, batch.chunk)
+    tokens = filling.request.tokens[filling.done : filling.next_end(batch.chunk)]
+    return batch.piece(tokens, pictures)
 
 
-def keep(batch: Batch, cache: PrefixCache | None, keys: Sequence[int], row: Rows) -> None:
-    """Puts a row that has read a prompt of these keys into the cache."""
-    if cache is not None:
-        kv = batch.keys_and_values(row, cache.known(keys), len(keys))
-        cache.insert(keys, kv, batch.snapshot(row))
-
-
-def recall(batch: Batch, cache: PrefixCache | None, keys: Sequence[int]) -> tuple[int, Rows]:
-    """Returns how many of these keys the cache knows, and the row after those."""
-    if cache is not None:
-        match = cache.lookup(keys)
-        if match.snapshot is not None:
-            return match.length, batch.restore(match)
-    return 0, batch.blank()
+def keep_piece(keeper: Keeper | None, filling: Filling) -> Filling:
+    """Keeps the row in the cache where the prompt was cut for that."""
+    if filling.done < filling.stops[0]:
+        return filling
+    if keeper is not None:
+        keeper.keep(filling.request.keys[: filling.done], filling.row)
+    return filling._replace(stops=filling.stops[1:])
 
 
 def _encode(batch: Batch, request: Request, start: int) -> RowPictures | None:

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from ..prompts.processor import Prompt
 from .continuation import Continuation
 from .results import Completion, Piece, Timings, TokenLogprob
-
-
-class ThinkingBudget(NamedTuple):
-    """Ends a thought that gets too long.
-
-    tokens: how many a thought may have. end: the id that ends a thought ("</think>"). close: what
-    is put in where the thought has not ended by itself, `end` among it.
-    """
-
-    tokens: int
-    end: int
-    close: tuple[int, ...]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -35,7 +21,6 @@ class Request(Continuation):
         tokens: the prompt's ids.
         keys: the same for the prefix cache, see `cache_keys`.
         pictures: what a processor made of the prompt, if it has pictures.
-        thinking: as asked for.
         deadline: when it ends as "timeout", on the engine's clock; None never.
         boundaries: prompt lengths at which the prefix cache keeps the state.
         submitted, first, last: on the engine's clock, when it was queued and when its first and
@@ -47,7 +32,6 @@ class Request(Continuation):
     tokens: tuple[int, ...]
     keys: tuple[int, ...]
     pictures: Prompt | None
-    thinking: ThinkingBudget | None
     deadline: float | None
     boundaries: tuple[int, ...]
     submitted: float
@@ -55,34 +39,13 @@ class Request(Continuation):
     last: float | None = None
     cached_tokens: int = 0
     error: Exception | None = None
-    _forced: deque[int] = field(default_factory=deque)
 
     def choose(self, token: int, logprob: TokenLogprob | None, now: float) -> Piece:
         """Takes the model's next token, or puts another in its place; may end the request."""
-        token = self._thought_through(token)
         if self.first is None:
             self.first = now
         self.last = now
         return self.push(token, logprob)
-
-    @property
-    def forced(self) -> tuple[int, int] | None:
-        """The token that will stand in the next one's place, and the one that the model may have
-        chosen to keep its own (-1: none); None leaves the model its choice. Known beforehand."""
-        if self._forced:
-            return self._forced[0], -1
-        budget = self.thinking
-        if budget is None or len(self.new_tokens) < budget.tokens or not budget.close:
-            return None
-        return None if budget.end in self.new_tokens else (budget.close[0], budget.end)
-
-    def _thought_through(self, token: int) -> int:
-        if self.forced is None or token == self.forced[1]:
-            return token
-        if not self._forced:
-            self._forced.extend(self.thinking.close)
-            self.thinking = None
-        return self._forced.popleft()
 
     def completion(self) -> Completion:
         """Returns the result, of a request that has ended.

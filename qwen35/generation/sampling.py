@@ -12,178 +12,21 @@ Ranks then exchange largest values, sums and candidates, never logits of the who
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checks.values import as_integer, as_number, integer, is_number
 from ..sharding.split import Split
+from ..xla.devices import indices
 from .filters import Filters, kept, kept_candidates
 from .largest import first_largest, largest, largest_of
+from .sampling_settings import CANDIDATES, Sampling
 from .threefry import gumbel, gumbel_at
 
-# The most likely tokens among which a row draws if its top-k leaves no more.
-CANDIDATES = 64
 # Added to a token's count when it stands in the prompt.
 _IN_PROMPT = 1 << 20
-# A single setting for several rows gives each its own seed; the golden ratio spreads them.
-_SEED_STEP = 0x9E3779B97F4A7C15
-_SEEDS = 2**62
-_NUMBERS = (
-    *("temperature", "top_p", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty"),
-)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a row's tokens are chosen.
-
-    In this order: logit bias and banned tokens, the penalties, temperature, top-k, top-p over
-    what top-k leaves, min-p, the draw. Tokens of equal logits stay or go together, unless that
-    makes more than 64 of a top-k of at most 64.
-
-    Attributes:
-        temperature: 0 takes the most likely token; above, logits are divided by it.
-        seed: a token's draw depends on the seed, its position in the sequence and the row's logits
-            alone. Of a batch with one setting for all, row b has a seed derived from this and b,
-            row 0 this one.
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the most likely tokens up to and including the one whose probability brings
-            their sum to top_p; 1 keeps all.
-        min_p: keep tokens at least min_p times as likely as the most likely one; 0 keeps all.
-        repetition_penalty: logits of tokens in prompt or continuation are divided by it where
-            positive and multiplied where negative (Keskar et al., "CTRL", 2019); 1 is off.
-        presence_penalty: subtracted from logits of tokens in the continuation.
-        frequency_penalty: the same for each time they are there.
-        logit_bias: by token id, what is added to its logit.
-        banned: ids that are never chosen.
-        stop: ids and texts that end the row, besides the model's own end tokens; none shows in the
-            row's text. A text may begin and end anywhere in tokens.
-        logprobs: report log probabilities of the chosen token and of this many most likely ones,
-            as the model gives them, before all of the above. None reports none.
-    """
-
-    temperature: float = 0.0
-    seed: int = 0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
-    banned: Iterable[int] = ()
-    stop: str | int | Iterable[int | str] = ()
-    logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        def check(name: str, good: bool, wanted: str) -> None:
-            if not good:
-                raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
-
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        def ids(name: str, tokens: Iterable[Any], wanted: str) -> list[int]:
-            found = [as_integer(token) for token in tokens]
-            check(name, all(token is not None and token >= 0 for token in found), wanted)
-            return [token for token in found if token is not None]
-
-        for name in _NUMBERS:
-            found = as_number(getattr(self, name))
-            if found is not None:
-                put(name, found)
-        check("temperature", is_number(self.temperature) and self.temperature >= 0, "a number >= 0")
-        put("seed", integer("seed", self.seed, 0, _SEEDS - 1))
-        put("top_k", integer("top_k", self.top_k, 0, 2**24 - 1))
-        check("top_p", is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1")
-        check("min_p", is_number(self.min_p) and 0 <= self.min_p <= 1, "from 0 to 1")
-        penalty = self.repetition_penalty
-        check("repetition_penalty", is_number(penalty) and penalty > 0, "a number above 0")
-        for name in ("presence_penalty", "frequency_penalty"):
-            check(name, is_number(getattr(self, name)), "a number")
-        if self.logprobs is not None:
-            put("logprobs", integer("logprobs", self.logprobs, 0))
-        bias, wanted = self.logit_bias, "numbers by token id (banned forbids a token)"
-        pairs = list(bias.items() if isinstance(bias, Mapping) else map(tuple, bias))
-        check("logit_bias", all(len(pair) == 2 and is_number(pair[1]) for pair in pairs), wanted)
-        biased = ids("logit_bias", (token for token, _ in pairs), wanted)
-        put("logit_bias", tuple(zip(biased, (as_number(value) for _, value in pairs), strict=True)))
-        put("banned", tuple(ids("banned", self.banned, "token ids")))
-        wanted = "token ids and texts that are not empty"
-        single = isinstance(self.stop, str) or as_integer(self.stop) is not None
-        check("stop", single or isinstance(self.stop, Iterable), wanted)
-        stops = [self.stop] if single else list(cast("Iterable[int | str]", self.stop))
-        texts = [stop for stop in stops if isinstance(stop, str)]
-        check("stop", all(texts), wanted)
-        tokens = ids("stop", (stop for stop in stops if not isinstance(stop, str)), wanted)
-        put("stop", (*tokens, *texts))
-
-    @property
-    def penalized(self) -> bool:
-        """Whether tokens have to be counted."""
-        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
-        return penalties != (1, 0, 0)
-
-    @property
-    def biased(self) -> bool:
-        """Whether something is added to logits."""
-        return bool(self.logit_bias or self.banned)
-
-    @property
-    def plain(self) -> bool:
-        """Whether the most likely token is all that is asked for."""
-        asked = self.temperature or self.penalized or self.biased or self.logprobs is not None
-        return not asked
-
-    @property
-    def short(self) -> bool:
-        """Whether it keeps no more than the `CANDIDATES` most likely tokens."""
-        return not self.temperature or 0 < self.top_k <= CANDIDATES
-
-    @property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """The ids of `stop`."""
-        return tuple(stop for stop in cast("tuple", self.stop) if isinstance(stop, int))
-
-    @property
-    def stop_texts(self) -> tuple[str, ...]:
-        """The texts of `stop`."""
-        return tuple(stop for stop in cast("tuple", self.stop) if isinstance(stop, str))
-
-    @property
-    def biases(self) -> tuple[tuple[int, float], ...]:
-        """`logit_bias` as it is kept, whatever it was given as."""
-        return cast("tuple[tuple[int, float], ...]", self.logit_bias)
-
-    def for_row(self, row: int) -> Sampling:
-        """Returns the settings of row `row` of a batch that has been given this one for all."""
-        if row == 0:
-            return self
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Sampling(**values | {"seed": (self.seed + row * _SEED_STEP) % _SEEDS})
-
-    def check_vocabulary(self, vocabulary: int) -> None:
-        """Raises ValueError for an id outside the vocabulary, or if nothing may be chosen."""
-        biased = tuple(token for token, _ in self.biases)
-        for name, ids in (
-            ("logit_bias", biased),
-            ("banned", self.banned),
-            ("stop", self.stop_tokens),
-        ):
-            wrong = [token for token in ids if token >= vocabulary]
-            if wrong:
-                raise ValueError(
-                    f"{name} has token id {wrong[0]}, outside the vocabulary of {vocabulary}"
-                )
-        if len(set(self.banned)) == vocabulary:
-            raise ValueError(f"banned has all {vocabulary} tokens: one must be left to choose")
-        if self.logprobs is not None and self.logprobs > vocabulary:
-            raise ValueError(f"logprobs is {self.logprobs}, over the vocabulary of {vocabulary}")
 
 
 class Draw(NamedTuple):
@@ -298,6 +141,7 @@ def choose(
     logprobs: int | None = None,
     short: bool = False,
     split: Split | None = None,
+    allowed: Tensor | None = None,
 ) -> Choice:
     """Chooses the next token of each row.
 
@@ -312,9 +156,14 @@ def choose(
             less time. Static.
         split: how ranks hold the vocabulary of logits, counts and bias; None if whole. The choice
             is the same on all of them.
+        allowed: [B, ceil(V / 32)] int32, of the whole vocabulary, the bits of the tokens that may
+            be chosen; None if all may.
     """
     split = split or Split(logits.shape[1])
-    token = _token(logits, controls, position, counts, bias, short, split)
+    free = logits
+    if allowed is not None:
+        free = torch.where(_unpacked(allowed, split), logits, -math.inf)
+    token = _token(free, controls, position, counts, bias, short, split)
     if logprobs is None:
         return Choice(token)
     return _with_log_probabilities(token, logits, logprobs, split)
@@ -390,6 +239,16 @@ def _penalize(logits: Tensor, penalties: Penalties, counts: Tensor) -> Tensor:
     times = (counts & (_IN_PROMPT - 1)).float()
     per_token = penalties.presence[:, None] * (times > 0).float()
     return logits - per_token - penalties.frequency[:, None] * times
+
+
+def _unpacked(words: Tensor, split: Split) -> Tensor:
+    """Returns the bits of words [B, W] int32 for this block's tokens, bool [B, n]."""
+    places = indices(32, words.device)
+    # Under torch-xla >> divides.
+    bits = torch.bitwise_right_shift(words[..., None], places).flatten(1) & 1
+    if split.ways == 1:
+        return bits[:, : split.size] != 0
+    return bits.index_select(1, split.ids(words.device)) != 0
 
 
 def _signed(word: int) -> int:

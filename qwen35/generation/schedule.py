@@ -1,8 +1,11 @@
 """Who is next: which prompt is read, which slots are decoded, when a request ends.
 
-A step reads some prompt tokens of the requests at the head of the queue (each in a batch of its
-own, put into a slot when the prompt is read), chooses a token for every slot in use, and decodes
-all slots at once; idle ones are rows of length 0. `Batch` has the tensors.
+A step chooses a token for every slot in use and decodes all slots at once; idle ones are rows of
+length 0. Requests at the head of the queue have their prompts read piece by piece, each into a row
+of its own that is put into a slot when the prompt is read. A piece is read by the graph that
+decodes: reading the weights takes most of a decode step's time, and one reading serves both. Where
+a step reads several pieces, the last one is read so, and the others beside idle slots. `Batch` has
+the tensors.
 
 Choosing is a graph of its own, not the end of decode's as in `generate`: logits to choose from also
 come from a prompt just read and out of the prefix cache, a thinking budget may put another token in
@@ -25,7 +28,7 @@ from ..model.rows import grow
 from . import buckets, reading
 from .batch import Batch
 from .engine_settings import EngineSettings
-from .prefix_cache import PrefixCache
+from .keeping import Keeper
 from .reading import Filling
 from .request import Request
 from .results import Piece, read_choice
@@ -36,7 +39,7 @@ class Schedule:
 
     Args:
         batch: the slots.
-        cache: the prefix cache, or None.
+        keeper: the way into the prefix cache, or None.
         settings: the engine's, with nothing left open.
         clock: seconds.
         note: None where the engine has one process. Otherwise what fails on the device is raised,
@@ -50,7 +53,7 @@ class Schedule:
     def __init__(
         self,
         batch: Batch,
-        cache: PrefixCache | None,
+        keeper: Keeper | None,
         settings: EngineSettings,
         clock: Callable[[], float],
         note: Callable[[str], None] | None,
@@ -59,7 +62,7 @@ class Schedule:
         self.running: list[Request | None] = [None] * settings.slots
         self._filling: Filling | None = None
         self._batch = batch
-        self._cache = cache
+        self._keeper = keeper
         self._settings = settings
         self._clock = clock
         self._note = note
@@ -77,8 +80,9 @@ class Schedule:
         self._expire(now)
         pieces: list[Piece] = []
         try:
-            self._read_prompts()
-            self._advance(pieces)
+            self._advance(pieces, self._read_prompts())
+            if self.idle:
+                self._settle()
         except BaseException as error:
             if self._note is not None:
                 raise
@@ -92,6 +96,8 @@ class Schedule:
         request = next(request for request in self._present() if request.id == number)
         with self._guard(request):
             self._end(request, "cancelled")
+        if self.idle:
+            self._settle()
 
     def make_room(self, needed: int) -> None:
         """Grows the slots where a request needs more tokens than they hold."""
@@ -104,27 +110,61 @@ class Schedule:
 
     # -- prompts ------------------------------------------------------------------------------
 
-    def _read_prompts(self) -> None:
-        """Reads prompts for one step's budget, in order; a slot is taken when one is read."""
-        budget, read = self._settings.budget_for(self._busy), 0
+    def _read_prompts(self) -> bool:
+        """Reads prompts for one step's budget, in order. While others run, the last piece is left
+        to be read beside decoding: tells whether there is one."""
+        budget, read, chunk = self._settings.budget_for(self._busy), 0, self._batch.chunk
+        while filling := self._next():
+            end = filling.next_end(chunk)
+            size = self._batch.size_for(end - filling.done)
+            if read and read + size > budget:
+                return False
+            read += size
+            follows = bool(self.waiting) and self._busy < self._settings.slots
+            more = end < len(filling.request.tokens) or follows
+            if self._busy and (not more or read + chunk > budget):
+                return True
+            self._read_piece([False] * self._settings.slots)
+            self._keep_piece()
+        return False
+
+    def _next(self) -> Filling | None:
+        """Returns the request whose prompt is to be read on; those whose prompt is read have got
+        their slots then. Where none of several is free, a prompt is read ahead for the next that
+        is: it is read beside decoding, which a single slot's graphs don't do."""
         while True:
             if self._filling is None:
-                if not self.waiting or self._busy == self._settings.slots:
-                    return
+                if not self.waiting or self._busy == self._settings.slots == 1:
+                    return None
                 request = self.waiting.popleft()
                 with self._guard(request, alike=False):
                     self._filling = self._start(request)
-                continue
-            filling = self._filling
+            elif not self._filling.whole:
+                return self._filling
+            elif self._busy == self._settings.slots:
+                return None
+            else:
+                with self._guard(self._filling.request, alike=False):
+                    self._join(self._filling)
+
+    def _read_piece(self, active: Sequence[bool]) -> None:
+        """Reads a piece of the prompt that is being read, and decodes the active slots."""
+        filling, piece = self._filling, None
+        if filling is not None:
             with self._guard(filling.request, alike=False):
-                if not filling.whole:
-                    size = self._batch.size_for(filling.next_end(self._batch.chunk) - filling.done)
-                    if read and read + size > budget:
-                        return
-                    read += size
-                    filling = self._filling = reading.read(self._batch, self._cache, filling)
-                if filling.whole:
-                    self._join(filling)
+                piece = reading.next_piece(self._batch, filling)
+        if filling is None or piece is None:
+            if any(active):
+                self._batch.decode(active)
+            return
+        row = self._batch.prefill(filling.row, piece, active)
+        self._filling = filling._replace(row=row, done=filling.next_end(self._batch.chunk))
+
+    def _keep_piece(self) -> None:
+        """Keeps what has been read of a prompt in the cache where it should be."""
+        if self._filling is not None:
+            with self._guard(self._filling.request, alike=False):
+                self._filling = reading.keep_piece(self._keeper, self._filling)
 
     @property
     def _busy(self) -> int:
@@ -133,20 +173,23 @@ class Schedule:
 
     def _start(self, request: Request) -> Filling:
         self.make_room(len(request.tokens) + request.max_new_tokens)
-        return reading.start(self._batch, self._cache, request, self._settings.snapshot_every)
+        return reading.start(self._batch, self._keeper, request, self._settings.snapshot_every)
 
     def _join(self, filling: Filling) -> None:
         """Gives the request a slot."""
         request, slot = filling.request, self.running.index(None)
-        self._batch.put(slot, filling.row, request.sampling, request.tokens)
+        self._batch.put(slot, filling.row, request.sampling, request.tokens, request.ends)
         self.running[slot], self._filling = request, None
 
     # -- slots --------------------------------------------------------------------------------
 
-    def _advance(self, pieces: list[Piece]) -> None:
+    def _advance(self, pieces: list[Piece], reads: bool) -> None:
         """Chooses a token for every running request and decodes it.
 
         Where steps run ahead, the choice is read when decoding has been started: see `Batch`.
+
+        Args:
+            reads: whether a piece of a prompt is read beside decoding; some run then.
         """
         running = [request for request in self.running if request is not None]
         if not running:
@@ -156,11 +199,13 @@ class Schedule:
             all(request.sampling.plain for request in running),
             all(request.sampling.short for request in running),
             [request.forced if request else None for request in self.running],
+            [request.allowed if request else None for request in self.running],
         )
         if self._batch.ahead:
-            self._decode(pending=1)
+            self._decode(1, reads)
         limits = [request.sampling.logprobs if request else None for request in self.running]
         chosen, now = read_choice(choice, limits), self._clock()
+        self._settle()
         for slot, (token, logprob) in enumerate(chosen):
             request = self.running[slot]
             if request is not None:
@@ -169,7 +214,9 @@ class Schedule:
                     if request.done:
                         self._leave(slot, self._decoded(request))
         if not self._batch.ahead:
-            self._decode(pending=0)
+            self._decode(0, reads)
+        if reads:
+            self._keep_piece()
 
     def _decoded(self, request: Request) -> Sequence[int]:
         """Returns the tokens that the device has read of a request that just ended: the last one
@@ -179,22 +226,28 @@ class Schedule:
         last_too = request.stopped_by_text and ahead
         return request.new_tokens if last_too else request.new_tokens[:-1]
 
-    def _decode(self, pending: int) -> None:
+    def _decode(self, pending: int, reads: bool) -> None:
         """Runs the tokens just chosen, `pending` of which are still to be read, but for those that
         are the last."""
         active = [
             request is not None and len(request.new_tokens) + pending < request.max_new_tokens
             for request in self.running
         ]
-        if any(active):
+        if reads:
+            self._read_piece(active)
+        elif any(active):
             self._batch.decode(active)
 
     def _leave(self, slot: int, decoded: Sequence[int]) -> None:
         """Frees a slot, and keeps its state for a prompt that goes on from there."""
         request, self.running[slot] = self.running[slot], None
-        if self._cache is not None and request is not None:
-            row = self._batch.take(slot)
-            reading.keep(self._batch, self._cache, (*request.keys, *decoded), row)
+        if self._keeper is not None and request is not None:
+            self._keeper.keep((*request.keys, *decoded), self._batch.take(slot))
+
+    def _settle(self) -> None:
+        """Puts into the prefix cache what was copied for it."""
+        if self._keeper is not None:
+            self._keeper.settle()
 
     # -- ends ---------------------------------------------------------------------------------
 
@@ -244,9 +297,12 @@ class Schedule:
             self._forget(request)
 
     def _reset(self, error: BaseException) -> None:
-        """Ends all running requests: a step that failed may have consumed their state."""
-        for request in filter(None, self.running):
+        """Ends all requests that have a state: a step that failed may have consumed it."""
+        filling = [] if self._filling is None else [self._filling.request]
+        for request in (*filling, *filter(None, self.running)):
             request.finish_reason = "error"
             request.error = error if isinstance(error, Exception) else RuntimeError("interrupted")
-        self.running = [None] * len(self.running)
+        self.running, self._filling = [None] * len(self.running), None
         self._batch.reset()
+        if self._keeper is not None:
+            self._keeper.clear()

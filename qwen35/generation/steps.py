@@ -2,6 +2,7 @@
 
 `prefill` reads a chunk of each row's prompt, `choose` takes each row's next token from its logits
 and `decode` reads that; `decode_and_choose` is both in one graph, where nothing comes in between.
+`prefill_and_decode` reads a chunk into some rows while it decodes others, for what decoding takes.
 `put`, `put_settings`, `take`, `recurrent` and `window` move rows between batches and to the host.
 Donated arguments are consumed.
 
@@ -17,16 +18,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..model import decoder
 from ..model.all_ranks import on_all_ranks
+from ..model.beside import prefill_and_decode_share
 from ..model.params import Params
 from ..model.rows import kv_window, put_row, recurrent_part, take_row
-from ..model.state import State, init_state
+from ..model.state import DeltaNetState, State, init_state
 from ..model.vocabulary import empty_vocabulary
 from ..xla.compiled import compiled
-from ..xla.devices import device_put, run_pending_of
+from ..xla.devices import device_put
 from . import sampling
 from .sampling import Choice, Controls
 
@@ -41,10 +42,7 @@ class Rows(NamedTuple):
 
 def blank(params: Params, size: int, capacity: int) -> Rows:
     """Makes `size` rows that have read nothing, with room for `capacity` tokens each."""
-    rows = Rows(init_state(params, size, capacity), empty_vocabulary(params, size))
-    if params.device.type == "xla":
-        run_pending_of(pytree.tree_leaves(rows))
-    return rows
+    return Rows(init_state(params, size, capacity), empty_vocabulary(params, size))
 
 
 def prefill_pieces(
@@ -59,10 +57,19 @@ def prefill_pieces(
     Args:
         pictures: embeds [B, chunk, H] and positions [3, B, chunk], where a prompt has pictures.
     """
+    return prefill(params, rows, *put_pieces(params, pieces, chunk, pictures))
+
+
+def put_pieces(
+    params: Params,
+    pieces: Sequence[Sequence[int]],
+    chunk: int,
+    pictures: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Puts what `prefill` takes besides the rows onto the device: see `prefill_pieces`."""
     tokens = torch.tensor([[*piece, *[0] * (chunk - len(piece))] for piece in pieces])
     lengths = torch.tensor([len(piece) for piece in pieces])
-    inputs = device_put((tokens, lengths, *(pictures or (None, None))), params.device.type)
-    return prefill(params, rows, *inputs)
+    return device_put((tokens, lengths, *(pictures or (None, None))), params.device.type)
 
 
 def run_ahead(params: Params) -> bool:
@@ -106,9 +113,38 @@ def _decode(params: Params, rows: Rows, token: Tensor, active: Tensor, ends: Ten
     Args:
         ends: [B, V] bool, whole on every rank: before the first layer all have to know.
     """
-    active = active & ~ends.gather(1, token[:, None]).squeeze(1)
+    active = _goes_on(token, active, ends)
     logits, state = decoder.decode_share(params, rows.state, token, active)
     return Rows(state, torch.where(active[:, None], logits, rows.logits))
+
+
+def _goes_on(token: Tensor, active: Tensor, ends: Tensor) -> Tensor:
+    """Tells where an active row's token does not end it."""
+    return active & ~ends.gather(1, token[:, None]).squeeze(1)
+
+
+@torch.no_grad()
+@on_all_ranks(True, True, positions=1)
+def _prefill_and_decode(
+    params: Params,
+    row: Rows,
+    tokens: Tensor,
+    lengths: Tensor,
+    embeds: Tensor | None,
+    positions: Tensor | None,
+    rows: Rows,
+    token: Tensor,
+    active: Tensor,
+    ends: Tensor,
+) -> tuple[Rows, Rows]:
+    """Prefills one chunk of `row`, and decodes token [B] of `rows`: see both."""
+    active = _goes_on(token, active, ends)
+    read = (row.state, tokens, lengths, embeds, positions)
+    results = prefill_and_decode_share(params, *read, rows.state, token, active)
+    read_logits, read_state, logits, state = results
+    read_logits = torch.where((lengths > 0)[:, None], read_logits, row.logits)
+    logits = torch.where(active[:, None], logits, rows.logits)
+    return Rows(read_state, read_logits), Rows(state, logits)
 
 
 @torch.no_grad()
@@ -131,6 +167,7 @@ def _choose(
     counted: Tensor | None,
     logprobs: int | None,
     short: bool = False,
+    allowed: Tensor | None = None,
 ) -> tuple[Choice, Tensor | None]:
     """Chooses each row's next token, see `sampling.choose`.
 
@@ -144,7 +181,7 @@ def _choose(
         counts = sampling.count(counts, last, counted, vocabulary)
     if controls.draw is None:
         position = None
-    how = (controls, position, counts, bias, logprobs, short, vocabulary)
+    how = (controls, position, counts, bias, logprobs, short, vocabulary, allowed)
     return sampling.choose(logits, *how), counts
 
 
@@ -160,10 +197,11 @@ def _decode_and_choose(
     counts: Tensor | None,
     logprobs: int | None,
     short: bool = False,
+    allowed: Tensor | None = None,
 ) -> tuple[Choice, State, Tensor | None]:
     """Decodes token [B] in the active rows and chooses what comes after it."""
     logits, state = decoder.decode_share(params, state, token, active)
-    how = (controls, bias, counts, token, active, logprobs, short)
+    how = (controls, bias, counts, token, active, logprobs, short, allowed)
     choice, counts = _choose(params, state.position, logits, *how)
     return choice, state, counts
 
@@ -183,18 +221,26 @@ def _take(params: Params, rows: Rows, slot: Tensor) -> Rows:
     return take_row(rows, slot)
 
 
+@torch.no_grad()
+@on_all_ranks(True)
+def _recurrent(params: Params, rows: Rows) -> tuple[Tensor, tuple[DeltaNetState, ...], Tensor]:
+    """Returns what of rows is not a token's own: see `recurrent_part`; and the logits."""
+    return *recurrent_part(rows.state), rows.logits
+
+
 prefill = compiled(_prefill, donate=("rows",))
 decode = compiled(_decode, donate=("rows",))
+prefill_and_decode = compiled(_prefill_and_decode, donate=("row", "rows"))
 choose = compiled(_choose, donate=("counts",))
 decode_and_choose = compiled(_decode_and_choose, donate=("state", "counts"))
 force = compiled(_force)
 put = compiled(_put, donate=("rows",))
 put_settings = compiled(put_row, donate=("tree",))
 take = compiled(_take)
-recurrent = compiled(recurrent_part)
+recurrent = compiled(_recurrent)
 window = compiled(kv_window)
 
 ALL = (
-    *(prefill, decode, choose, decode_and_choose, force),
+    *(prefill, decode, prefill_and_decode, choose, decode_and_choose, force),
     *(put, put_settings, take, recurrent, window),
 )

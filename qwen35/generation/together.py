@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from ..model.params import Params
 from ..sharding import process
 from ..sharding.following import Calls
-from ..xla.devices import device_put
+from ..xla.devices import at_once, device_put
 from ..xla.progress import show_compilations
 from .prefix_cache import CacheStats
 
@@ -130,7 +130,8 @@ def _norms_digest(params: Params) -> str:
     else compute something together that belongs to neither."""
     content = hashlib.sha256()
     norms = (params.norm, *(layer.input_norm for layer in params.layers))
-    for norm in device_put(tuple(tensor.detach().float() for tensor in norms), "cpu"):
+    floats = at_once(params.device, lambda: tuple(tensor.detach().float() for tensor in norms))
+    for norm in device_put(floats, "cpu"):
         content.update(norm.contiguous().numpy().tobytes())
     return content.hexdigest()[:16]
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 import qwen35
 from qwen35 import Engine, Sampling
 from qwen35.generation import steps
-from qwen35.generation.request import ThinkingBudget
+from qwen35.generation.thinking import ThinkingBudget
 from qwen35.xla import private
 
 NAME = "value_heads_x2_tied"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qwen35
-from qwen35.generation.chat import Chat, sampling_defaults
+from qwen35.generation.chat import Chat, ConversationFull, sampling_defaults
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
 JAPAN = "What is the capital of Japan?"
@@ -192,7 +192,9 @@ def test_where_the_template_only_adds_all_is_saved(make, tokenizer, tmp_path):
 
 def test_a_conversation_that_is_too_long_is_refused(make):
     chat = make({"capacity": 48}, thinking=False)
-    with pytest.raises(ValueError, match="capacity of 48"):
+    with pytest.raises(
+        ConversationFull, match=r"has \d+ tokens, and the engine holds 48, an answer"
+    ):
         chat.ask("word " * 60)
     assert chat.messages == []
     assert say(chat, JAPAN)[1]
@@ -245,8 +247,8 @@ def answered(chat, tokenizer, said, question=JAPAN):
     """A request of the chat whose answer is what is given here, its end token included."""
     request = chat.ask(question)
     chat.engine.cancel(request)
-    request.new_tokens = [*tokenizer.encode(said), *tokenizer.encode("<|im_end|>")]
-    request.text = tokenizer.decode(request.new_tokens, skip_special_tokens=True)
+    for token in [*tokenizer.encode(said), *tokenizer.encode("<|im_end|>")]:
+        request.push(token, None)
     return request
 
 
@@ -291,12 +293,12 @@ def test_who_opens_the_thought_decides(make, tokenizer, opening, said, thought, 
     assert chat.messages[-1]["reasoning_content"] == thought
 
 
-def test_where_the_tag_is_a_special_token_it_shows_nowhere_and_splits(make, tokenizer):
+def test_where_the_tag_is_a_special_token_it_shows_nowhere_and_splits(params, tokenizer):
     hf = copy.deepcopy(tokenizer.hf)
     hf.add_special_tokens({"extra_special_tokens": ["</think>"]})
     assert hf.decode(hf.encode("a</think>"), skip_special_tokens=True) == "a"
     special = qwen35.Tokenizer(hf)
-    chat = Chat(make().engine, special, thinking=True)
+    chat = Chat(qwen35.Engine(params, special, slots=1, capacity=512), special, thinking=True)
     assert chat.finish(answered(chat, special, "hm\n</think>\n\nyes")) == "yes"
     assert chat.messages[-1]["reasoning_content"] == "hm"
 
@@ -337,3 +339,44 @@ def test_a_stop_text_cuts_the_answer_and_the_next_turn_goes_on(make, from_scratc
     chat.sampling = qwen35.Sampling()
     following, _ = say(chat, JAPAN)
     assert tuple(following.new_tokens) == from_scratch(chat.messages[:-1], False)
+
+
+def test_tools_that_an_answer_calls_stand_in_the_history_and_their_results_are_answered(
+    params, tokenizer
+):
+    """As OpenAI's API has them; a call that was cut short is left out."""
+    hf = copy.copy(tokenizer.hf)
+    hf.chat_template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content }}"
+        "{% for call in message.tool_calls %}{{ call.function.name }}"
+        "{{ call.function.arguments.at }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+    )
+    ours = qwen35.Tokenizer(hf)
+    tool = {"name": "look", "parameters": {"properties": {"at": {"type": "integer"}}}}
+    engine = qwen35.Engine(params, ours, slots=1, capacity=512)
+    chat = Chat(engine, ours, template={"tools": [{"type": "function", "function": tool}]})
+    call = (
+        "<tool_call>\n<function=look>\n<parameter=at>\n{}\n</parameter>\n</function>\n</tool_call>"
+    )
+    half = "<tool_call>\n<function=look>\n<parameter=at>\n3"
+    said = "\n".join(["Let me see.", call.format(1), call.format(2), half])
+    assert chat.finish(answered(chat, tokenizer, said)) == "Let me see."
+    *_, message = chat.messages
+    functions = [call["function"] for call in message["tool_calls"]]
+    assert functions == [{"name": "look", "arguments": f'{{"at": {n}}}'} for n in (1, 2)]
+    with pytest.raises(ValueError, match="1 results for 2 tools that were called"):
+        chat.respond(["a door"])
+    request = chat.respond(["a door", "a fox"])
+    ids = [call["id"] for call in message["tool_calls"]]
+    assert chat.messages[-2:] == [
+        {"role": "tool", "tool_call_id": ids[0], "content": "a door"},
+        {"role": "tool", "tool_call_id": ids[1], "content": "a fox"},
+    ]
+    turns = ["user\n" + JAPAN, "assistant\nLet me see.look1look2", "tool\na door", "tool\na fox"]
+    text = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
+    assert list(request.tokens) == hf.encode(text)
+    list(chat.engine.stream(request))
+    chat.finish(request)
+    with pytest.raises(ValueError, match="for 0 tools"):
+        chat.respond(["nobody asked"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import qwen35
 from qwen35.generation.continuation import Continuation
 from qwen35.generation.results import Timings
-from qwen35.generation.sampling import Sampling
+from qwen35.generation.sampling_settings import Sampling
 from qwen35.prompts.tokenizer import TextStream
 
 END = 256
@@ -24,12 +27,13 @@ class Bytes:
 def run():
     """run(content, **settings): a row of these bytes, as far as it goes, and its pieces."""
 
-    def push_all(content, most=99, stop=(), then=()):
+    def push_all(content, most=99, stop=(), then=(), **more):
+        sampling = Sampling(stop=stop, **more)
         row = Continuation(
             id=7,
             max_new_tokens=most,
-            sampling=Sampling(stop=stop),
-            ends=frozenset([END]),
+            sampling=sampling,
+            ends=sampling.ends([END]),
             stream=TextStream(Bytes()),
         )
         pieces = []
@@ -50,6 +54,8 @@ def run():
         ({"most": 1}, "length", 1),
         ({"then": [END, 97]}, "stop", 7),
         ({"stop": b"e"}, "stop", 3),
+        ({"then": [END, 97], "ignore_eos": True}, None, 8),
+        ({"stop": b"e", "ignore_eos": True}, "stop", 3),
         ({"stop": b"e", "most": 3}, "stop", 3),  # both at once: it came to its end
     ],
 )
@@ -60,7 +66,8 @@ def test_a_row_ends_at_its_end_token_its_stop_token_or_its_length(run, settings,
     assert {piece.row for piece in pieces} == {7}
     assert [piece.token for piece in pieces] == row.new_tokens
     shows = count - (reason == "stop")  # the token that ends it has no text
-    assert "".join(piece.text for piece in pieces) == row.text == "abefgh"[:shows]
+    said = "abefgha" if "ignore_eos" in settings else "abefgh"
+    assert "".join(piece.text for piece in pieces) == row.text == said[:shows]
     if row.done:
         assert row.completed(TIMINGS).tokens == tuple(row.new_tokens)
 
@@ -125,3 +132,28 @@ def test_a_cancelled_row_gives_out_what_it_held(run):
 def test_a_stop_is_a_token_or_a_text(stop):
     with pytest.raises(ValueError, match="stop must be token ids and texts"):
         Sampling(stop=stop)
+
+
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+def test_a_special_token_written_as_a_stop_text_ends_a_row(device):
+    """Such a token has no text, in which its own could be found: it ends the row by its id. What
+    comes before it is what the model says without it."""
+    demo = Path(__file__).resolve().parents[3] / "demo"
+    params, tokenizer = qwen35.load(demo, device=device), qwen35.Tokenizer.from_pretrained(demo)
+    asked = "<|im_start|>user\nWhat is the emoji for a horse?<|im_end|>\n<|im_start|>assistant\n"
+    prompt, end = asked + "<think>\n\n</think>\n\n", "<|im_end|>"
+    on = Sampling(ignore_eos=True)
+    [free] = qwen35.generate(params, tokenizer, prompt, max_new_tokens=24, sampling=on)
+    [token] = tokenizer.hf.encode(end)
+    place = free.tokens.index(token)
+    assert place < 23
+    stopping = Sampling(ignore_eos=True, stop=[end, "🐎"])
+    [cut] = qwen35.generate(params, tokenizer, prompt, max_new_tokens=24, sampling=stopping)
+    engine = qwen35.Engine(params, tokenizer, slots=2, capacity=128)
+    request = engine.submit(prompt, max_new_tokens=24, sampling=stopping)
+    other = engine.submit(prompt, max_new_tokens=24, sampling=on)
+    list(engine.run())
+    assert list(other.new_tokens) == list(free.tokens)
+    for found in (cut, request.completion()):
+        assert found.tokens == free.tokens[: place + 1] and found.finish_reason == "stop"
+        assert found.text == "The emoji for a horse is 🐴."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib.util
 import random
 
 import pytest
@@ -13,7 +14,7 @@ import qwen35
 from qwen35 import Engine, QueueFull, Sampling
 from qwen35.generation import buckets, steps
 from qwen35.generation.engine_settings import EngineSettings
-from qwen35.generation.request import ThinkingBudget
+from qwen35.generation.thinking import ThinkingBudget
 from qwen35.sharding.mesh import Mesh
 
 NAME = "value_heads_x2_tied"
@@ -156,15 +157,19 @@ def test_nothing_compiles_after_warm_up(load, alone):
         return data[0] if data else 0
 
     # A capacity that no other test has: engines share their compiled functions.
-    engine = engine_for(load(NAME, "xla"), top_logprobs=2, capacity=CAPACITY + 1)
+    params = load(NAME, "xla")
+    engine = engine_for(params, top_logprobs=2, capacity=CAPACITY + 1, prefill_sizes=2)
     before = [step.compile_count for step in steps.ALL]
     engine.warm_up()
     added = [step.compile_count - n for step, n in zip(steps.ALL, before, strict=True)]
     names = [step.__name__.strip("_") for step in steps.ALL]
-    # choose: the likeliest, any settings, and those that keep few tokens; put: rows, and what is
-    # kept of each token; put_row: settings and what ends a row; generate's own: none; prefill:
-    # steps of 2, 4, 6 and 8 tokens.
-    other = {"choose": 3, "put": 2, "put_row": 2, "decode_and_choose": 0, "prefill": 4}
+    # choose: the likeliest, any settings, and those that keep few tokens, the last two with a mask
+    # too where grammars can be had; put: rows, and what is
+    # kept of each token; put_row: settings and what ends a row; generate's own: none; prefill
+    # and decode: 4 and 8 tokens.
+    masks = 2 * (importlib.util.find_spec("llguidance") is not None)
+    other = {"choose": 3 + masks, "put": 2, "put_row": 2, "decode_and_choose": 0, "prefill": 0}
+    other["prefill_and_decode"] = 2
     assert added == [other.get(name, 1) for name in names]
     # What torch-xla runs besides graphs of ours is the zeros of a new row.
     engine.submit([1], max_new_tokens=2)
@@ -180,6 +185,19 @@ def test_nothing_compiles_after_warm_up(load, alone):
     assert engine.compile_count == count and compilations() == compiled
     for request, what in zip(requests, asked, strict=True):
         assert request.completion().tokens == alone(*what).tokens
+
+
+@pytest.mark.parametrize("name", ["only_deltanet", "only_attention"])
+def test_nothing_is_compiled_after_warming_up_with_one_kind_of_layer(name, load, letters):
+    """What leaves a row for the prefix cache is other tensors then; a second prompt hits it."""
+    small = {"slots": 1, "capacity": CAPACITY, "prefill_chunk": 8, "prefill_sizes": 1}
+    engine = qwen35.Engine(load(name, "xla"), letters, snapshot_every=8, **small)
+    engine.warm_up()
+    count = engine.compile_count
+    said = [engine.submit(list(range(1, 21)), max_new_tokens=3) for _ in range(2)]
+    collections.deque(engine.run(), maxlen=0)
+    assert engine.compile_count == count and engine.cache.stats.hits > 0
+    assert said[0].completion().tokens == said[1].completion().tokens
 
 
 @pytest.mark.parametrize("device", ["cpu", "xla"])
@@ -224,18 +242,19 @@ def test_decoding_goes_on_while_a_long_prompt_is_read(params, alone):
         engine.step()
         steps_until_first += 1
         assert len(running.new_tokens) == before + 1
-    assert steps_until_first == 5  # 70 tokens in chunks of 8, two for each step
+    # 70 tokens in chunks of 8, two for each step, and the last of them beside decoding.
+    assert steps_until_first == 6
 
 
 def test_free_slots_are_filled_before_the_first_decode_step(params, alone, monkeypatch):
     """While nothing runs each free slot has a chunk; a piece takes the smallest step that fits."""
-    sizes, read = [], steps.prefill_pieces
+    sizes, put = [], steps.put_pieces
 
-    def spy(params, rows, pieces, chunk, pictures=None):
+    def spy(params, pieces, chunk, pictures):
         sizes.append((len(pieces[0]), chunk))
-        return read(params, rows, pieces, chunk, pictures)
+        return put(params, pieces, chunk, pictures)
 
-    monkeypatch.setattr(steps, "prefill_pieces", spy)
+    monkeypatch.setattr(steps, "put_pieces", spy)
     engine = engine_for(params, cache_bytes=0)
     prompts = [[1] * 3, [2] * 5, [3] * 16, [4] * 8, [5]]
     requests = [engine.submit(prompt, max_new_tokens=4) for prompt in prompts]
@@ -333,14 +352,14 @@ def test_an_error_ends_its_request_alone(params, alone, monkeypatch):
     mine = alone([1, 2, 3], 10, free).tokens
     broken = next(token for token in tokens[2:] if token not in mine)
     engine = engine_for(params, Letters([broken]), slots=2)
-    prefill = engine.batch.prefill
+    piece = engine.batch.piece
 
-    def failing(row, piece, pictures):
-        if 66 in piece:
+    def failing(tokens, pictures):
+        if 66 in tokens:
             raise MemoryError("no room for this prompt")
-        return prefill(row, piece, pictures)
+        return piece(tokens, pictures)
 
-    monkeypatch.setattr(engine.batch, "prefill", failing)
+    monkeypatch.setattr(engine.batch, "piece", failing)
     well = engine.submit([1, 2, 3], max_new_tokens=10, sampling=free)
     undecodable = engine.submit([7, 7], max_new_tokens=10, sampling=free)
     unreadable = engine.submit([66], max_new_tokens=10)
@@ -354,22 +373,29 @@ def test_an_error_ends_its_request_alone(params, alone, monkeypatch):
         list(engine.stream(engine.submit([66], max_new_tokens=1)))
 
 
-def test_the_engine_survives_a_failed_step_of_all_slots(params, alone, monkeypatch):
+@pytest.mark.parametrize("name", ["decode", "prefill"])
+def test_the_engine_survives_a_failed_step_of_all_slots(params, alone, monkeypatch, name):
+    """It ends those that run, and the one whose prompt is being read, or has been."""
     engine = engine_for(params, slots=2)
-    lost = [engine.submit([n], max_new_tokens=9) for n in (1, 2)]
+    free = Sampling(banned=_ends(params))
+    lost = [engine.submit([n] * 12, max_new_tokens=9, sampling=free) for n in (1, 2, 5)]
     waiting = engine.submit([3, 4], max_new_tokens=9)
-    engine.step()
-    decode = engine.batch.decode
+    for _ in range(4 if name == "prefill" else 5):  # prompts are read in two steps each
+        engine.step()
+    assert engine.running == lost[:2] and not waiting.done
+    step = getattr(engine.batch, name)
 
-    def failing(tokens):
-        monkeypatch.setattr(engine.batch, "decode", decode)
+    def failing(*arguments):
+        monkeypatch.setattr(engine.batch, name, step)
         engine.batch.rows = None  # as when the state has been donated
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(engine.batch, "decode", failing)
+    monkeypatch.setattr(engine.batch, name, failing)
+    engine.step()
+    assert [request.finish_reason for request in lost] == ["error"] * 3
+    assert all("gone" in str(request.error) for request in lost)
     for _ in engine.run():
         poison(engine)
-    assert any(request.finish_reason == "error" for request in lost)
     assert waiting.completion().tokens == alone([3, 4], 9).tokens
 
 

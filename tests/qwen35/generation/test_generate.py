@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import qwen35
-from qwen35.generation.buckets import prefill_chunk
+from qwen35.generation.buckets import prefill_chunk, rows
 from qwen35.generation.generate import PREFILL_CHUNK
+from qwen35.xla.observers import on_compile
 
 OF_ONE = [16, 32, 64, 128, 192, 256, 320, 384, 448, 512]
 OF_SEVERAL = [288, 320, 352, 384, 416, 448, 480, 512]
@@ -57,3 +58,53 @@ def test_what_acts_as_an_integer_is_one(load, letters):
             qwen35.generate(params, letters, prompt, max_new_tokens=1)
     with pytest.raises(ValueError, match="max_new_tokens must be a positive integer, not True"):
         qwen35.generate(params, letters, [1], max_new_tokens=True)
+
+
+class Ending:
+    """A tokenizer of code points with an end token."""
+
+    def __init__(self, letters, end):
+        self.encode, self.decode, self.end_token_ids = letters.encode, letters.decode, (end,)
+
+
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+def test_a_row_that_ignores_end_tokens_goes_on_as_transformers_does(
+    reference, load, letters, device
+):
+    """Beside one that does not, in `generate` and in an engine whose slot others had before."""
+    case = reference("value_heads_x2_tied")
+    prompts, chosen, _ = case.greedy(20, 12)
+    prompt, chosen = prompts[0].tolist(), chosen[0].tolist()
+    end = next(token for place, token in enumerate(chosen) if place > 3)
+    ended = chosen[: chosen.index(end) + 1]
+    params, tokenizer = load(case.name, device), Ending(letters, end)
+    on, off = qwen35.Sampling(ignore_eos=True), qwen35.Sampling()
+    said = qwen35.generate(
+        params, tokenizer, [prompt, prompt], max_new_tokens=12, sampling=[on, off]
+    )
+    assert [list(row.tokens) for row in said] == [chosen, ended]
+    assert [row.finish_reason for row in said] == ["length", "stop"]
+    engine = qwen35.Engine(params, tokenizer, slots=1, capacity=64, prefill_sizes=1)
+    for sampling, wanted in ((off, ended), (on, chosen), (off, ended)):
+        request = engine.submit(prompt, max_new_tokens=12, sampling=sampling)
+        assert [piece.token for piece in engine.stream(request)] == wanted
+
+
+def test_batches_of_similar_size_share_graphs(load, letters):
+    """With tokens of each row alone; and no batch is made half as large again."""
+    for count in range(1, 200):
+        assert count <= rows(count) <= max(count, min(1.5 * count, count + 3))
+        assert rows(count, 3) == count if count % 3 else rows(count, 3) % 3 == 0
+    assert len({rows(count) for count in range(1, 33)}) == 12
+    params = load("value_heads_x2_tied", "xla")
+    prompts = [[5 + n, 9, 2 * n] for n in range(20)]
+    sampling = [qwen35.Sampling(0.9 * (n % 2), seed=n, logprobs=2) for n in range(20)]
+    how = {"max_new_tokens": 4, "capacity": 32}
+    whole = qwen35.generate(params, letters, prompts, sampling=sampling, **how)
+    with on_compile() as seen:
+        fewer = qwen35.generate(params, letters, prompts[:17], sampling=sampling[:17], **how)
+    assert seen.count == 0
+    assert [one.tokens for one in fewer] == [one.tokens for one in whole[:17]]
+    assert all(len(one.logprobs) == len(one.tokens) for one in fewer)
+    [alone] = qwen35.generate(params, letters, prompts[16], sampling=sampling[16], **how)
+    assert alone.tokens == fewer[16].tokens

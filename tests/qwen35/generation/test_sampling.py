@@ -15,15 +15,8 @@ from transformers import generation as hf
 import qwen35
 from qwen35.generation import steps
 from qwen35.generation.filters import Filters, kept, kept_candidates
-from qwen35.generation.sampling import (
-    CANDIDATES,
-    Sampling,
-    bias_for,
-    choose,
-    controls_for,
-    count,
-    counts_for,
-)
+from qwen35.generation.sampling import bias_for, choose, controls_for, count, counts_for
+from qwen35.generation.sampling_settings import CANDIDATES, Sampling
 from qwen35.generation.threefry import gumbel, threefry
 
 V = 97
@@ -456,3 +449,31 @@ def test_settings_for_too_few_rows(load, letters):
         qwen35.generate(
             load("value_heads_x2_tied"), letters, [[1]], sampling=[Sampling(), Sampling()]
         )
+
+
+@pytest.mark.parametrize("truth", [np.True_, torch.tensor(True)])
+def test_truth_values_of_other_libraries_are_ones(truth):
+    assert Sampling(ignore_eos=truth) == Sampling(ignore_eos=True)
+    with pytest.raises(ValueError, match="ignore_eos must be True or False, not 1"):
+        Sampling(ignore_eos=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"presence_penalty": 1e39},
+        {"presence_penalty": -1e39},
+        {"frequency_penalty": 1e39},
+        {"repetition_penalty": 1e39},
+        {"repetition_penalty": 1e-45},
+        {"logit_bias": {5: 1e39}},
+        {"logit_bias": {5: -1e300}},
+    ],
+    ids=str,
+)
+def test_what_float32_cannot_hold_is_refused(settings):
+    """It would be infinite, zero times that NaN, and every token as good as another."""
+    [name] = settings
+    with pytest.raises(ValueError, match=f"{name} must be .*from -?1e[+-]30 to 1e[+]30"):
+        Sampling(**settings)
+    Sampling(presence_penalty=-1e30, frequency_penalty=1e30, repetition_penalty=1e-30)
