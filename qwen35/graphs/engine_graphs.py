@@ -16,14 +16,15 @@ from ..model.config import Config
 from ..model.params import Runtime, as_dtype, name_of
 from ..reports.tables import markdown_table
 from ..sharding.mesh import Mesh
+from .design import Design, model_design
 from .export import Graph, count_costs, lower_call
-from .lint import Design, model_design
 from .roofline import collective_bytes
 from .summary import short_bytes
 
 # What each step returns; a value with an argument's name takes its memory.
 _RETURNS = {
     steps.prefill: ("rows",),
+    steps.prefill_and_decode: ("row", "rows"),
     steps.decode: ("rows",),
     steps.choose: ("choice", "counts"),
     steps.force: ("replaced",),
@@ -37,10 +38,13 @@ _RETURNS = {
 # Sampled, the log probabilities take one more gather than the choice itself, which is one of a
 # value and an id, or of candidates; where thresholds are sought, one for the largest logit, one for
 # the sum of what top-k leaves, and 8 for each of the two thresholds (see `_largest_below`).
+# Bits of the tokens that may come are taken apart in 24 instructions, on several ranks in 49.
 _CHOICES = {
     "choose_greedy": (1, 2, 100),
-    "choose_short": (2, 24, 1900),
-    "choose_any": (20, 135, 4000),
+    "choose_short": (2, 36, 1930),
+    "choose_any": (20, 140, 4040),
+    "choose_short_allowed": (2, 36, 1980),
+    "choose_any_allowed": (20, 140, 4090),
 }
 _EXCHANGE = 800  # to put a row into its slot, for any preset
 
@@ -86,7 +90,7 @@ def trace_engine(
         top_logprobs=top_logprobs,
         ends=frozenset(config.eos_token_ids),
     )
-    for name, step, values in batch.graphs(pictures=config.vision is not None):
+    for name, step, values in batch.graphs(pictures=config.vision is not None, limited=True):
         parameters = list(inspect.signature(step).parameters)
         arguments = dict(zip(parameters, values, strict=False))
         lowered = lower_call(step.__wrapped__, arguments, _RETURNS[step], stablehlo=stablehlo)
@@ -102,21 +106,22 @@ def trace_engine(
             batch=1 if alone else slots,
             dtype=name_of(as_dtype(dtype)),
             config=config,
-            design=_design(config, name),
+            design=_design(config, name, slots),
         )
 
 
-def _design(config: Config, name: str) -> Design:
-    """What a graph of the engine is made of."""
+def _design(config: Config, name: str, slots: int) -> Design:
+    """What a graph of an engine of so many slots is made of."""
     if name.startswith("prefill") or name == "decode":
-        one, seen = name == "decode", name == "prefill_images"
+        beside = name != "decode" and slots > 1  # a prefill step decodes the slots
         return model_design(
             config,
-            one_token=one,
-            positions=seen,
+            one_token=name == "decode",
+            positions=name == "prefill_images",
             lengths=True,
-            donates="rows",
+            donates=("row", "rows") if beside else ("rows",),
             splits_logits=True,
+            decodes=beside,
         )
     donates: tuple[str, ...] = ("rows", "tree") if name.startswith("put") else ()
     if name not in _CHOICES:

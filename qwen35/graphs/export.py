@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils import _pytree as pytree
 
+from ..checks.choices import EXPORTED, FP8
 from ..files.materialize import abstract_params
+from ..forms import halved, is_special
 from ..model.config import Config, VisionConfig
 from ..model.decoder import decode, prefill
 from ..model.params import Runtime, VisionParams, as_dtype
@@ -21,8 +24,9 @@ from ..vision.frames import Frames, groups
 from ..vision.tower import tower
 from ..xla import private, trees
 from ..xla.devices import numbers_as_constants
+from .design import Design
 from .hlo import Module
-from .lint import Case, Design, lint
+from .lint import Case, lint
 
 PHASES = ("prefill", "prefill_images", "decode", "vision")
 
@@ -138,6 +142,7 @@ def trace(
     dtype: torch.dtype | str = torch.bfloat16,
     weights: str | None = None,
     head: str | None = None,
+    fp8: str = "e4m3",
     stablehlo: bool = False,
 ) -> Graph:
     """Traces a step of the model for one rank, as `qwen35.jit` would, on tensors without data.
@@ -154,8 +159,11 @@ def trace(
         capacity: tokens that the KV cache holds.
         batch: rows, or frames, of this rank.
         dtype: float32 or bfloat16.
-        weights, head: those of `load`, "int8" or "fp8": their scales, one per output, multiply
-            products, so that the graph has no dense copy of a weight.
+        weights, head: those of `load`, "int8" or "fp8", or the published "fp8_blocks": their
+            scales, one per output or for each block of 128 x 128, multiply products, so that the
+            graph has no dense copy of a weight.
+        fp8: of FP8 weights, "e4m3" is what Trn1, Trn2 and Trn3 multiply, up to 240 (see
+            `forms.halved`), "e4m3fn" what files hold, up to 448, which Trn3 alone does.
         stablehlo: write the graph as StableHLO as well.
 
     Raises:
@@ -165,8 +173,10 @@ def trace(
     if phase not in PHASES:
         raise ValueError(f"phase must be one of {PHASES}, not {phase!r}")
     for kind in (weights, head):
-        if kind not in (None, "dense", "int8", "fp8"):
-            raise ValueError(f"a graph holds weights of int8 or fp8, not {kind!r}")
+        if kind not in (None, "dense", *EXPORTED):
+            raise ValueError(f"a graph holds weights of {', '.join(EXPORTED)}, not {kind!r}")
+    if fp8 not in FP8:
+        raise ValueError(f"fp8 must be one of {FP8}, not {fp8!r}")
     tokens = 1 if phase == "decode" else tokens
     if not 1 <= tokens <= capacity:
         raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
@@ -187,6 +197,8 @@ def trace(
         return Graph(**vars(lowered), **traced, tokens=padded)
     made = {"weights": weights, "head": head}
     params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime, **made)
+    if fp8 == "e4m3":
+        params = pytree.tree_map(halved, params, is_leaf=is_special)
     shape = (batch,) if phase == "decode" else (batch, tokens)
     ids = torch.empty(shape, dtype=torch.int32, device="meta")
     more = {}

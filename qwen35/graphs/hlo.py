@@ -158,6 +158,11 @@ class Module:
                 return [i for i in state.users if re.search(rf"\bindex={index}\b", i.attributes)]
         return None
 
+    def called(self, instruction: Instruction) -> list[Instruction]:
+        """Lists the instructions of what an instruction calls."""
+        names = [name for _, name in _CALLED.findall(instruction.attributes)]
+        return [i for name in names for i in self.computations[name].values()]
+
     def readers(self, instruction: Instruction) -> list[Instruction]:
         """Finds what reads a value's data, seen through reshapes."""
         found = []

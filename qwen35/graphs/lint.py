@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..model.config import FULL, Config, VisionConfig
+from ..model.config import Config, VisionConfig
 from ..sharding.mesh import Mesh
+from .design import GROUPED, QUANTISED, Design, model_design
 from .hlo import COLLECTIVES, Instruction, Module
 
 CONSTANT_LIMIT = 2**20
@@ -44,27 +45,6 @@ _INTEGER_ARITHMETIC = frozenset(
     )
 )
 _INDEXED = frozenset(("gather", "scatter", "dynamic-slice", "dynamic-update-slice"))
-
-
-@dataclass(frozen=True)
-class Design:
-    """What a graph is made of.
-
-    Attributes:
-        collectives: how many of each opcode, alone none.
-        reductions: the most there may be.
-        instructions: the most there may be.
-        weights: whether it computes the model, so that all weights are arguments.
-        donates: the arguments whose memory the results take.
-        splits_logits: whether logits stay with the ranks that computed them.
-    """
-
-    collectives: dict[str, int]
-    reductions: int
-    instructions: int
-    weights: bool = True
-    donates: tuple[str, ...] = ("state",)
-    splits_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -295,7 +275,7 @@ def quantised_weights_are_widened_in_products(case: Case) -> list[str]:
         for reader in case.module.readers(parameter):
             if reader.opcode in ("gather", "dot"):  # rows of an embedding; a product of integers
                 continue
-            users = case.module.readers(reader) if reader.opcode == "convert" else [reader]
+            users = case.module.readers(reader) if _widens(case.module, reader) else [reader]
             found += [
                 f"{path} is widened for a {user.opcode} ({user.name})"
                 for user in users
@@ -304,9 +284,22 @@ def quantised_weights_are_widened_in_products(case: Case) -> list[str]:
     return found
 
 
+def _widens(module: Module, reader: Instruction) -> bool:
+    """Whether an instruction converts, or calls what does so to bits."""
+    called = module.called(reader) if reader.opcode == "call" else [reader]
+    steps = {i.opcode for i in called} - {"parameter", "bitcast-convert"}
+    return steps == {"convert"}
+
+
 def _is_quantised(parameter: Instruction) -> bool:
     dtype = parameter.arrays[0].dtype
     return dtype in ("s8", "u8") or dtype.startswith("f8")
+
+
+def _grouped(case: Case) -> int:
+    """Counts the weights of which groups of inputs have scales of their own."""
+    scales = (found for path, found in case.argument("params") if path.endswith(".scales"))
+    return sum(found.arrays[0].shape[0] > 1 for found in scales)
 
 
 def small_constants(case: Case) -> list[str]:
@@ -318,8 +311,8 @@ def small_constants(case: Case) -> list[str]:
 
 
 def reductions_as_designed(case: Case) -> list[str]:
-    """Counts reductions: none is split for another machine."""
-    designed = case.designed.reductions
+    """Counts reductions: none is split for another machine. Products of groups are added up."""
+    designed = case.designed.reductions + _grouped(case)
     count = sum(i.opcode == "reduce" for i in case.module.instructions)
     return [f"{count} reduce, designed are {designed}"] if count > designed else []
 
@@ -327,55 +320,9 @@ def reductions_as_designed(case: Case) -> list[str]:
 def instructions_as_designed(case: Case) -> list[str]:
     """Counts instructions: no more than the plain form has."""
     quantised = sum(_is_quantised(parameter) for _, parameter in case.argument("params"))
-    designed = case.designed.instructions + _QUANTISED * quantised
+    designed = case.designed.instructions + QUANTISED * quantised + GROUPED * _grouped(case)
     count = len(case.module.instructions)
     return [f"{count} instructions, designed are {designed}"] if count > designed else []
-
-
-# The most instructions of the plain form, in bfloat16 and split over a mesh, and a few to spare.
-_DELTANET_STEP, _DELTANET_CHUNKS, _ATTENTION, _OTHERS = 340, 810, 460, 200
-# More in a step of an engine: what keeps inactive rows as they are; for each layer, where rows have
-# lengths; where positions are given with them.
-_ENGINE, _MASKED, _POSITIONS = 60, 45, 80
-_VISION_BLOCK, _VISION_OTHERS = 350, 215
-_QUANTISED = 12  # more of a weight that is converted, and its product scaled
-
-
-def model_design(
-    config: Config | VisionConfig,
-    *,
-    one_token: bool,
-    positions: bool,
-    lengths: bool = False,
-    donates: str = "state",
-    splits_logits: bool = False,
-) -> Design:
-    """Designs a step of the model, or the vision tower.
-
-    Collectives: two all-reduces a layer, one for the embedding, one gather of the logits unless
-    they stay split; in the tower two a layer and one in the merger. Reductions: a norm is one, a
-    softmax two. Queries and keys are normed at once. A layer norm is two, as are positions of
-    images: their highest, of the three rows and of all tokens.
-    """
-    if isinstance(config, VisionConfig):
-        return Design(
-            {"all-reduce": 2 * config.depth + 1},
-            reductions=(2 + 2 + 2) * config.depth + 2,
-            instructions=_VISION_BLOCK * config.depth + _VISION_OTHERS,
-            donates=(donates,),
-        )
-    layers, kinds = config.num_hidden_layers, config.layer_types
-    deltanet = _DELTANET_STEP if one_token else _DELTANET_CHUNKS
-    mixers = sum(3 if kind == FULL else 2 for kind in kinds)
-    instructions = sum(_ATTENTION if kind == FULL else deltanet for kind in kinds)
-    masks = lengths * (_MASKED * layers + positions * _POSITIONS)
-    return Design(
-        {"all-reduce": 2 * layers + 1, "all-gather": int(not splits_logits)},
-        reductions=2 * layers + mixers + 1 + 2 * positions,
-        instructions=instructions + _OTHERS + splits_logits * _ENGINE + masks,
-        donates=(donates,),
-        splits_logits=splits_logits,
-    )
 
 
 RULES: tuple[Callable[[Case], list[str]], ...] = (

@@ -13,6 +13,8 @@ from ..model.config import Config
 from ..model.presets import presets
 from ..sharding.mesh import Mesh
 from .export import count_costs, trace
+from .placement import describe
+from .summary import short_bytes
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def roofline(
             key: costs[key]
             for key in ("flops", "bytes_read", "bytes_read_per_token", "bytes_written")
         }
+    held = describe(config, mesh, dtype=dtype, batch=batch, capacity=context, **made)
+    result["headroom_bytes"] = held.headroom
     names = [name for name, preset in presets.items() if preset == config]
     result["published"] = [
         vars(entry) for entry in PUBLISHED if [entry.preset] == names and entry.tp == mesh.tp
@@ -159,6 +163,12 @@ def render(result: dict[str, Any]) -> str:
         times = result[name]
         cells = "".join(f"{times[key]:>7.2f} ms" for key in ("floor", "memory", "compute", "links"))
         lines.append(f"  {label:<22}{cells}")
+    over = -result["headroom_bytes"]
+    if over > 0:
+        lines.append(
+            f"  of a split that does not fit: a rank holds {short_bytes(over)} more than a core "
+            "has; a larger --tp may"
+        )
     for entry in result["published"]:
         first = "" if entry["ttft"] is None else f"TTFT {entry['ttft']:.1f} ms, "
         share = result["tpot"]["floor"] / entry["tpot"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ import torch
 from ..files.materialize import abstract_params
 from ..model.config import FULL, Config
 from ..model.declarations import VISION_PREFIX, declarations, declare
-from ..model.state import state_bytes
+from ..model.params import Runtime
+from ..model.state import abstract_state, state_bytes
+from ..sharding.mesh import Mesh
 from ..xla import trees
 
 
@@ -54,8 +57,61 @@ def summarize(
         "vocabulary": config.vocab_size,
         "hidden_size": config.hidden_size,
         "max_position_embeddings": config.max_position_embeddings,
+        "max_context": config.max_context,
+        "yarn_factor": None if config.yarn is None else config.yarn.factor,
         "unknown_config_keys": [name for name, _ in config.extra],
     }
+
+
+@dataclass(frozen=True)
+class ContextCost:
+    """What a context of so many tokens takes on a rank.
+
+    Attributes:
+        tokens: of one sequence.
+        positions: tokens that the checkpoint has positions for.
+        yarn_factor: what YaRN stretches positions by, to reach the tokens; None where it need not.
+        tp: ranks that the model is split over.
+        kv_bytes: of the KV cache of one sequence on a rank; a decoded token reads all of it.
+    """
+
+    tokens: int
+    positions: int
+    yarn_factor: float | None
+    tp: int
+    kv_bytes: int
+
+    def render(self) -> str:
+        """Renders a line for a terminal."""
+        where = "" if self.tp == 1 else f" on each of {self.tp} ranks"
+        line = (
+            f"context     {self.tokens:,}: {short_bytes(self.kv_bytes)} of KV cache for a "
+            f"sequence{where}, all of it read for the last token"
+        )
+        if self.tokens <= self.positions:
+            return line
+        return (
+            f"{line}; beyond the checkpoint's {self.positions:,} positions, so YaRN stretches "
+            f"them by {self.yarn_factor:.4g} (--context of generate and chat, or rope_parameters "
+            "in config.json), at all lengths, and short texts may suffer"
+        )
+
+
+def context_cost(
+    config: Config, context: int, dtype: torch.dtype, mesh: Mesh | None = None
+) -> ContextCost:
+    """Counts what a context of `context` tokens takes on each rank of a mesh.
+
+    Raises:
+        ValueError: the mesh can't split the model, or no position can be that high.
+    """
+    yarn = config.extended(context).yarn
+    held = abstract_params(config, dtype=dtype, runtime=Runtime(mesh=mesh))
+    state = zip(abstract_state(held, 1, context).layers, config.layer_types, strict=True)
+    cache = sum(tensor.nbytes for layer, kind in state if kind == FULL for tensor in layer)
+    tp = 1 if mesh is None else mesh.tp
+    factor = None if yarn is None else yarn.factor
+    return ContextCost(context, config.max_context, factor, tp, cache)
 
 
 def _kind(name: str) -> str:
@@ -95,11 +151,13 @@ def render(name: str, summary: dict[str, Any]) -> str:
         )
         lines.append(f"  {label:<24}{short_number(size):>10}  {size / total:6.1%}")
     made = "".join(f", {name} {summary[name]}" for name in ("weights", "head") if summary[name])
+    factor = summary["yarn_factor"]
+    stretched = "" if factor is None else f", by YaRN with a factor of {factor:.4g}"
     lines += [
         f"weights     {short_bytes(summary['weight_bytes'])} in {summary['dtype']}{made}",
         f"state       {short_bytes(summary['state_bytes_per_sequence'])} per sequence, any length",
         f"KV cache    {short_bytes(summary['kv_bytes_per_token'])} per token",
-        f"positions   up to {summary['max_position_embeddings']:,}",
+        f"positions   up to {summary['max_context']:,}{stretched}",
     ]
     if summary["unknown_config_keys"]:
         lines.append("not used    " + ", ".join(summary["unknown_config_keys"]))

@@ -23,7 +23,8 @@ TPS = [1, 2, 4, 8, 16]
 SLOTS, CHUNKS = 8, (32, 64)
 NAMES = [
     *("prefill_32", "prefill_64", "prefill_images", "decode"),
-    *("choose_greedy", "choose_short", "choose_any", "force"),
+    *("choose_greedy", "choose_short", "choose_short_allowed"),
+    *("choose_any", "choose_any_allowed", "force"),
     *("put", "put_per_token", "put_settings", "put_ends", "take", "recurrent", "window"),
 ]
 
@@ -90,7 +91,8 @@ def test_what_a_step_sends(tp):
     for chunk in CHUNKS:
         row = described["graphs"][f"prefill_{chunk}"]
         assert row["tokens"] == chunk and row["collectives"] == reduces
-    assert row["flops"] > 1.5 * described["graphs"]["prefill_32"]["flops"]
+    # Of 64 and 32 tokens of a prompt, and one of each slot.
+    assert row["flops"] > 1.4 * described["graphs"]["prefill_32"]["flops"]
     # A row that is put into a slot is read, the slots are not.
     put, take = (described["graphs"][name]["bytes_read"] for name in ("put", "take"))
     assert take <= put <= take + 100
@@ -127,7 +129,7 @@ def test_logits_that_cross_ranks_are_found(fault):
     runtime = qwen35.Runtime(mesh=Mesh(tp=4), forms="plain")
     params = abstract_params(config, dtype="bfloat16", runtime=runtime)
     settings = {"slots": SLOTS, "capacity": 256, "sizes": CHUNKS, "top_logprobs": 2}
-    graphs = Batch(params, **settings, ends=frozenset()).graphs(pictures=False)
+    graphs = Batch(params, **settings, ends=frozenset()).graphs(pictures=False, limited=False)
     [values] = [values for name, _, values in graphs if name == "decode"]
     names = ("params", "rows", "token", "active", "ends")
     lowered = lower_call(fault, dict(zip(names, values, strict=True)), ("rows",))

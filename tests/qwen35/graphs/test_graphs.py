@@ -20,7 +20,7 @@ from qwen35.graphs.export import alias_field, count_costs, lower, trace
 from qwen35.graphs.hlo import Module
 from qwen35.graphs.lint import Case, lint
 from qwen35.graphs.placement import describe
-from qwen35.graphs.roofline import HARDWARE, floor, roofline
+from qwen35.graphs.roofline import HARDWARE, floor, render, roofline
 from qwen35.kernels.loop import scan
 from qwen35.sharding.mesh import Mesh
 
@@ -49,29 +49,53 @@ def test_every_preset_keeps_every_rule(preset, phase, tp):
     assert trace(qwen35.presets[preset], phase, mesh=Mesh(tp=tp)).lint() == []
 
 
-@pytest.mark.parametrize(("kind", "tp"), [("int8", 1), ("fp8", 4)])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_quantised_graphs_keep_every_rule(phase, kind, tp):
-    """And read half the bytes: a scale for each output is little beside them."""
+def test_stretched_positions_keep_every_rule(phase):
+    """YaRN is other constants, and two products of what they give."""
+    graph = trace(SMALL.extended(10**6), phase)
+    assert graph.lint() == []
+    products = [one.module.histogram()["multiply"] for one in (trace(SMALL, phase), graph)]
+    assert products[1] == products[0] + 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "tp", "fp8"),
+    [
+        ("int8", 1, "e4m3"),
+        ("fp8", 4, "e4m3"),
+        ("fp8", 1, "e4m3fn"),
+        ("fp8_blocks", 1, "e4m3fn"),
+        ("fp8_blocks", 4, "e4m3"),
+    ],
+)
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_quantised_graphs_keep_every_rule(phase, kind, tp, fp8):
+    """And read half the bytes: scales are little beside them, 3 % of those that blocks have."""
     config, mesh = qwen35.presets["0.8b"].text_only(), Mesh(tp=tp)
     config = dataclasses.replace(config, num_hidden_layers=4, layer_types=config.layer_types[:4])
-    graph = trace(config, phase, mesh=mesh, weights=kind, head=kind)
+    graph = trace(config, phase, mesh=mesh, weights=kind, head=kind, fp8=fp8)
     assert graph.lint() == []
-    stored = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[kind]
+    # torch has no name for E4M3 as Trainium has it: its bits come in, and are read as that.
+    stored = {"e4m3": torch.uint8, "e4m3fn": torch.float8_e4m3fn}[fp8]
     kinds = {slot.dtype for slot in graph.inputs if slot.path.endswith(".values")}
-    assert kinds == {stored}
+    assert kinds == {torch.int8 if kind == "int8" else stored}
+    types = set(re.findall(r"f8e\w+", graph.text))
+    assert types == (set() if kind == "int8" else {"f8" + fp8})
     dense, ours = (
         count_costs(one)["bytes_read"] for one in (trace(config, phase, mesh=mesh), graph)
     )
-    assert 0.5 * dense < ours < 0.54 * dense
+    assert 0.5 * dense < ours < (0.56 if kind == "fp8_blocks" else 0.54) * dense
     held = describe(config, mesh, weights=kind, head=kind)
     weights = count_costs(graph)["arguments"]["weights"]["bytes"]
     assert weights == held.weight_bytes + (4 if tp > 1 else 0)
 
 
 def test_graphs_hold_no_weights_of_4_bits():
-    with pytest.raises(ValueError, match="a graph holds weights of int8 or fp8, not 'int4'"):
+    known = "a graph holds weights of int8, fp8, fp8_blocks, not 'int4'"
+    with pytest.raises(ValueError, match=known):
         trace(SMALL, "decode", weights="int4")
+    with pytest.raises(ValueError, match="fp8 must be one of"):
+        trace(SMALL, "decode", weights="fp8", fp8="e5m2")
 
 
 @pytest.mark.parametrize("tp", [1, pytest.param(8, marks=pytest.mark.slow)])
@@ -407,6 +431,11 @@ def test_roofline_divides_by_the_documented_figures():
     # neuron.md's own estimate from 51 GB of weights: 8.8 ms.
     assert 8.5 < result["tpot"]["floor"] < 9.5
     assert result["published"][0]["tpot"] == 21.58
+    # An eighth of 54.7e9 bytes and a little more, of the 24 GiB of a core.
+    assert 24 * 2**30 - 7.3e9 < result["headroom_bytes"] < 24 * 2**30 - 6.8e9
+    assert "does not fit" not in render(result)
+    over = render(result | {"headroom_bytes": -2 * 2**30})
+    assert "does not fit: a rank holds 2.0 GiB more than a core has" in over
 
 
 def test_alias_field_is_what_xla_writes():
@@ -451,9 +480,13 @@ print(len(torch.utils._pytree.tree_leaves(state)))
 
 def test_the_export_command(tmp_path):
     command = [sys.executable, "-m", "qwen35", "export", "--phase", "decode", "--preset", "0.8b"]
-    subprocess.run([*command, "--tp", "2", str(tmp_path)], check=True, timeout=300)
+    export = [*command, "--tp", "2", str(tmp_path)]
+    shown = subprocess.run(export, check=True, timeout=300, capture_output=True, text=True).stdout
     content = json.loads((tmp_path / "decode.json").read_text())
     assert content["lint"] == [] and len(content["collectives"]) == 50
+    assert "no rule is broken" in shown and "49 all-reduce, 1 all-gather that send" in shown
+    assert f"{content['flops'] / 1e9:.2f} GFLOP" in shown
+    assert f"neuronx-cc compile --framework XLA --target trn2 {tmp_path / 'decode.hlo.pb'}" in shown
     assert (tmp_path / "decode.hlo.txt").read_text().startswith("HloModule")
     assert (tmp_path / "decode.hlo.pb").stat().st_size > 100_000
     done = subprocess.run(
@@ -496,7 +529,9 @@ def test_the_report_names_each_parameter_and_output(tmp_path, phase, monkeypatch
     assert b"StableHLO_v1." in read["stablehlo"].read_bytes()[:32]
 
 
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_refused(capsys):
+    assert cli.main(["export", "--preset", "0.8b", "--phase", "training", "out"]) == 2
+    assert "decode, vision, engine, not 'training'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="phase must be one of"):
         trace(SMALL, "training")
     with pytest.raises(ValueError, match="tokens must be from 1 to the capacity of 8, not 9"):

@@ -1,0 +1,82 @@
+"""What a graph of the plain form is made of: collectives, reductions, instructions at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..model.config import FULL, Config, VisionConfig
+
+# The most instructions of the plain form, in bfloat16 and split over a mesh, and a few to spare.
+_DELTANET_STEP, _DELTANET_CHUNKS, _ATTENTION, _OTHERS = 340, 810, 460, 200
+# More in a step of an engine: what keeps inactive rows as they are; for each layer, where rows have
+# lengths; where positions are given with them.
+_ENGINE, _MASKED, _POSITIONS = 60, 45, 80
+_VISION_BLOCK, _VISION_OTHERS = 350, 215
+QUANTISED = 12  # more of a weight that is converted, and its product scaled
+GROUPED = 9  # more where that is done group by group
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a graph is made of.
+
+    Attributes:
+        collectives: how many of each opcode, alone none.
+        reductions: the most there may be.
+        instructions: the most there may be.
+        weights: whether it computes the model, so that all weights are arguments.
+        donates: the arguments whose memory the results take.
+        splits_logits: whether logits stay with the ranks that computed them.
+    """
+
+    collectives: dict[str, int]
+    reductions: int
+    instructions: int
+    weights: bool = True
+    donates: tuple[str, ...] = ("state",)
+    splits_logits: bool = False
+
+
+def model_design(
+    config: Config | VisionConfig,
+    *,
+    one_token: bool,
+    positions: bool,
+    lengths: bool = False,
+    donates: tuple[str, ...] = ("state",),
+    splits_logits: bool = False,
+    decodes: bool = False,
+) -> Design:
+    """Designs a step of the model, or the vision tower.
+
+    Where a step `decodes` other rows besides, these have mixers of their own, and all else is
+    shared.
+
+    Collectives: two all-reduces a layer, one for the embedding, one gather of the logits unless
+    they stay split; in the tower two a layer and one in the merger. Reductions: a norm is one, a
+    softmax two. Queries and keys are normed at once. A layer norm is two, as are positions of
+    images: their highest, of the three rows and of all tokens.
+    """
+    if isinstance(config, VisionConfig):
+        return Design(
+            {"all-reduce": 2 * config.depth + 1},
+            reductions=(2 + 2 + 2) * config.depth + 2,
+            instructions=_VISION_BLOCK * config.depth + _VISION_OTHERS,
+            donates=donates,
+        )
+    layers, kinds = config.num_hidden_layers, config.layer_types
+    deltanet = _DELTANET_STEP if one_token else _DELTANET_CHUNKS
+    mixers = sum(3 if kind == FULL else 2 for kind in kinds)
+    instructions = sum(_ATTENTION if kind == FULL else deltanet for kind in kinds)
+    masks = lengths * (_MASKED * layers + positions * _POSITIONS)
+    if decodes:
+        instructions += sum(_ATTENTION if kind == FULL else _DELTANET_STEP for kind in kinds)
+        instructions += _ENGINE + _MASKED * layers
+        mixers *= 2
+    return Design(
+        {"all-reduce": 2 * layers + 1, "all-gather": int(not splits_logits)},
+        reductions=2 * layers + mixers + 1 + 2 * positions,
+        instructions=instructions + _OTHERS + splits_logits * _ENGINE + masks,
+        donates=donates,
+        splits_logits=splits_logits,
+    )
