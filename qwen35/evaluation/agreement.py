@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks.choices import DTYPES
 from ..checks.values import integer
 from ..files.checkpoint import load
 from ..model.config import Config
 from ..model.params import Runtime
 from ..prompts.tokenizer import Tokenizer
+from ..xla.progress import hidden
 from .models import Model, OfFirstRank, Qwen35Model
-from .reference import NAME, TransformersModel, require
+from .reference import NAME, TransformersModel, require, require_peft
 
 # Languages, code, arithmetic, and places where a line goes on.
 PROMPTS = (
@@ -73,9 +75,10 @@ def measure(
     directory: str | Path,
     texts: Sequence[str] = PROMPTS,
     *,
-    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    dtypes: Sequence[str] = DTYPES,
     weights: str | None = None,
     head: str | None = None,
+    adapter: str | Path | None = None,
     max_new_tokens: int = 32,
     device: str = "xla",
     runtime: Runtime = Runtime(),
@@ -94,6 +97,7 @@ def measure(
         directory: the checkpoint.
         texts: prompts.
         weights, head: how this package quantises, as for `load`.
+        adapter: one in PEFT's form, which PEFT merges into the reference; as for `load`.
         max_new_tokens: the most tokens to write after each.
         device: "xla" or "cpu", where this package runs.
         runtime: on which ranks, of one dp row.
@@ -103,9 +107,12 @@ def measure(
         `weights`, `head`, `device` and what `agreement` returns. `seconds` of it all.
 
     Raises:
-        ValueError: transformers can't be imported; a prompt is empty or too long.
+        ValueError: transformers, or PEFT for an adapter, can't be imported; a prompt is empty or
+            too long.
     """
     require()
+    if adapter is not None:
+        require_peft()
     max_new_tokens = integer("max_new_tokens", max_new_tokens)
     start = time.perf_counter()
     tokenizer, config = Tokenizer.from_pretrained(directory), Config.from_pretrained(directory)
@@ -113,15 +120,15 @@ def measure(
     longest = max(map(len, prompts), default=0) + max_new_tokens
     if not prompts or not all(prompts):
         raise ValueError("a prompt is empty: at least one token is needed")
-    if longest > config.max_position_embeddings:
+    if longest > config.max_context:
         raise ValueError(
             f"the longest prompt and {max_new_tokens} more tokens are {longest}, over the model's "
-            f"max_position_embeddings of {config.max_position_embeddings}"
+            f"max_position_embeddings of {config.max_context}"
         )
     ends = frozenset((*config.eos_token_ids, *tokenizer.end_token_ids))
 
     def transformers(dtype: str) -> Model:
-        make = functools.partial(TransformersModel, directory, dtype)
+        make = functools.partial(TransformersModel, directory, dtype, adapter)
         if runtime.mesh is None or runtime.rank is None:
             return make()
         return OfFirstRank(make, runtime.mesh, runtime.rank)
@@ -140,6 +147,7 @@ def measure(
                 dtype=dtype,
                 weights=weights,
                 head=head,
+                adapter=adapter,
                 device=device,
                 runtime=runtime,
                 check_finite=check_finite,
@@ -204,7 +212,7 @@ def agreement(
     written = candidate.greedy(prompts, max_new_tokens, ends)
     entries, compared = [], []
     rows = list(zip(prompts, continuations, written, strict=True))
-    for prompt, wanted, got in tqdm(rows, "compare", unit="prompt", disable=not progress):
+    for prompt, wanted, got in tqdm(rows, "compare", unit="prompt", disable=hidden(progress)):
         tokens, count = [*prompt, *wanted[:-1]], len(wanted)
         known = reference.logits(tokens, count)
         here = compare(known, candidate.logits(tokens, count))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..reports.page import line_width
 from ..reports.tables import markdown_table
 
 
@@ -94,17 +95,19 @@ def _plot_divergence(comparisons: list[dict], axes: Any) -> None:
         for name, style in (("kl_mean", "-"), ("kl_max", ":")):
             values = [entry[name] for entry in one["by_position"]]
             label = f"{_label(one)}, {name.removeprefix('kl_')}"
-            axes.plot(positions, values, style, color=f"C{index}", label=label)
+            width = line_width(index, len(comparisons))
+            axes.plot(positions, values, style, color=f"C{index}", label=label, linewidth=width)
     axes.set(yscale="symlog", xlabel="token", ylabel="KL from the reference, nats")
     axes.set_yscale("symlog", linthresh=1e-12)
     axes.legend(fontsize="small")
 
 
 def _plot_alike(comparisons: list[dict], axes: Any) -> None:
-    for one in comparisons:
+    for index, one in enumerate(comparisons):
         positions = [entry["position"] for entry in one["by_position"]]
         values = [entry["equal"] for entry in one["by_position"]]
-        axes.step(positions, values, where="post", label=_label(one))
+        width = line_width(index, len(comparisons))
+        axes.step(positions, values, where="post", label=_label(one), linewidth=width)
     axes.set(xlabel="token", ylabel="share of prompts alike up to it")
     axes.set_ylim(0, 1.05)
     axes.legend(fontsize="small")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..generation.buckets import doubling
 from ..generation.generate import generate
-from ..generation.sampling import Sampling
+from ..generation.sampling_settings import Sampling
 from ..model.decoder import forward, logits
 from ..model.params import Params
 from ..model.state import State, init_state
@@ -84,7 +84,7 @@ class Qwen35Model:
     ) -> None:
         self.params = params
         self._tokenizer = tokenizer
-        self._capacity = min(doubling(longest), params.config.max_position_embeddings)
+        self._capacity = min(doubling(longest), params.config.max_context)
         self._chunk = min(chunk, self._capacity)
         self._progress = progress
 

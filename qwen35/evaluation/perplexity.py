@@ -84,7 +84,7 @@ def perplexity(
     Raises:
         ValueError: a text without a token to score; window or stride out of range.
     """
-    limit = params.config.max_position_embeddings
+    limit = params.config.max_context
     window = min(WINDOW, limit) if window is None else integer("window", window)
     stride = max(1, window // 2) if stride is None else integer("stride", stride)
     if not 2 <= window <= limit:

@@ -33,18 +33,37 @@ def require() -> Any:
     return AutoModelForCausalLM
 
 
+def require_peft() -> Any:
+    """Imports PEFT's `PeftModel`.
+
+    Raises:
+        ValueError: it can't be imported.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ValueError(
+            f"the reference merges adapters by PEFT, which can't be imported ({error}): "
+            "pip install peft"
+        ) from None
+    return PeftModel
+
+
 class TransformersModel:
     """A checkpoint in transformers, as `agreement` asks for models.
 
     Args:
         directory: the checkpoint.
         dtype: of its weights and its arithmetic.
+        adapter: one that PEFT merges into it.
 
     Raises:
         ValueError: transformers has no such models, or finds not all of its weights.
     """
 
-    def __init__(self, directory: str | Path, dtype: str) -> None:
+    def __init__(
+        self, directory: str | Path, dtype: str, adapter: str | Path | None = None
+    ) -> None:
         model, info = require().from_pretrained(
             directory, dtype=as_dtype(dtype), local_files_only=True, output_loading_info=True
         )
@@ -54,6 +73,8 @@ class TransformersModel:
                 f"transformers finds no weights for {len(missing)} tensors in {directory}, the "
                 f"first is {missing[0]}: it would draw them"
             )
+        if adapter is not None:
+            model = require_peft().from_pretrained(model, str(adapter)).merge_and_unload()
         self.model = model.eval()
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from ..prompts.inputs import Ids, encode_row, encode_rows
 from ..sharding.process import gather_objects
 from ..xla.compiled import compiled
 from ..xla.devices import device_put
-from ..xla.progress import show_compilations
+from ..xla.progress import hidden, show_compilations
 
 CHUNK = 256
 _POSITIONS = 64  # whose logits exist at a time: 62 MiB of them at a vocabulary of 248,320
@@ -77,7 +77,7 @@ def score(
 def _score(
     params: Params, rows: Sequence[Sequence[int]], batch: int, chunk: int, progress: bool
 ) -> list[Scores]:
-    results: list[Scores | None] = [None] * len(rows)
+    results: dict[int, Scores] = {}
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     longest = len(rows[order[0]]) - 1 if rows else 0
     batch, chunk = min(batch, max(1, len(rows))), min(chunk, doubling(longest))
@@ -90,7 +90,7 @@ def _score(
             scores = _score_group(params, state, group, chunk, bar)
             for index, row in zip(chosen, scores, strict=True):
                 results[index] = row
-    return results
+    return [results[index] for index in range(len(rows))]
 
 
 def score_continuations(
@@ -116,19 +116,19 @@ def score_continuations(
         ValueError: an empty context or continuation; else as `score`, of both as one row.
     """
     batch, chunk = integer("batch", batch), integer("chunk", chunk)
-    pairs = [
+    encoded = [
         (
             encode_row(params, context, f"context {number}"),
             encode_row(params, continuation, f"continuation {number}"),
         )
         for number, (context, continuation) in enumerate(pairs)
     ]
-    for number, (context, continuation) in enumerate(pairs):
+    for number, (context, continuation) in enumerate(encoded):
         if not context or not continuation:
             empty = "continuation" if context else "context"
             raise ValueError(f"pair {number} has an empty {empty}: at least one token is needed")
-    _check_lengths(params, [[*context, *continuation] for context, continuation in pairs])
-    return _score_continuations(params, pairs, batch, chunk, progress)
+    _check_lengths(params, [[*context, *continuation] for context, continuation in encoded])
+    return _score_continuations(params, encoded, batch, chunk, progress)
 
 
 def _score_continuations(
@@ -159,19 +159,19 @@ def _score_continuations(
             forks.sort(key=lambda fork: -len(pairs[fork[1]][1]))
             for first in range(0, len(forks), batch):
                 chosen = forks[first : first + batch]
-                source = [row for row, _ in chosen] + [0] * (batch - len(chosen))
-                source = device_put(torch.tensor(source), params.device.type)
-                rows = [[*pairs[index][0][-1:], *pairs[index][1]] for _, index in chosen]
-                rows = _filled(rows, batch)
+                slots = [row for row, _ in chosen] + [0] * (batch - len(chosen))
+                source = device_put(torch.tensor(slots), params.device.type)
+                read = [[*pairs[index][0][-1:], *pairs[index][1]] for _, index in chosen]
+                rows = _filled(read, batch)
                 with show_compilations(progress):
                     fork = compiled(take_state)(params, state, source)
                     scores = _score_group(params, fork, rows, score_chunk, bar)
                 yield from zip((index for _, index in chosen), scores, strict=True)
 
 
-def _filled(rows: list[Sequence[int]], batch: int) -> list[Sequence[int]]:
+def _filled(rows: Sequence[Sequence[int]], batch: int) -> list[Sequence[int]]:
     """Adds idle rows up to the batch: the graph stays the same."""
-    return rows + [()] * (batch - len(rows))
+    return [*rows, *[()] * (batch - len(rows))]
 
 
 def _read_group(
@@ -232,11 +232,11 @@ def _score_step(
 
 
 def _capacity(params: Params, tokens: int) -> int:
-    return min(params.config.max_position_embeddings, doubling(tokens))
+    return min(params.config.max_context, doubling(tokens))
 
 
 def _check_lengths(params: Params, rows: Sequence[Sequence[int]]) -> None:
-    limit = params.config.max_position_embeddings
+    limit = params.config.max_context
     for number, row in enumerate(rows):
         if len(row) < 2:
             raise ValueError(
@@ -251,4 +251,4 @@ def _check_lengths(params: Params, rows: Sequence[Sequence[int]]) -> None:
 
 
 def _bar(tokens: int, show: bool) -> tqdm:
-    return tqdm(total=tokens, desc="score", unit="token", disable=not show, leave=False)
+    return tqdm(total=tokens, desc="score", unit="token", disable=hidden(show), leave=False)

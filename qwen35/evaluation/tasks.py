@@ -1,4 +1,4 @@
-"""Tasks of lm-eval: finding them, running them on `harness.Qwen35LM`, and what came of it."""
+"""Tasks of lm-eval: finding them, running them on `Qwen35LM`, and what came of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from ..checks.values import integer
 from ..reports.tables import markdown_table
-from .harness import Qwen35LM
+from .lm_eval_model import Qwen35LM
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 # Resamplings for standard errors that have no closed form; lm-eval's 100,000 take minutes.
@@ -160,13 +160,18 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def plots(result: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
-    """Draws per metric a bar for each task, with the standard error where there is one."""
+    """Draws per metric that several tasks have a bar for each, with the standard error where there
+    is one."""
     bars: dict[str, list[tuple[str, dict]]] = {}
     for entry in result["tasks"]:
         for metric in entry["metrics"]:
             if isinstance(metric["value"], float):
                 bars.setdefault(metric["metric"], []).append((entry["name"], metric))
-    return {name: functools.partial(_plot, name, entries) for name, entries in bars.items()}
+    return {
+        name: functools.partial(_plot, name, entries)
+        for name, entries in bars.items()
+        if len(entries) > 1
+    }
 
 
 def _plot(name: str, entries: list[tuple[str, dict]], axes: Any) -> None:

@@ -260,6 +260,22 @@ def test_the_command_prints_and_writes_its_report(tmp_path, capsys):
     assert re.search(r"^\| qwen35 float32 +\| +100.00% \|.* 2 of 2 \|$", page, re.MULTILINE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("weights", "head", "limit"),
+    [("int8", "int8", 1e-3), ("int8", None, 1e-3), ("fp8", "fp8", 1.5e-2), ("int4", "int8", 0.3)],
+)
+def test_the_command_measures_what_quantising_costs(weights, head, limit, capsys):
+    """From end to end, on XLA. More than rounding costs would pass the limits many times over."""
+    made = ["--weights", weights, *(["--head", head] if head else [])]
+    assert run(*made, "--dtype", "float32", "--device", "xla", "--json") == 0
+    [one] = json.loads(capsys.readouterr().out)["comparisons"]
+    assert (one["weights"], one["head"], one["device"]) == (weights, head, "xla")
+    assert len(one["prompts"]) == 8 and one["positions"] > 90
+    assert 1e-6 < one["kl_mean"] < limit, "quantised, and by no more than rounding"
+    assert one["top1"] == 1.0 or weights != "int8"
+
+
 def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
     empty, bytes_ = tmp_path / "empty.txt", tmp_path / "bytes.txt"
     empty.write_text("\n \n")

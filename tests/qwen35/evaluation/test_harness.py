@@ -213,6 +213,19 @@ def test_chat_template_is_applied_as_by_the_transformers_backend(last, ours):
         assert model.apply_chat_template(*arguments) == other.apply_chat_template(*arguments)
 
 
+def test_variables_of_the_template_are_those_of_the_transformers_backend(ours, monkeypatch):
+    """enable_thinking, where it is given, stands for itself and not for what is among them."""
+    written = "{{ messages[0].content }} {{ reasoning_effort }} {{ enable_thinking }}"
+    more = {"reasoning_effort": "low", "enable_thinking": True}
+    for thinking, said in ((None, "Go. low True"), (False, "Go. low False")):
+        settings = {"enable_thinking": thinking, "chat_template_args": more}
+        model, other = ours(**settings), theirs_with(**settings)
+        for one in (model, other):
+            monkeypatch.setattr(one.tokenizer, "chat_template", written)
+        history = [{"role": "user", "content": "Go."}]
+        assert model.apply_chat_template(history) == other.apply_chat_template(history) == said
+
+
 @pytest.mark.parametrize(
     ("names", "settings"),
     [
