@@ -15,6 +15,7 @@ import torch
 
 from ..files.aside import switched
 from ..version import __version__
+from .provenance import provenance, render
 
 # Draws onto matplotlib axes what a plot of this name is to show.
 Plots = Mapping[str, Callable[[Any], None]]
@@ -40,7 +41,14 @@ def about(model: str, dtype: str, device: str, *packages: str) -> dict[str, Any]
             **others,
             "python": platform.python_version(),
         },
+        "provenance": provenance(),
     }
+
+
+def line_width(index: int, count: int) -> float:
+    """Returns how wide to draw the index-th of so many curves, in this order: of equal ones each
+    lies within the one before, and all show."""
+    return 1.5 + 2.0 * (count - 1 - index)
 
 
 def plain(value: Any) -> Any:
@@ -61,7 +69,8 @@ def write_report(
         directory: made if it is not there.
         name: of the files.
         title: the page's heading.
-        result: plain values; its `model`, `dtype`, `device` and `versions` head the page.
+        result: plain values; its `model`, `dtype`, `device`, `versions` and `provenance` head the
+            page.
         text: Markdown, the page's body.
         plots: by name; drawn if matplotlib can be imported. The page says so where it can't.
 
@@ -71,7 +80,7 @@ def write_report(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     content = json.dumps(plain(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    drawn = _draw(plots)
+    drawn = _draw(title, plots)
     lines = [f"# {title}", "", _heading(result), "", text, ""]
     if drawn is None:
         lines.append("No plots: they need matplotlib (`pip install 'qwen35[evals]'`).")
@@ -90,10 +99,11 @@ def write_report(
 
 def _heading(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"`{result['model']}`, {result['dtype']}, {result['device']}; {versions}"
+    what = f"`{result['model']}`, {result['dtype']}, {result['device']}; {versions}"
+    return f"{what}\n\n{render(result['provenance'])}"
 
 
-def _draw(plots: Plots) -> dict[str, bytes] | None:
+def _draw(title: str, plots: Plots) -> dict[str, bytes] | None:
     """Draws a PNG for each plot; None without matplotlib."""
     try:
         # Not pyplot: it keeps figures, and a choice of window system, for the whole process.
@@ -105,6 +115,7 @@ def _draw(plots: Plots) -> dict[str, bytes] | None:
         figure = Figure(figsize=(7, 3.6), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
+        axes.set_title(f"{title}: {plot}", loc="left", fontsize="medium")
         axes.grid(alpha=0.3)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120)

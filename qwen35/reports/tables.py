@@ -44,3 +44,8 @@ def times(ratio: float | None) -> str:
 def gigabytes(value: float | None) -> str:
     """Formats bytes as "1.23 GB", or "-"."""
     return "-" if value is None else f"{value / 1e9:.2f} GB"
+
+
+def percent(share: float | None) -> str:
+    """Formats a share as "12%", or "-"."""
+    return "-" if share is None else f"{share:.0%}"
