@@ -6,9 +6,7 @@ work included. This project has had no such device: nothing here has run on one.
 
 from __future__ import annotations
 
-import importlib.util
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,13 +30,19 @@ REPEATS = 10
 
 
 def measure(
-    model: str | Config, name: str, *, runtime: Runtime = Runtime(), progress: bool = False
+    model: str | Config,
+    name: str,
+    *,
+    adapter: str | None = None,
+    runtime: Runtime = Runtime(),
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Loads a text model in bfloat16 and runs the protocol on it.
 
     Args:
         model: a checkpoint directory, or the configuration of random weights.
         name: what the report calls it.
+        adapter: as for `load`, of a checkpoint.
         runtime: of this rank.
         progress: show how loading goes, on standard error.
 
@@ -52,6 +56,7 @@ def measure(
             model,
             dtype="bfloat16",
             device="xla",
+            adapter=adapter,
             runtime=runtime,
             check_finite=False,
             progress=progress,
@@ -133,12 +138,3 @@ def render(result: dict[str, Any]) -> str:
         for entry in PUBLISHED
     ]
     return markdown_table(("P50", "TTFT", "TPOT", "tokens/s"), rows)
-
-
-def check_device() -> None:
-    """Raises a ValueError unless the machine has a Neuron device and its runtime."""
-    if importlib.util.find_spec("libneuronxla") is None or not any(Path("/dev").glob("neuron*")):
-        raise ValueError(
-            "--device neuron needs a Neuron device and torch-neuronx's libneuronxla, and this "
-            "machine does not have both"
-        )
