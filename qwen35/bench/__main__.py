@@ -6,6 +6,7 @@ that it returns is the last line of standard output, as JSON.
 
 import importlib
 import json
+import signal
 import sys
 
 from .records import to_plain
@@ -23,4 +24,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
     sys.exit(main())

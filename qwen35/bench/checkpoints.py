@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..files.checkpoint import save
 from ..files.materialize import init_params
-from ..model.presets import presets
+from ..model.presets import find_preset, presets
 
 # The names that the published vocabulary has; here they close one of 256 bytes.
 _SPECIAL = (
@@ -60,7 +60,7 @@ def random_checkpoint(preset: str, directory: Path, *, vision: bool) -> None:
     Raises:
         ValueError: no such preset.
     """
-    if preset not in presets:
+    if find_preset(preset) is None:
         raise ValueError(f"no preset {preset!r}; presets: {', '.join(presets)}")
     config = presets[preset]
     ids = write_tokenizer(directory, vision=vision)

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from ..reports.page import Plots
-from ..reports.tables import gigabytes, markdown_table, milliseconds, times
+from ..reports.tables import gigabytes, markdown_table, milliseconds, percent, times
 from .images import PicturesRun, TowerMemory
 from .statistics import compared, median
 
@@ -64,7 +64,7 @@ def render(
             f"{row['side']} × {row['side']}",
             _STEPS[row["step"]],
             milliseconds(row["ours"]),
-            f"{row['spread']:.0%}",
+            percent(row["spread"]),
             milliseconds(row["compile"]),
             milliseconds(row["reference"]),
             times(row["ratio"]),
@@ -91,7 +91,9 @@ def render(
 
 
 def plots(rows: list[dict[str, Any]]) -> Plots:
-    """Returns a plot of the tower and one of the first token."""
+    """Returns a plot of the tower and one of the first token, by the pictures' size."""
+    if len({row["side"] for row in rows}) < 2:
+        return {}
     return {
         f"picture to {name}": lambda axes, step=step: _bars(axes, rows, step)
         for step, name in (("tower", "vectors"), ("ttft", "first token"))

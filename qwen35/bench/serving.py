@@ -14,6 +14,7 @@ from ..generation import steps
 from ..generation.engine import Engine
 from ..generation.engine_settings import PREFILL_CHUNK
 from ..generation.request import Request
+from ..generation.sampling_settings import Sampling
 from ..model.params import Params
 from ..prompts.tokenizer import Tokenizer
 from ..xla.devices import device_put, wait_for_device
@@ -79,14 +80,21 @@ def measure_slots(
 
 
 def busy_engine(
-    params: Params, tokenizer: Tokenizer, slots: int, prompt: int, steps: int
+    params: Params,
+    tokenizer: Tokenizer,
+    slots: int,
+    prompt: int,
+    steps: int,
+    sampling: Sampling = Sampling(),
 ) -> Engine:
     """Makes an engine with a request in every slot, each with all timed steps before it."""
     # The first must not end before the last has begun, at most a step for each chunk later.
     new_tokens = steps + 2 + slots * -(-prompt // PREFILL_CHUNK)
     engine = Engine(params, tokenizer, slots=slots, capacity=prompt + new_tokens, cache_bytes=0)
     prompts = _prompts(params, slots, prompt)
-    requests = [engine.submit(prompt, max_new_tokens=new_tokens) for prompt in prompts]
+    requests = [
+        engine.submit(prompt, max_new_tokens=new_tokens, sampling=sampling) for prompt in prompts
+    ]
     while None in engine.running:  # compiles on the way
         engine.step()
         _raise_errors(requests)

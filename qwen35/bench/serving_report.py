@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..reports.page import Plots
-from ..reports.tables import gigabytes, markdown_table, milliseconds, times
+from ..reports.page import Plots, line_width
+from ..reports.tables import gigabytes, markdown_table, milliseconds, percent, times
 from .host import HostWork
 from .records import medians, to_plain
 from .serving import Arrivals, SlotRates
@@ -64,7 +64,7 @@ def render_throughput(part: dict[str, Any]) -> str:
         (
             f"{row['slots']}",
             f"{row['tokens_per_second']:.1f}",
-            f"{row['spread']:.0%}",
+            percent(row["spread"]),
             times(row["speedup"]),
         )
         for row in part["slots"]
@@ -122,7 +122,7 @@ def render_host(part: list[dict[str, Any]]) -> str:
         (
             f"{row['tp']}",
             milliseconds(row["work"]),
-            f"{row['spread']:.0%}",
+            percent(row["spread"]),
             times(row["over_one"]),
             milliseconds(row["seconds"]),
             times(row["ahead"]),
@@ -163,14 +163,16 @@ def render_memory(part: dict[str, Any]) -> str:
 
 
 def plots(parts: dict[str, Any]) -> Plots:
-    """Returns plots of the parts that were measured."""
+    """Returns plots of what was measured at more than one point."""
     part = parts.get("throughput")
     if not part:
         return {}
-    return {
-        "tokens per second by slots": lambda axes: _slots(axes, part["slots"]),
-        "first token under load": lambda axes: _load(axes, part["arrivals"]),
-    }
+    drawn: dict[str, Any] = {}
+    if len(part["slots"]) > 1:
+        drawn["tokens per second by slots"] = lambda axes: _slots(axes, part["slots"])
+    if len(part["arrivals"]) > 1:
+        drawn["first token under load"] = lambda axes: _load(axes, part["arrivals"])
+    return drawn
 
 
 def _slots(axes: Any, rows: list[dict]) -> None:
@@ -185,8 +187,9 @@ def _slots(axes: Any, rows: list[dict]) -> None:
 
 def _load(axes: Any, rows: list[dict]) -> None:
     names = [row["load"] for row in rows]
-    for percent in (50, 95):
-        axes.plot(names, [row[f"ttft_p{percent}"] for row in rows], "o-", label=f"P{percent}")
+    for number, share in enumerate((50, 95)):
+        values = [row[f"ttft_p{share}"] for row in rows]
+        axes.plot(names, values, "o-", label=f"P{share}", linewidth=line_width(number, 2))
     axes.set(xlabel="load", ylabel="s to the first token")
     axes.set_ylim(bottom=0)
     axes.legend()

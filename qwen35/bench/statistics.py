@@ -12,8 +12,11 @@ import numpy as np
 median = statistics.median
 
 
-def spread(values: Sequence[float]) -> float:
-    """Returns how far values lie apart: the highest less the lowest, over the median."""
+def spread(values: Sequence[float]) -> float | None:
+    """Returns how far values lie apart: the highest less the lowest, over the median; None of a
+    single one."""
+    if len(values) < 2:
+        return None
     return (max(values) - min(values)) / median(values)
 
 

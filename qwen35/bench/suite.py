@@ -14,10 +14,21 @@ from ..checks.values import integer
 from ..model.config import Config
 from ..model.declarations import axis_sizes
 from ..reports.page import Plots
+from ..reports.provenance import processor_name, provenance
 from ..sharding import layout
 from ..sharding.mesh import Mesh
 from ..version import __version__
-from . import host, images, images_report, machine, serving, serving_report, text, text_report
+from . import (
+    host,
+    images,
+    images_report,
+    machine,
+    sampling,
+    serving,
+    serving_report,
+    text,
+    text_report,
+)
 from .processes import Job, alternate
 from .records import medians, to_plain
 
@@ -26,6 +37,7 @@ PARTS = {
     "tpot": "time per output token over contexts and batches",
     "throughput": "the engine: tokens per second over slots, and under random arrivals",
     "prefix": "what the engine's prefix cache saves",
+    "sampling": "what an engine's step costs where tokens are drawn, over a greedy one",
     "host": "what an engine's step costs the host, and what starting it ahead gains",
     "memory": "memory of a process that decodes",
     "compile": "compilation of models of many narrow layers, and what a decode step costs the host",
@@ -115,8 +127,8 @@ def measure(
         say: told what starts.
 
     Returns:
-        Plain values: `model`, `dtype`, `device`, `versions`, `machine`, `settings`, `parts` and,
-        as they came, the `runs` of all jobs.
+        Plain values: `model`, `dtype`, `device`, `versions`, `provenance`, `machine`, `settings`,
+        `parts` and, as they came, the `runs` of all jobs.
 
     Raises:
         ValueError: the checkpoint can't be used, or does not hold what is asked for.
@@ -132,7 +144,8 @@ def measure(
         "dtype": "float32",
         "device": "xla:cpu" if settings.tp == 1 else f"xla:cpu, {settings.tp} virtual devices",
         "versions": _versions(settings.reference),
-        "machine": rates | {"processor": machine.processor_name(), "threads": settings.threads},
+        "provenance": provenance(),
+        "machine": rates | {"processor": processor_name(), "threads": settings.threads},
         "settings": dataclasses.asdict(settings),
         "parts": _parts(settings, runs),
         "runs": {name: list(map(to_plain, rounds)) for name, rounds in runs.items()},
@@ -154,12 +167,13 @@ def check(config: Config, settings: Settings) -> None:
         raise ValueError(f"{', '.join(single)}: measured on one device only, not at --tp")
     if "images" in settings.parts and config.vision is None:
         raise ValueError("images: the checkpoint has no vision tower")
-    limit = config.max_position_embeddings
+    limit = config.max_context
     longest = {
         "ttft": max(settings.lengths),
         "tpot": max(settings.contexts) + settings.steps + 1,
         "throughput": sum(settings.request_tokens),
         "prefix": sum(settings.prefix_tokens) + 1,
+        "sampling": _PROMPT + settings.steps,
         "host": _PROMPT + settings.steps,
         "memory": max(settings.lengths) + settings.steps,
     }
@@ -225,6 +239,9 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         shared, rest = settings.prefix_tokens
         same = {"model": model, "prefix": shared, "suffix": rest, "repeats": 1}
         jobs["prefix"] = Job(serving.measure_prefix, same | split)
+    if "sampling" in parts:
+        few_and_many = sorted({min(settings.slots), max(settings.slots)})
+        jobs["sampling"] = Job(sampling.measure_draws, busy | split | {"slots": few_and_many})
     if "host" in parts:
         most = {"slots": max(settings.slots)}
         for name, ranks in _host_jobs(settings).items():
@@ -251,6 +268,8 @@ def _parts(settings: Settings, runs: dict[str, list[Any]]) -> dict[str, Any]:
         parts["throughput"] = serving_report.throughput(runs["slots"], runs["arrivals"])
     if "prefix" in settings.parts:
         parts["prefix"] = to_plain(medians(runs["prefix"]))
+    if "sampling" in settings.parts:
+        parts["sampling"] = sampling.rows(runs["sampling"])
     if "host" in settings.parts:
         rounds = {ranks: runs[name] for name, ranks in _host_jobs(settings).items()}
         parts["host"] = serving_report.host(rounds)
@@ -276,9 +295,8 @@ def render(result: dict[str, Any]) -> str:
     sections = [
         f"{rates['processor']}, {rates['threads']} threads: reads memory at "
         f"{rates['read_gbps']:.1f} GB/s, multiplies float32 matrices at "
-        f"{rates['gemm_gflops']:.0f} GFLOP/s. Medians of {settings['rounds']} rounds; spread is "
-        "the highest less the lowest of them, over the median. Ratios are transformers' time over "
-        "this project's."
+        f"{rates['gemm_gflops']:.0f} GFLOP/s. {_rounds(settings['rounds'])} "
+        "Ratios are transformers' time over this project's."
     ]
     if settings["tp"] > 1:
         sections.append(
@@ -298,6 +316,8 @@ def render(result: dict[str, Any]) -> str:
         sections.append(serving_report.render_throughput(parts["throughput"]))
     if "prefix" in parts:
         sections.append(serving_report.render_prefix(parts["prefix"], *settings["prefix_tokens"]))
+    if "sampling" in parts:
+        sections.append(sampling.render(parts["sampling"]))
     if "host" in parts:
         sections.append(serving_report.render_host(parts["host"]))
     if "memory" in parts:
@@ -308,6 +328,12 @@ def render(result: dict[str, Any]) -> str:
         side = settings["large_side"]
         sections.append(images_report.render(side=side, **parts["images"]))
     return "\n\n".join(sections)
+
+
+def _rounds(count: int) -> str:
+    if count == 1:
+        return "One round: how far others would lie apart is not known."
+    return f"Medians of {count} rounds; spread is their highest less their lowest, over the median."
 
 
 def plots(result: dict[str, Any]) -> Plots:

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..reports.page import Plots
-from ..reports.tables import markdown_table, milliseconds, times
+from ..reports.page import Plots, line_width
+from ..reports.tables import markdown_table, milliseconds, percent, times
 from .statistics import compared, median
 from .text import TextRun
 
@@ -66,7 +66,7 @@ def render_ttft(rows: list[dict[str, Any]]) -> str:
         (
             f"{row['prompt']:,}",
             milliseconds(row["ours"]),
-            f"{row['spread']:.0%}",
+            percent(row["spread"]),
             milliseconds(row["reference"]),
             times(row["ratio"]),
         )
@@ -84,7 +84,7 @@ def render_tpot(rows: list[dict[str, Any]]) -> str:
             f"{row['context']:,}",
             f"{row['batch']}",
             milliseconds(row["ours"]),
-            f"{row['spread']:.0%}",
+            percent(row["spread"]),
             milliseconds(row["host"]),
             f"{row['tokens_per_second']:.1f}",
             f"{row['read_share']:.0%}",
@@ -113,9 +113,9 @@ def render_compilation(rows: list[dict[str, Any]]) -> str:
 
 
 def plots(parts: dict[str, Any]) -> Plots:
-    """Returns plots of the parts that were measured."""
+    """Returns plots of what was measured at more than one point."""
     drawn: dict[str, Any] = {}
-    if parts.get("ttft"):
+    if len(parts.get("ttft") or []) > 1:
         drawn["time to first token"] = lambda axes: _lines(
             axes, parts["ttft"], "prompt", "tokens of the prompt", "s to the first token", 1
         )
@@ -135,9 +135,10 @@ def plots(parts: dict[str, Any]) -> Plots:
 
 def _lines(axes: Any, rows: list[dict], key: str, xlabel: str, ylabel: str, scale: float) -> None:
     at = [row[key] for row in rows]
-    for name, field in (("qwen35", "ours"), ("transformers", "reference")):
+    for number, (name, field) in enumerate((("qwen35", "ours"), ("transformers", "reference"))):
         if rows[0][field] is not None:
-            axes.plot(at, [scale * row[field] for row in rows], "o-", label=name)
+            values = [scale * row[field] for row in rows]
+            axes.plot(at, values, "o-", label=name, linewidth=line_width(number, 2))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_xscale("log", base=2)
     axes.set_xticks(at, labels=[f"{value:,}" for value in at])
