@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from . import process, spmd
 from .mesh import Mesh
+from .torchrun import launched
 
 
 class Ranks(NamedTuple):
@@ -41,7 +42,7 @@ def start_ranks(
     try:
         yield ranks
     finally:
-        if process.launched():
+        if launched():
             process.stop()
 
 
@@ -64,7 +65,7 @@ def join_ranks(
         ValueError: the number of processes is not dp * tp, or the device does not fit the way.
     """
     mesh = Mesh(dp=dp, tp=tp)
-    if process.launched():
+    if launched():
         device = device or "cpu"
         rank = process.start(mesh, backend="gloo" if device == "cpu" else "xla", timeout=timeout)
         return Ranks(mesh if mesh.size > 1 else None, rank, device, mesh.size)

@@ -14,14 +14,10 @@ import torch
 from torch import distributed
 
 from .mesh import Mesh
+from .torchrun import launched
 
 TIMEOUT = 60.0
 _UNTIL_TOLD = datetime.timedelta(days=365)
-
-
-def launched() -> bool:
-    """Tells whether torchrun (or anything that sets RANK and WORLD_SIZE) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int:
@@ -218,6 +214,13 @@ def from_first(value: Any, mesh: Mesh) -> Any:
     values = [value]
     first = mesh.rank(mesh.coordinates(distributed.get_rank())[0], 0)
     distributed.broadcast_object_list(values, first, group=tp_group(mesh))
+    return values[0]
+
+
+def from_rank_0(value: Any) -> Any:
+    """Returns what the first of all processes calls it with."""
+    values = [value]
+    distributed.broadcast_object_list(values, 0)
     return values[0]
 
 

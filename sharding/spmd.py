@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..xla import private
 from ..xla.devices import numbers_as_constants, run_pending_of, wait_for_device
+from ..xla.turns import turn
 from .mesh import Mesh
 
 
@@ -73,9 +74,10 @@ def fetch(tree: Any) -> Any:
     first, by a graph that it compiles every time.
     """
     remote = [leaf for leaf in pytree.tree_leaves(tree) if leaf.device.type == "xla"]
-    run_pending_of(remote)
-    wait_for_device()
-    shards = iter(private._get_local_shards(remote))
+    with turn:
+        run_pending_of(remote)
+        wait_for_device()
+        shards = iter(private._get_local_shards(remote))
 
     def read(tensor: Tensor) -> Tensor:
         if tensor.device.type != "xla":

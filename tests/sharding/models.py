@@ -7,6 +7,7 @@ from torch.utils import _pytree as pytree
 
 import qwen35
 from qwen35.model.declarations import declarations, declare
+from qwen35.model.yarn import Yarn
 from qwen35.prompts.processor import Images, Prompt
 
 _SMALL = {
@@ -49,8 +50,9 @@ CONFIGS = {
         linear_num_value_heads=6,
         layer_types=("linear_attention", "full_attention"),
     ),
-    # Every axis splits 8 ways without copies or padding.
+    # Every axis splits 8 ways without copies or padding; YaRN stretches positions.
     "even": qwen35.Config(
+        yarn=Yarn(4.0, 8),
         **(_SMALL | {"hidden_size": 40, "linear_key_head_dim": 16}),
         num_attention_heads=16,
         num_key_value_heads=8,

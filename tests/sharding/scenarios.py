@@ -1,5 +1,6 @@
 """What the ranks of a test do; each function runs in every rank's process (see `worker`)."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -41,11 +42,14 @@ def gradients(mesh: Mesh, rank: int, path: str) -> tuple[float, list[torch.Tenso
     return models.gradients(params, mesh)
 
 
-def virtual_devices(mesh: Mesh, rank: int, path: str, steps: int = models.STEPS) -> dict:
-    """The same on the virtual devices of one process, through `qwen35.jit`."""
+def virtual_devices(
+    mesh: Mesh, rank: int, path: str, steps: int = models.STEPS, weights: str | None = None
+) -> dict:
+    """The same on the virtual devices of one process, through `qwen35.jit`; with `weights`
+    quantised, and the head with them."""
     spmd.start(mesh)
     runtime = qwen35.Runtime(mesh=mesh, rank=None)
-    params = qwen35.load(path, device="xla", runtime=runtime)
+    params = qwen35.load(path, device="xla", runtime=runtime, weights=weights, head=weights)
     prefill = jit(qwen35.prefill, donate=("state",))
     decode = jit(qwen35.decode, donate=("state",))
     said = models.exercise(
@@ -141,11 +145,21 @@ def mutants(mesh: Mesh, rank: int, path: str) -> dict[str, torch.Tensor]:
         start = count * size if stride and start else start
         return Units(axis, count, size, start)
 
+    @contextlib.contextmanager
+    def reducing(function):
+        """With this in the place of all_reduce: of the embedding, and of the layers."""
+        with (
+            mock.patch("qwen35.model.parts.all_reduce", function),
+            mock.patch("qwen35.model.decoder.all_reduce", function),
+        ):
+            yield
+
     results = {"right": logits()}
-    with mock.patch("qwen35.model.decoder.all_reduce", wraps=collectives.all_reduce) as reduce:
+    reduce = mock.Mock(wraps=collectives.all_reduce)
+    with reducing(reduce):
         logits()
     for number in range(reduce.call_count):
-        with mock.patch("qwen35.model.decoder.all_reduce", without(number)):
+        with reducing(without(number)):
             results[f"without all-reduce {number}"] = logits()
     with mock.patch(
         "qwen35.model.decoder.all_gather", lambda x, mesh: torch.cat([x] * mesh.tp, -1)

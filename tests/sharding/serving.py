@@ -10,7 +10,8 @@ import torch
 
 import qwen35
 from qwen35 import Sampling
-from qwen35.generation.request import Request, ThinkingBudget
+from qwen35.generation.request import Request
+from qwen35.generation.thinking import ThinkingBudget
 
 CAPACITY, LARGEST = 48, 96
 STARTS = [[5, 9, 2, 77, 31, 8] * 3, [140, 3, 66, 12, 99, 1, 7, 7, 30]]

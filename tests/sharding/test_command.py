@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import models
 import pytest
+from starting import result_of, run, torchrun, two_machines
 
 import qwen35
 from qwen35.files.conversion import convert
@@ -38,24 +38,9 @@ def directory(tmp_path_factory) -> Path:
     return path
 
 
-def run(*command: str, timeout: float = 300) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 def generate(directory: Path, *options: str) -> list[str]:
     model = ["--model", str(directory), "--prompt", PROMPT, "--max-new-tokens", "24"]
     return ["-m", "qwen35", "generate", *model, *options]
-
-
-def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    return run(*launcher, *command)
 
 
 @pytest.mark.slow
@@ -112,34 +97,6 @@ def test_info_shows_ranks_and_floors():
 DEMO = str(Path(__file__).parents[2] / "demo")
 EVALS = Path(__file__).parents[2] / "evals"
 JAPAN, TOKYO = "What is the capital of Japan?", "The capital of Japan is Tokyo."
-
-
-def result_of(done: subprocess.CompletedProcess) -> dict:
-    """The one JSON object on standard output."""
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def two_machines(ranks: int, *command: str) -> subprocess.CompletedProcess:
-    """What the first of two launchers says, which meet as those of two machines do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
-    launcher += ["--rdzv-endpoint", address, "--nproc-per-node", str(ranks)]
-    launchers = [
-        subprocess.Popen(
-            [*launcher, "--node-rank", str(node), *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for node in range(2)
-    ]
-    said = [launcher.communicate(timeout=300) for launcher in launchers]
-    assert launchers[1].returncode == 0 and said[1][0] == "", said[1]
-    return subprocess.CompletedProcess(command, launchers[0].returncode, *said[0])
 
 
 @pytest.mark.slow

@@ -50,6 +50,28 @@ def test_virtual_devices_say_what_one_device_says(
         assert models.relative_error(torch.cat(parts), leaf) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "tp", "weights"),
+    [
+        ("two_layers", 2, "int8"),
+        ("two_layers", 2, "int4"),
+        ("even", 4, "fp8"),
+        pytest.param("heads_of_27b", 4, "int4", marks=slow),
+        ("heads_of_27b", 16, "int8"),  # a rank of padded heads alone
+        pytest.param("heads_of_0.8b_tied", 2, "fp8", marks=slow),
+    ],
+)
+def test_quantised_ranks_say_what_one_device_says(name, tp, weights, checkpoint, run_ranks):
+    """Their scales are those of the whole matrices: logits differ by the order of sums alone."""
+    path = checkpoint(name)
+    expected = models.exercise(qwen35.load(path, weights=weights, head=weights), steps=2)
+    asked = {"path": str(path), "steps": 2, "weights": weights}
+    [result] = run_ranks("virtual_devices", Mesh(tp=tp), **asked, processes=1, timeout=900)
+    for step, logits in expected.logits.items():
+        assert models.relative_error(result["said"].logits[step], logits) < 1e-5, step
+    assert torch.equal(result["said"].tokens, expected.tokens)
+
+
 def test_a_state_of_all_ranks_grows(checkpoint, run_ranks):
     """As one device's does: the logits of tokens beyond the first capacity are the same."""
     path = checkpoint("two_layers")
