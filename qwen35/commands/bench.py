@@ -7,7 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..sharding.process import launched
+from ..sharding.torchrun import launched
+from .loading import model_name
 from .options import add_shared, config_from, positive
 from .output import make_output, write_output
 
@@ -21,6 +22,7 @@ own, in alternation.
   qwen35 bench ttft tpot --model DIR            two parts, of a checkpoint
   qwen35 bench throughput --slots 1 8 --alone   the engine; nothing of transformers
   qwen35 bench tpot --weights int8 --head int8  quantised here, float32 of transformers
+  qwen35 bench tpot --model DIR --adapter LORA  both sides with the adapter merged into DIR
   qwen35 bench images --sides 512 1024 --output report
 
 Parts:
@@ -56,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("parts", nargs="*", metavar="PART", help="see above; default: all that the model has")
     add_shared(parser, "model")
     add_shared(parser, "preset", default="0.8b")
-    add_shared(parser, "weights", "head")
+    add_shared(parser, "weights", "head", "adapter")
     option("--device", choices=("xla", "neuron"), default="xla",
            help="neuron: another protocol, see above; default: %(default)s")  # fmt: skip
     option("--alone", action="store_true", help="leave transformers out")
@@ -89,6 +91,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
+    if options.adapter is not None and options.model is None:
+        raise ValueError("--adapter is of a checkpoint: random weights of a --preset have none")
     if options.device == "neuron":
         if options.parts:
             raise ValueError(f"--device neuron has no parts, such as {options.parts[0]}")
@@ -108,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
 def _bench_parts(options: argparse.Namespace) -> None:
     from ..bench.checkpoints import random_checkpoint
     from ..bench.suite import ONE_DEVICE, PARTS, Settings, check, measure, plots, render
+    from ..files.conversion import merge
 
     config = config_from(options)
     parts = tuple(options.parts)
@@ -128,21 +133,25 @@ def _bench_parts(options: argparse.Namespace) -> None:
             directory = scratch
             say(f"making random weights of {options.preset}")
             random_checkpoint(options.preset, Path(scratch), vision="images" in parts)
+        elif options.adapter is not None:
+            directory = scratch
+            say(f"merging {options.adapter}")
+            merge(options.model, scratch, options.adapter)
         result = measure(directory, _name(options), settings, say)
     write_output(options, "bench", "Benchmark", result, render(result), plots(result))
 
 
 def _bench_neuron(options: argparse.Namespace) -> None:
-    from ..bench.neuron import check_device, measure, render
+    from ..bench.neuron import measure, render
     from .launch import launch
 
-    check_device()
     config = config_from(options)
-    make_output(options)
-    with launch(options, "xla") as ranks:
+    with launch(options, "neuron") as ranks:
+        make_output(options)
         result = measure(
             config if options.model is None else options.model,
             _name(options),
+            adapter=options.adapter,
             runtime=ranks.runtime,
             progress=ranks.prints,
         )
@@ -152,7 +161,7 @@ def _bench_neuron(options: argparse.Namespace) -> None:
 
 def _name(options: argparse.Namespace) -> str:
     """Returns what the report calls the model."""
-    return options.model or f"{options.preset}, random weights"
+    return f"{options.preset}, random weights" if options.model is None else model_name(options)
 
 
 def say(text: str) -> None:

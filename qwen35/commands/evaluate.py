@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import DTYPES, add_shared, positive
+from ..checks.choices import DTYPES
+from ..checks.extras import check_installed
+from .options import add_shared, positive, template_from
 from .output import make_output, write_output
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ compared too: what comes of rounding alone.
 
   qwen35 eval agreement --model demo --reference transformers
   qwen35 eval agreement --model DIR --dtype bfloat16 --prompts prompts.txt --output report
+  qwen35 eval agreement --model DIR --adapter LORA
+
+An adapter is merged by PEFT there, which needs pip install peft.
   qwen35 eval agreement --model DIR --dtype float32 --weights int4 --head int8
 """
 
@@ -76,7 +80,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(measure=measure)
+        # transformers, which is agreed with, computes eagerly whatever the device
+        command.set_defaults(measure=measure, eager=name == "agreement")
         add_shared(command, "model", required=True)
         add(command)
         add_shared(command, "device")
@@ -103,32 +108,21 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     option("--stride", type=positive, metavar="N", help="of the window; default: half of it")
     option("--prefix", default="", metavar="TEXT", help="before each text, not scored; for example "
            "'<|endoftext|>'. Without one a text's first token is not scored")  # fmt: skip
-    add_shared(parser, "batch", "dtype", "weights", "head")
+    add_shared(parser, "batch", "dtype", "weights", "head", "adapter")
 
 
 def _perplexity(options: argparse.Namespace, ranks: Launch) -> None:
     from ..evaluation.perplexity import perplexity, render
-    from ..files.checkpoint import load
     from ..model.params import name_of
     from ..prompts.tokenizer import Tokenizer
     from ..reports.page import about
+    from .loading import load_params, model_name
 
     texts = ranks.on_all_ranks(lambda: {name: _read(name) for name in options.text})
     make_output(options)
     tokenizer = ranks.on_all_ranks(Tokenizer.from_pretrained, options.model)
-    params = ranks.on_all_ranks(
-        load,
-        options.model,
-        dtype=options.dtype,
-        weights=options.weights,
-        head=options.head,
-        device=ranks.device,
-        runtime=ranks.runtime,
-        check_finite=options.check_finite,
-        vision=False,
-        progress=ranks.prints,
-    )
-    result = about(options.model, name_of(params.dtype), ranks.device) | perplexity(
+    params = load_params(options, ranks, vision=False)
+    result = about(model_name(options), name_of(params.dtype), ranks.device) | perplexity(
         params,
         tokenizer,
         texts,
@@ -140,7 +134,9 @@ def _perplexity(options: argparse.Namespace, ranks: Launch) -> None:
     )
     if not ranks.prints:
         return
-    plots: Plots = {"nats by context": lambda axes: _plot_context(axes, result["by_context"])}
+    plots: Plots = {}
+    if len(result["by_context"]) > 1:
+        plots = {"nats by context": lambda axes: _plot_context(axes, result["by_context"])}
     write_output(options, "perplexity", "Perplexity", result, render(result), plots)
 
 
@@ -159,47 +155,39 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     option("--num-fewshot", type=int, metavar="N", help="examples before each question; default: "
            "the task's")  # fmt: skip
     option("--limit", type=positive, metavar="N", help="only the first documents of each task")
-    add_shared(parser, "chat", "thinking", "system")
+    add_shared(parser, "chat", "thinking", "system", "template_arg", "reasoning_effort")
     option("--max-length", type=positive, metavar="N", help="tokens; default: the model's limit")
     option("--samples", action="store_true", help="keep requests and responses in the JSON")
     add_shared(parser, "batch", default=8)
-    add_shared(parser, "seed", "dtype", "weights", "head")
+    add_shared(parser, "seed", "dtype", "weights", "head", "adapter")
 
 
 def _tasks(options: argparse.Namespace, ranks: Launch) -> None:
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("lm-eval is not installed: pip install 'qwen35[evals]'")
-    from ..evaluation.harness import Qwen35LM
+    check_installed("lm_eval", "lm-eval", "evals")
+    from ..evaluation.lm_eval_model import Qwen35LM
     from ..evaluation.tasks import find_tasks, plots, render, run_tasks
-    from ..files.checkpoint import load
     from ..model.params import name_of
     from ..prompts.tokenizer import Tokenizer
     from ..reports.page import about
+    from .loading import load_params, model_name
 
     if not options.thinking and not options.chat:
         raise ValueError("--no-thinking is for --chat: without a chat template nothing thinks")
+    template = template_from(options)
+    if template and not options.chat:
+        raise ValueError("--template-arg and --reasoning-effort are for --chat")
     thinking = options.thinking if options.chat else None
     tasks = find_tasks(options.tasks, options.include_path)
     make_output(options)
     tokenizer = ranks.on_all_ranks(Tokenizer.from_pretrained, options.model)
-    params = ranks.on_all_ranks(
-        load,
-        options.model,
-        dtype=options.dtype,
-        weights=options.weights,
-        head=options.head,
-        device=ranks.device,
-        runtime=ranks.runtime,
-        check_finite=options.check_finite,
-        vision=False,
-        progress=ranks.prints,
-    )
+    params = load_params(options, ranks, vision=False)
     model = Qwen35LM(
         params,
         tokenizer,
         batch_size=options.batch,
         max_length=options.max_length,
         enable_thinking=thinking,
+        chat_template_args=template,
         think_end_token="</think>" if thinking else None,
         seed=options.seed,
         progress=ranks.prints,
@@ -216,7 +204,7 @@ def _tasks(options: argparse.Namespace, ranks: Launch) -> None:
     if not ranks.prints:
         return
     dtype = name_of(model.params.dtype)
-    result = about(options.model, dtype, ranks.device, "lm_eval") | found
+    result = about(model_name(options), dtype, ranks.device, "lm_eval") | found
     write_output(options, "tasks", "Tasks", result, render(result), plots(result))
 
 
@@ -230,13 +218,14 @@ def _add_agreement(parser: argparse.ArgumentParser) -> None:
            help="prompts to show; default: %(default)s")  # fmt: skip
     add_shared(parser, "dtype", nargs="+", choices=DTYPES, default=list(DTYPES),
                help="of weights and arithmetic; default: both")  # fmt: skip
-    add_shared(parser, "weights", "head")
+    add_shared(parser, "weights", "head", "adapter")
 
 
 def _agreement(options: argparse.Namespace, ranks: Launch) -> None:
     from ..evaluation.agreement import PROMPTS, measure
     from ..evaluation.agreement_page import plots, render
     from ..reports.page import about
+    from .loading import model_name
 
     texts = PROMPTS
     if options.prompts is not None:
@@ -251,6 +240,7 @@ def _agreement(options: argparse.Namespace, ranks: Launch) -> None:
         dtypes=dtypes,
         weights=options.weights,
         head=options.head,
+        adapter=options.adapter,
         max_new_tokens=options.max_new_tokens,
         device=ranks.device,
         runtime=ranks.runtime,
@@ -259,7 +249,7 @@ def _agreement(options: argparse.Namespace, ranks: Launch) -> None:
     )
     if not ranks.prints:
         return
-    result = about(options.model, ", ".join(dtypes), ranks.device, options.reference) | result
+    result = about(model_name(options), ", ".join(dtypes), ranks.device, options.reference) | result
     text = render(result, options.worst)
     write_output(options, "agreement", "Agreement", result, text, plots(result))
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import DTYPE_HELP, DTYPES, add_shared, config_from, positive
+from ..checks.choices import DTYPES, EXPORTED, FP8
+from .options import DTYPE_HELP, add_shared, config_from, positive
 
 if TYPE_CHECKING:
     from ..graphs.export import Graph
@@ -28,7 +29,11 @@ by this project), PHASE.hlo.txt, the same as a portable artifact of StableHLO in
 the constants that it takes as arguments in PHASE.captured.safetensors, and PHASE.json: every
 parameter and output with its path in the parameters or the state, shape and dtype, and the
 parameter whose memory an output takes; what the graph holds and costs; and the rules of
-`qwen35.graphs.lint` that it breaks. If it breaks any, they are printed, and the exit code is 1.
+`qwen35.graphs.lint` that it breaks. If it breaks any, they are printed on standard error, and the
+exit code is 1. Counts and costs, and the command that comes next, are printed too.
+
+Weights of int8 and fp8 have scales for each output; fp8_blocks, the published form, has them for
+blocks of 128 x 128.
 
 Phases: prefill, prefill_images (the prompt's embeddings and positions are given), decode, and
 vision, the tower on frames of one size. Logits are whole on every rank.
@@ -48,7 +53,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(model, "model", "preset")
     option("--phase", required=True, metavar="PHASE", help="see above")
     add_shared(parser, "dtype", choices=DTYPES, default="bfloat16", help=DTYPE_HELP)
-    add_shared(parser, "weights", "head")
+    add_shared(parser, "weights", choices=EXPORTED)
+    add_shared(parser, "head", choices=EXPORTED)
+    option("--fp8", choices=FP8, default="e4m3",
+           help="of weights in FP8: e4m3, up to 240, half of a file's values with twice their "
+                "scales, which Trn1 and Trn2 multiply, or e4m3fn as in files, which Trn3 does; "
+                "default: %(default)s")  # fmt: skip
     add_shared(parser, "tp", default=1)
     option("--rank", type=int, default=0, metavar="N", help="whose graph; default: %(default)s")
     option("--tokens", type=positive, default=128, metavar="N",
@@ -64,8 +74,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
-    from ..graphs.export import trace
+    from ..graphs.export import PHASES, trace
     from ..sharding.mesh import Mesh
+
+    phases = (*PHASES, "engine")
+    if options.phase not in phases:
+        raise ValueError(f"--phase must be one of {', '.join(phases)}, not {options.phase!r}")
 
     shared = {
         "mesh": Mesh(tp=options.tp),
@@ -86,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
         batch=options.batch,
         weights=options.weights,
         head=options.head,
+        fp8=options.fp8,
         **shared,
     )
     return 1 if _write(directory, graph) else 0
@@ -118,6 +133,7 @@ def _write(directory: Path, graph: Graph) -> bool:
     from safetensors.torch import save
 
     from ..graphs.export import count_costs
+    from ..graphs.findings import render
 
     findings = graph.lint()
     content = graph.signature | count_costs(graph) | {"lint": findings}
@@ -134,6 +150,8 @@ def _write(directory: Path, graph: Graph) -> bool:
         _write_file(directory / f"{graph.phase}.{ending}", data)
     for finding in findings:
         print(finding, file=sys.stderr)
+    if not graph.phase.startswith("engine_"):  # whose graphs are the rows of one table
+        print(render(content, findings, str(directory / f"{graph.phase}.hlo.pb")))
     return bool(findings)
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 from ..model.params import Runtime
 from ..sharding import process
 from ..sharding.launch import start_ranks
+from ..sharding.torchrun import launched
+from ..xla.environment import check_neuron
 
 if TYPE_CHECKING:
     from ..generation.engine import Engine
@@ -48,9 +50,14 @@ class Launch:
 def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
     """Starts the ranks that --tp, --dp and --timeout ask for; see `start_ranks`.
 
+    A device of "neuron" is "xla" on a machine where that is one; elsewhere it is refused.
+
     Under torchrun the standard output of all ranks but the first goes nowhere, and a rank that
     fails says so, with its number.
     """
+    if device == "neuron":
+        check_neuron()
+        device = "xla"
     with contextlib.ExitStack() as stack:
         dp = getattr(options, "dp", 1)  # not every command has replicas
         ranks = stack.enter_context(start_ranks(options.tp, device, options.timeout, dp))
@@ -61,7 +68,7 @@ def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
         try:
             yield Launch(runtime, ranks.device, ranks.first, ranks.processes)
         except Exception as error:
-            if process.launched():
+            if launched():
                 print(
                     f"qwen35: rank {ranks.rank}: {type(error).__name__}: {error}", file=sys.stderr
                 )

@@ -6,10 +6,14 @@ import argparse
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks.choices import DTYPES, KINDS
+from ..checks.json_file import read_object
+
 if TYPE_CHECKING:
-    from ..generation.sampling import Sampling
+    from ..generation.sampling_settings import Sampling
     from ..model.config import Config
 
 
@@ -31,15 +35,14 @@ def seconds(text: str) -> float:
     return value
 
 
-DTYPES = ("float32", "bfloat16")
-KINDS = ("int8", "int4", "fp8")
 DTYPE_HELP = "of weights and arithmetic; default: %(default)s"  # where there is no "auto"
 
 # What `add_argument` takes; an option is called by its name here, with - for _, unless it says.
 _SHARED: dict[str, dict[str, Any]] = {
-    "model": {"metavar": "DIR", "help": "checkpoint directory"},
+    "model": {"metavar": "DIR", "help": "checkpoint directory, or a hub's name (owner/name)"},
     "preset": {"metavar": "NAME", "help": "geometry, if no --model is given: 0.8b 2b 4b 9b 27b"},
     "dtype": {
+        "type": lambda text: {"bf16": "bfloat16", "fp32": "float32"}.get(text, text),
         "choices": ("auto", *DTYPES),
         "default": "auto",
         "help": "of weights and arithmetic; default: %(default)s, the checkpoint's own",
@@ -53,9 +56,14 @@ _SHARED: dict[str, dict[str, Any]] = {
         "choices": KINDS,
         "help": "quantise the head too, and an embedding that is tied to it",
     },
+    "adapter": {
+        "metavar": "DIR",
+        "help": "merge the LoRA adapter in this directory, in PEFT's form, into the weights",
+    },
     "device": {
-        "choices": ("xla", "cpu"),
-        "help": "xla compiles (default), cpu runs plain torch operations (default under torchrun)",
+        "choices": ("cpu", "xla", "neuron"),
+        "help": "xla compiles (default), neuron does so on a Neuron device or not at all, cpu runs "
+        "plain torch operations (default under torchrun)",
     },
     "check_finite": {
         "flag": "--no-check-finite",
@@ -92,6 +100,12 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "tokens that the KV cache can hold, those of the prompt included",
     },
+    "context": {
+        "type": positive,
+        "metavar": "N",
+        "help": "tokens that there are to be positions for, prompt and answer; where the "
+        "checkpoint's end before, YaRN stretches them",
+    },
     "max_new_tokens": {
         "type": positive,
         "default": 128,
@@ -108,6 +122,19 @@ _SHARED: dict[str, dict[str, Any]] = {
         "action": "store_false",
         "help": "answer without thinking first, where the chat format lets one choose",
     },
+    "thinking_budget": {
+        "type": positive,
+        "metavar": "N",
+        "help": "close a thought of N tokens; default: none is closed",
+    },
+    "show_thoughts": {
+        "action": "store_true",
+        "help": "write thoughts to what is no terminal too, between <think> and </think>",
+    },
+    "hide_thoughts": {
+        "action": "store_true",
+        "help": "leave thoughts out in a terminal too",
+    },
     "template_arg": {
         "action": "append",
         "default": [],
@@ -117,6 +144,16 @@ _SHARED: dict[str, dict[str, Any]] = {
     "reasoning_effort": {
         "metavar": "LEVEL",
         "help": "short for --template-arg reasoning_effort=LEVEL, where the template knows it",
+    },
+    "json_schema": {
+        "metavar": "FILE",
+        "help": "write JSON of this JSON schema, after the thought if there is one; needs "
+        "pip install 'qwen35[structured]'",
+    },
+    "logprobs": {
+        "type": int,
+        "metavar": "N",
+        "help": "report the log probability of each token, and the N likeliest at its place",
     },
     "seed": {
         "type": int,
@@ -168,6 +205,11 @@ _SAMPLING: dict[str, dict[str, Any]] = {
         "metavar": "TEXT",
         "help": "end where this text is written, and leave it out; may be repeated",
     },
+    "ignore_eos": {
+        "action": "store_true",
+        "default": None,
+        "help": "write on after the model's end tokens, as many tokens as asked for",
+    },
 }
 
 
@@ -213,34 +255,46 @@ def config_from(options: argparse.Namespace) -> Config:
     Raises:
         ValueError: it can't be used, or there is no such preset.
     """
-    from ..model.config import Config
-    from ..model.presets import presets
+    from ..files.checkpoint_files import config_of_files
+    from ..model.presets import find_preset, presets
 
     if options.model is not None:
-        return Config.from_pretrained(options.model)
-    if options.preset not in presets:
+        return config_of_files(options.model)
+    found = find_preset(options.preset)
+    if found is None:
         raise ValueError(f"no preset {options.preset!r}; presets: {', '.join(presets)}")
-    return presets[options.preset]
+    return presets[found]
 
 
-def add_sampling(parser: argparse.ArgumentParser, otherwise: str) -> None:
-    """Adds the options of `sampling_from`; `otherwise` is what one that is left out means."""
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `sampling_from`."""
+    otherwise = "what the checkpoint's generation_config.json recommends"
     group = parser.add_argument_group("sampling", f"default: {otherwise}")
+    add_shared(group, "json_schema")
+    group.add_argument(
+        "--greedy", action="store_true", help=f"take the likeliest token, not {otherwise}"
+    )
     for name, settings in _SAMPLING.items():
         _add(group, name, settings)
     add_shared(group, "seed")
 
 
-def sampling_from(options: argparse.Namespace, base: Sampling) -> Sampling:
-    """Returns `base` with what the sampling options say.
+def sampling_from(options: argparse.Namespace, recommended: Sampling) -> Sampling:
+    """Returns what the sampling options say, and of the rest what a checkpoint recommends.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or there is a temperature for --greedy.
     """
-    given = {name: getattr(options, name) for name in (*_SAMPLING, "seed")}
-    return dataclasses.replace(
-        base, **{name: value for name, value in given.items() if value is not None}
-    )
+    names = (*_SAMPLING, "seed", *(["logprobs"] if hasattr(options, "logprobs") else []))
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.json_schema is not None:
+        given["json_schema"] = read_object(Path(options.json_schema), "a JSON schema")
+    if options.greedy:
+        if given.get("temperature"):
+            raise ValueError("--greedy takes the likeliest token, at no --temperature")
+        return type(recommended)(**given)
+    return dataclasses.replace(recommended, **given)
 
 
 def _add(parser: argparse._ActionsContainer, name: str, settings: dict[str, Any]) -> None:

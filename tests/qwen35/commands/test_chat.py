@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import qwen35
 from qwen35.commands import chat, cli
+from qwen35.commands.chat_screen import Screen
+from qwen35.generation.answers import Part
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
 JAPAN = "What is the capital of Japan?"
@@ -120,6 +126,109 @@ def test_no_exception_of_a_line_ends_a_chat(monkeypatch, capsys):
     engine = qwen35.Engine(qwen35.load(DEMO), qwen35.Tokenizer.from_pretrained(DEMO), slots=1)
     failing = Failing(engine)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
-    chat._converse(failing)
+    chat._converse(failing, Screen(thoughts=True))
     assert failing.asked == ["one", "two"]
     assert capsys.readouterr().err.count("error: LibraryError: something inside") == 2
+
+
+THOUGHT = [("thought", "Well, "), ("thought", "hm."), ("text", "Yes"), ("text", "!")]
+CALLS = [("text", "Let me see."), ("call", "look"), ("arguments", '{"at": '), ("arguments", "1}")]
+CALLS += [("call", "run"), ("arguments", "{}"), ("text", "Done.")]
+
+
+@pytest.mark.parametrize(
+    ("parts", "terminal", "thoughts", "shown"),
+    [
+        (THOUGHT, True, True, "\x1b[2mWell, hm.\x1b[0m\n\nYes!\n"),
+        (THOUGHT, True, False, "\x1b[2mthinking …\x1b[0m\r\x1b[KYes!\n"),
+        (THOUGHT[:2], True, True, "\x1b[2mWell, hm.\x1b[0m\n\n\n"),
+        (THOUGHT, False, True, "Yes!\n"),
+        (CALLS, False, True, 'Let me see.\nlook {"at": 1}\nrun {}\nDone.\n'),
+        ([THOUGHT[0], *CALLS[1:4]], True, True, '\x1b[2mWell, \x1b[0m\n\nlook {"at": 1}\n'),
+    ],
+)
+def test_thoughts_are_dimmed_or_hidden_and_calls_stand_alone(
+    monkeypatch, capsys, parts, terminal, thoughts, shown
+):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    screen = Screen(thoughts)
+    for _ in range(2):
+        for part in parts:
+            screen.show(Part(*part))
+        screen.end()
+    assert capsys.readouterr().out == 2 * shown
+
+
+def test_thoughts_go_to_no_pipe_and_unknown_commands_are_said(tmp_path):
+    """The demo thinks before it answers, by its own template."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qwen35", "chat", "--model", str(DEMO), "--device", "cpu"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    lines = [JAPAN, "/thoughts", "/sing a song", "/save", f"/save {tmp_path / 'kept'}"]
+    output, notes = process.communicate("\n".join(lines) + "\n", timeout=120)
+    assert output.splitlines() == [TOKYO] and "Traceback" not in notes
+    assert "thoughts are hidden" in notes and "/sing is no command" in notes
+    assert "/save needs more than that" in notes
+    saved = qwen35.load_state(tmp_path / "kept", qwen35.load(DEMO)).metadata["chat"]
+    assert JAPAN in json.loads(saved)["messages"][-1]["reasoning_content"]
+
+
+class Terminal:
+    """A chat on a terminal of its own, in which somebody types."""
+
+    def __init__(self, *options):
+        ours, theirs = pty.openpty()
+        command = ["-m", "qwen35", "chat", "--model", str(DEMO), "--device", "cpu", *options]
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stdin=theirs, stdout=subprocess.PIPE, stderr=theirs,
+            env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self._terminal, self.shown = ours, ""
+
+    def type(self, text):
+        os.write(self._terminal, text.encode())
+
+    def wait_for(self, text, seconds=60):
+        """Reads what is shown up to a text."""
+        end = time.monotonic() + seconds
+        while text not in self.shown:
+            assert time.monotonic() < end, self.shown
+            if select.select([self._terminal], [], [], 0.2)[0]:
+                self.shown += os.read(self._terminal, 4096).decode("utf-8", "replace")
+        self.shown = self.shown.partition(text)[2]
+
+    def answers(self):
+        """What came on standard output, of a chat that has ended."""
+        output, _ = self.process.communicate(timeout=60)
+        return output.decode()
+
+
+def test_a_message_of_several_lines_is_typed_or_pasted(tmp_path):
+    """As one question each; Ctrl-C at the prompt and a long conversation end nothing."""
+    kept = tmp_path / "kept"
+    terminal = Terminal("--no-thinking", "--max-new-tokens", "8", "--capacity", "230")
+    terminal.wait_for("/help lists commands")
+    terminal.wait_for(">")  # it listens
+    terminal.type("\x03")
+    terminal.wait_for("Ctrl-D or /exit ends")
+    terminal.wait_for(">")
+    terminal.type(f"\x1b[200~{JAPAN}\nAnd then?\r\n\x1b[201~\r")
+    terminal.wait_for("first token after")
+    terminal.wait_for(">")
+    terminal.type("one\\\rtwo\x1b\rthree\r")
+    terminal.wait_for("first token after")
+    terminal.wait_for(">")
+    terminal.type(f"/save {kept}\r")
+    terminal.wait_for("saved to")
+    terminal.wait_for(">")
+    terminal.type(f"\x1b[200~{'word ' * 200}\x1b[201~\r")
+    terminal.wait_for("/reset begins anew")
+    terminal.wait_for(">")
+    terminal.type("\x04")
+    assert len(terminal.answers().splitlines()) == 2 and terminal.process.returncode == 0
+    saved = json.loads(qwen35.load_state(kept, qwen35.load(DEMO)).metadata["chat"])["messages"]
+    asked = [message["content"] for message in saved if message["role"] == "user"]
+    assert asked == [f"{JAPAN}\nAnd then?", "one\ntwo\nthree"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,56 @@ def test_interrupt_ends_with_code_130():
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"interrupted" in errors and b"Traceback" not in errors
+
+
+def test_alone_it_shows_its_help(capsys):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: qwen35") and "qwen35 chat --model DIR" in shown
+
+
+@pytest.mark.parametrize(("name", "stored"), [("bf16", "bfloat16"), ("fp32", "float32")])
+def test_dtypes_have_short_names(name, stored, capsys):
+    assert cli.main(["info", "0.8b", "--json", "--dtype", name]) == 0
+    short = capsys.readouterr().out
+    assert cli.main(["info", "0.8b", "--json", "--dtype", stored]) == 0
+    assert capsys.readouterr().out == short
+    assert cli.main(["info", "0.8b", "--dtype", "float16"]) == 2
+    assert "bfloat16" in capsys.readouterr().err
+
+
+def test_bars_are_for_terminals_only():
+    """A bar redraws its line: in a terminal one is there, in a pipe each stage of it would stay."""
+    script = (
+        "import sys, torch, qwen35\n"
+        f"qwen35.load({str(DEMO)!r}, progress=True)\n"
+        f"qwen35.score(qwen35.load({str(DEMO)!r}), [[5] * 9], progress=True)\n"
+    )
+    command = [sys.executable, "-c", script]
+    piped = subprocess.run(command, capture_output=True, timeout=300)
+    assert piped.returncode == 0 and b"load" not in piped.stderr and b"\r" not in piped.stderr
+    main, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    with os.fdopen(main, "rb", buffering=0) as screen:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal)
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux's end of a terminal that nobody has open
+            while part := screen.read(4096):
+                shown += part
+    assert process.wait(timeout=300) == 0 and b"load" in shown and b"score" in shown
+
+
+def test_the_harness_own_command_line_without_its_extra(tmp_path):
+    """The sentence of `qwen35 eval tasks`, no traceback."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['lm_eval'] = None\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "qwen35.evaluation.harness", "run", "--model", "qwen35"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+    )
+    assert result.returncode == 2 and not result.stdout
+    assert result.stderr == (
+        "qwen35: error: lm-eval is not installed: pip install 'qwen35[evals]'\n"
+    )

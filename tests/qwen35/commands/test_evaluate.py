@@ -31,12 +31,13 @@ def run(*arguments: str) -> int:
 
 def test_tasks_are_printed_and_reported(tmp_path, capsys):
     directory = tmp_path / "reports" / "one"
-    options = ["--tasks", "demo_inverted", "demo_stories", "--include-path", str(TASKS)]
+    options = ["--tasks", "demo_facts", "demo_inverted", "demo_stories"]
+    options += ["--include-path", str(TASKS)]
     assert run(*options, "--limit", "3", "--samples", "--json", "--output", str(directory)) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((directory / "tasks.json").read_text())
     assert printed["limit"] == 3 and "lm_eval" in printed["versions"]
-    inverted, stories = printed["tasks"]
+    facts, inverted, stories = printed["tasks"]
     assert inverted["name"] == "demo_inverted" and inverted["documents"] == 3
     accuracy = inverted["metrics"][0]
     assert accuracy["metric"] == "acc" and accuracy["higher_is_better"] is True
@@ -53,6 +54,12 @@ def test_tasks_are_printed_and_reported(tmp_path, capsys):
     bits = next(one for one in stories["metrics"] if one["metric"] == "bits_per_byte")
     assert ["bits_per_byte ↓", "none", f"{bits['value']:.4f}"] in [row[3:6] for row in table(page)]
     assert (directory / "tasks-acc.png").stat().st_size > 1000 and "(tasks-acc.png)" in page
+    both = {entry["metric"] for entry in facts["metrics"]}
+    assert both == {
+        entry["metric"] for entry in inverted["metrics"]
+    }  # others have one bar: no plot
+    drawn = {file.stem.removeprefix("tasks-") for file in directory.glob("*.png")}
+    assert drawn == both and "bits_per_byte" not in drawn
 
 
 def test_a_task_file_of_ones_own_with_chat_and_a_table(tmp_path, capsys):
@@ -114,6 +121,8 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
         (["--tasks", "none.yaml"], "none.yaml: no such file"),
         ([*stories, "--include-path", "nowhere"], "nowhere: no such directory"),
         ([*stories, "--no-thinking"], "--no-thinking is for --chat"),
+        ([*stories, "--reasoning-effort", "low"], "--reasoning-effort are for --chat"),
+        ([*stories, "--chat", "--template-arg", "low"], "--template-arg must be NAME=VALUE"),
         ([*stories, "--batch", "0"], "--batch: must be a positive integer"),
         ([*stories, "--limit", "0"], "--limit: must be a positive integer, not '0'"),
         ([*stories, "--num-fewshot", "-1"], "fewshot must be an integer of at least 0"),
@@ -145,7 +154,7 @@ def test_unknown_names_come_with_near_ones_and_with_files_that_cannot_be_read(tm
     ("measure", "where"),
     [
         ("perplexity", "qwen35.evaluation.perplexity.score"),
-        ("tasks", "qwen35.evaluation.harness.score_continuations"),
+        ("tasks", "qwen35.evaluation.lm_eval_model.score_continuations"),
         ("agreement", "qwen35.evaluation.agreement.compare"),
     ],
 )

@@ -1,5 +1,6 @@
 """`qwen35 generate`: messages; pictures as a process, on one device and on four."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen3_5ForCausalLM
 
 import qwen35
 from qwen35.commands import cli
@@ -175,6 +176,164 @@ def test_a_message_is_answered_as_transformers_renders_it(tmp_path, capsys, opti
     [wanted] = qwen35.generate(params, tokenizer, ids, max_new_tokens=24)
     text, stop = wanted.text, "Tok" if "--stop" in options else "\0"
     arguments = ["--model", str(tmp_path), "--device", "cpu", "--prompt", question]
-    arguments += ["--system", system, "--max-new-tokens", "24", *options]
+    arguments += ["--system", system, "--max-new-tokens", "24", *options, "--show-thoughts"]
     assert cli.main(["generate", *arguments]) == 0
-    assert capsys.readouterr().out == text.partition(stop)[0] + "\n"
+    thinks = template.get("enable_thinking", True)
+    mark = "<think>\n" if thinks else ""
+    end = "" if not thinks or "</think>" in text else "\n</think>\n\n"
+    assert capsys.readouterr().out == mark + text.partition(stop)[0] + end + "\n"
+
+
+JAPAN = "What is the capital of Japan?"
+
+
+@pytest.fixture(scope="module")
+def thought():
+    """What transformers' model thinks and says: its ids before and behind the one of "</think>"."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    model = Qwen3_5ForCausalLM.from_pretrained(DEMO).float().eval()
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": JAPAN}], add_generation_prompt=True, return_dict=False
+    )
+
+    def written(*begun):
+        out = model.generate(torch.tensor([[*ids, *begun]]), max_new_tokens=60, do_sample=False)
+        said = out[0, len(ids) :].tolist()
+        place = said.index(tokenizer.convert_tokens_to_ids("</think>"))
+        texts = (said[:place], said[place + 1 :])
+        return said, *(tokenizer.decode(one, skip_special_tokens=True).strip() for one in texts)
+
+    return written
+
+
+def answered(capsys, *options):
+    common = ["generate", "--model", str(DEMO), "--prompt", JAPAN, "--max-new-tokens", "60"]
+    assert cli.main([*common, "--chat", *options]) == 0
+    return capsys.readouterr()
+
+
+def test_a_thought_is_dimmed_in_a_terminal_and_left_out_elsewhere(thought, capsys, monkeypatch):
+    _, thinks, says = thought()
+    assert thinks and says
+    cpu = ("--device", "cpu")
+    assert answered(capsys, *cpu).out == says + "\n"
+    marked = f"<think>\n{thinks}\n</think>\n\n{says}\n"
+    assert answered(capsys, *cpu, "--show-thoughts").out == marked
+    found = json.loads(answered(capsys, *cpu, "--json").out)
+    assert (found["reasoning_content"], found["text"]) == (thinks, says)
+    _, notes = answered(capsys, *cpu, "--max-new-tokens", "3")
+    assert "3 tokens, length within the thought" in notes
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert answered(capsys, *cpu).out == f"\x1b[2m{thinks}\x1b[0m\n\n{says}\n"
+    hidden = answered(capsys, *cpu, "--hide-thoughts").out
+    assert hidden == f"\x1b[2mthinking …\x1b[0m\r\x1b[K{says}\n"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ("--device", "cpu"),
+        ("--device", "xla"),
+        pytest.param(("--tp", "2"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_thinking_budget_closes_the_thought(thought, capsys, where):
+    """By transformers' tokens up to there, and from there on."""
+    free, _, _ = thought()
+    budget = 5
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    begun = [*free[:budget], *tokenizer.encode("\n</think>\n\n", add_special_tokens=False)]
+    said, thinks, says = thought(*begun)
+    options = [*where, "--thinking-budget", str(budget), "--json"]
+    if "--tp" in where:  # virtual devices are there from a process's start, or never
+        common = ("--model", DEMO, "--prompt", JAPAN, "--max-new-tokens", 60, "--chat")
+        result = run(*common, *options)
+        assert result.returncode == 0, result.stderr
+        found = json.loads(result.stdout)
+    else:
+        found = json.loads(answered(capsys, *options).out)
+    assert found["tokens"] == said[: len(found["tokens"])] and found["finish_reason"] == "stop"
+    assert (found["reasoning_content"], found["text"]) == (thinks, says)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--thinking-budget", "5"], "--thinking-budget is for messages"),
+        (["--show-thoughts"], "--show-thoughts is for messages"),
+        (["--chat", "--show-thoughts", "--hide-thoughts"], "which of them?"),
+        (["--chat", "--thinking-budget", "5", "--json", "--logprobs", "1"], "without logprobs"),
+    ],
+)
+def test_options_of_thoughts_that_say_nothing_are_refused(capsys, options, said):
+    command = ["generate", "--model", str(DEMO), "--device", "cpu", "--prompt", "a", *options]
+    assert cli.main(command) == 2
+    output, notes = capsys.readouterr()
+    assert output == "" and said in notes
+
+
+def demo_with(directory, **settings):
+    """The demo with other settings in its generation_config.json."""
+    for file in DEMO.iterdir():
+        (directory / file.name).symlink_to(file)
+    file = directory / "generation_config.json"
+    content = json.loads(file.read_text()) | settings
+    file.unlink()
+    file.write_text(json.dumps(content))
+    return directory
+
+
+def test_tokens_are_chosen_as_the_checkpoint_recommends_unless_greedy(tmp_path, capsys):
+    directory = demo_with(tmp_path, do_sample=True, temperature=4.0, top_k=40)
+    params, tokenizer = qwen35.load(directory), qwen35.Tokenizer.from_pretrained(directory)
+    prompt = "The capital of France is"
+
+    def said(*options):
+        arguments = ["--model", str(directory), "--device", "cpu", "--prompt", prompt, *options]
+        assert cli.main(["generate", *arguments, "--max-new-tokens", "12"]) == 0
+        return capsys.readouterr().out.removesuffix("\n")
+
+    def wanted(sampling):
+        [one] = qwen35.generate(params, tokenizer, prompt, max_new_tokens=12, sampling=sampling)
+        return one.text
+
+    recommended = wanted(qwen35.Sampling(4.0, top_k=40, seed=3))
+    assert said("--seed", "3") == recommended != wanted(qwen35.Sampling())
+    assert said("--greedy") == wanted(qwen35.Sampling())
+    assert said("--top-k", "2", "--seed", "3") == wanted(qwen35.Sampling(4.0, top_k=2, seed=3))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+@pytest.mark.parametrize("way", ["file", "input"])
+def test_the_line_end_that_echo_adds_is_no_part_of_a_prompt(
+    tmp_path, capsys, monkeypatch, end, way
+):
+    content = ("One line.\n\nThe capital of France is" + end).encode()
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    given = ["--prompt-file", str(file)] if way == "file" else ["--prompt", "-"]
+    common = ["generate", "--model", str(DEMO), "--device", "cpu", "--max-new-tokens", "1"]
+    assert cli.main([*common, "--json", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == content.decode().removesuffix(end)
+
+
+def test_log_probabilities_are_in_the_json(capsys):
+    """Those of transformers, of the chosen tokens and of the three likeliest."""
+    common = ["generate", "--model", str(DEMO), "--device", "cpu", "--max-new-tokens", "5"]
+    common += ["--prompt", "The capital of France", "--logprobs", "3"]
+    assert cli.main(common) == 2 and "--json" in capsys.readouterr().err
+    assert cli.main([*common, "--json", "--temperature", "3", "--ignore-eos"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    model = Qwen3_5ForCausalLM.from_pretrained(DEMO).float()
+    prompt = AutoTokenizer.from_pretrained(DEMO).encode("The capital of France")
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + result["tokens"]])).logits
+    places = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    assert len(result["logprobs"]) == len(result["tokens"]) == 5
+    for entry, token, place in zip(result["logprobs"], result["tokens"], places, strict=True):
+        assert entry["token"] == token
+        assert entry["logprob"] == pytest.approx(float(place[token]), abs=1e-3)
+        values, ids = place.topk(3)
+        assert [token for token, _ in entry["top"]] == ids.tolist()
+        assert [value for _, value in entry["top"]] == pytest.approx(values.tolist(), abs=1e-3)

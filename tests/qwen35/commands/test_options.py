@@ -6,12 +6,15 @@ import argparse
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from qwen35.commands import cli
 from qwen35.commands.options import add_sampling, sampling_from
-from qwen35.generation.sampling import Sampling
+from qwen35.generation.sampling_settings import Sampling
+
+DEMO = Path(__file__).resolve().parents[3] / "demo"
 
 # Of these the values differ with the command, and so does the help: `bench` times two devices, of
 # which one is a protocol; `eval agreement` takes several dtypes.
@@ -39,7 +42,7 @@ def test_an_option_is_one_thing_in_all_commands():
             text, _, _ = option.help.partition("; default")
             kind = (option.dest, option.type, option.metavar, text)
             seen.setdefault(flag, {})[command] = kind
-    assert len(seen["--model"]) == 7 and len(seen["--json"]) == 6
+    assert len(seen["--model"]) == 9 and len(seen["--json"]) == 8
     for flag, kinds in seen.items():
         assert len(set(kinds.values())) == 1, (flag, kinds)
 
@@ -70,6 +73,8 @@ def test_help_is_printed(command, capsys):
         ("generate --model m --prompt p --timeout -1", "argument --timeout: must be a positive nu"),
         ("generate --model m --prompt p --top-k x", "argument --top-k: invalid int value: 'x'"),
         ("generate --model m --prompt p --dtype int8", "argument --dtype: invalid choice: 'int8'"),
+        ("generate --model m", "one of the arguments --prompt --prompt-file is required"),
+        ("generate --model m --prompt p --prompt-file f", "not allowed with argument --prompt"),
         ("generate --prompt p", "the following arguments are required: --model"),
         ("chat --model m --max-new-tokens 1.5", "argument --max-new-tokens: must be a positive"),
         ("eval tasks --model m --tasks t --batch 0", "argument --batch: must be a positive"),
@@ -79,7 +84,6 @@ def test_help_is_printed(command, capsys):
         ("export --phase decode out", "one of the arguments --model --preset is required"),
         ("info 27b --context", "argument --context: expected one argument"),
         ("sing", "argument COMMAND: invalid choice: 'sing'"),
-        ("", "the following arguments are required: COMMAND"),
         ("eval", "the following arguments are required: MEASURE"),
     ],
 )
@@ -93,7 +97,7 @@ def test_a_bad_option_is_one_line_that_names_it(line, said, capsys):
 
 def test_sampling_options_change_what_they_name_and_leave_the_rest():
     parser = argparse.ArgumentParser()
-    add_sampling(parser, "off")
+    add_sampling(parser)
     base = Sampling(temperature=0.6, top_p=0.95, presence_penalty=1.5, banned=(3,))
     assert sampling_from(parser.parse_args([]), base) == base
     words = "--temperature 0 --top-k 20 --min-p 0.1 --seed 7".split()
@@ -102,6 +106,11 @@ def test_sampling_options_change_what_they_name_and_leave_the_rest():
         temperature=0, top_k=20, top_p=0.95, min_p=0.1, repetition_penalty=1.1,
         presence_penalty=1.5, frequency_penalty=-1, banned=(3,), seed=7,
     )  # fmt: skip
+    assert sampling_from(parser.parse_args(["--greedy", "--ignore-eos"]), base) == Sampling(
+        ignore_eos=True
+    )
+    with pytest.raises(ValueError, match="--greedy takes the likeliest token, at no --temperature"):
+        sampling_from(parser.parse_args(["--greedy", "--temperature", "1"]), base)
     with pytest.raises(ValueError, match="top_p must be above 0 and at most 1, not 2"):
         sampling_from(parser.parse_args(["--top-p", "2"]), base)
 
@@ -123,3 +132,12 @@ def test_help_and_import_leave_the_heavy_packages_alone():
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "--include-path" in result.stdout and "--reference" in result.stdout
+
+
+@pytest.mark.parametrize("line", ["generate --prompt p", "chat", "batch in out", "bench"])
+def test_neuron_is_a_device_everywhere_and_refused_where_there_is_none(line, capsys, tmp_path):
+    (tmp_path / "in").write_text('"a prompt"\n')
+    words = [str(tmp_path / word) if word in ("in", "out") else word for word in line.split()]
+    assert cli.main([*words, "--model", str(DEMO), "--device", "neuron"]) == 2
+    assert "--device neuron needs a Neuron device" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

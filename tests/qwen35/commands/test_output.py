@@ -6,8 +6,9 @@ import json
 import pytest
 
 from qwen35.commands.output import make_output, write_output
+from qwen35.reports.page import about
 
-RESULT = {"model": "m", "dtype": "float32", "device": "cpu", "versions": {}, "value": 0.5}
+RESULT = about("m", "float32", "cpu") | {"value": 0.5}
 
 
 def end(output, as_json=False):

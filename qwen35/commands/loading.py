@@ -1,0 +1,64 @@
+"""Loads the model that a command's options name, in every process."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..model.params import Params
+    from .launch import Launch
+
+
+def load_params(
+    options: argparse.Namespace, ranks: Launch, *, vision: bool | None = None
+) -> Params:
+    """Loads --model with what the shared options say of its weights and of its positions.
+
+    Args:
+        options: those of a command that has model, dtype, weights, head, adapter and check_finite.
+        ranks: where it runs.
+        vision: whether a vision tower is loaded too; None: if the files hold it.
+
+    Raises:
+        CheckpointError, ValueError: as `qwen35.load`; in all processes if in one.
+    """
+    from ..files.checkpoint import load
+
+    params = ranks.on_all_ranks(
+        load,
+        options.model,
+        dtype=options.dtype,
+        weights=options.weights,
+        head=options.head,
+        adapter=options.adapter,
+        device=ranks.device,
+        runtime=ranks.runtime,
+        check_finite=options.check_finite,
+        progress=ranks.prints,
+        vision=vision,
+    )
+    context = getattr(options, "context", None)
+    return params if context is None else _extended(params, context, ranks.prints)
+
+
+def model_name(options: argparse.Namespace) -> str:
+    """Returns what a report calls the model: as it was asked for, which may be by a hub's name."""
+    return asked_model(options) + (f" with {options.adapter}" if options.adapter else "")
+
+
+def asked_model(options: argparse.Namespace) -> str:
+    """Returns the directory, or the hub's name, that stood at the command line."""
+    return getattr(options, "asked_model", options.model)
+
+
+def _extended(params: Params, context: int, prints: bool) -> Params:
+    """Returns parameters with positions for `context` tokens, and says what those cost."""
+    from ..graphs.summary import context_cost
+
+    if prints:
+        cost = context_cost(params.config, context, params.dtype, params.runtime.mesh)
+        print(cost.render(), file=sys.stderr)
+    return dataclasses.replace(params, config=params.config.extended(context))
