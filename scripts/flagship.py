@@ -36,6 +36,7 @@ import qwen35
 from qwen35.bench import machine
 from qwen35.forms import QuantizedWeight
 from qwen35.reports.page import about, write_report
+from qwen35.reports.provenance import processor_name
 from qwen35.reports.tables import gigabytes, markdown_table
 from qwen35.xla.observers import on_compile
 from qwen35.xla.trees import tensors
@@ -284,7 +285,7 @@ def measure(
     )
     name = f"{config.num_hidden_layers} layers of random weights in {weights}"
     return about(name, weights, "xla (CPU)", "transformers", "torch-xla") | {
-        "processor": machine.processor_name(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "figures": computed.figures,
         "errors": compare(computed, truth),
