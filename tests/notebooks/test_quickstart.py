@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -15,6 +13,39 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "run_notebook.py"
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+
+# Run after the imports: a plot that is shown has every text, and all of it, within the picture.
+LOOK = """\
+def show_whole(show=plt.show):
+    from matplotlib.text import Annotation, Text
+
+    for number in plt.get_fignums():
+        figure = plt.figure(number)
+        figure.canvas.draw()
+        renderer, page = figure.canvas.get_renderer(), figure.bbox
+        for ax in figure.axes:
+            texts = [part for part in ax.get_children() if isinstance(part, Text)]
+            parts = {repr(text): text for text in texts if text.get_text().strip()}
+            for name, text in parts.items():
+                if isinstance(text, Annotation) and not text._check_xy(renderer):
+                    raise AssertionError(f"{name} is not drawn: it lies outside its axes")
+            if ax.axison:
+                parts |= {"x": ax.xaxis, "y": ax.yaxis}
+            if ax.get_legend():
+                parts["legend"] = ax.get_legend()
+            assert parts
+            for name, part in parts.items():
+                box = part.get_tightbbox(renderer)
+                if box is None:
+                    continue
+                wide = page.x0 <= box.x0 and box.x1 <= page.x1
+                if not wide or box.y0 < page.y0 or page.y1 < box.y1:
+                    raise AssertionError(f"{name} is clipped: {box} in {page}")
+    show()
+
+
+plt.show = show_whole
+"""
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +58,37 @@ def script():
     return runpy.run_path(str(SCRIPT))
 
 
+def looking(notebook) -> nbformat.NotebookNode:
+    """A copy that looks at its plots: a cell more, behind the imports."""
+    new = copy.deepcopy(notebook)
+    [at] = [index for index, cell in enumerate(new.cells) if cell.id == "setup"]
+    new.cells.insert(at + 1, nbformat.v4.new_code_cell(LOOK, id="look"))
+    return new
+
+
 @pytest.mark.slow
-def test_a_clean_run_puts_out_what_stands_in_the_file():
-    """In a fresh kernel, without an error in any cell; timings and pictures aside."""
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_a_clean_run_puts_out_what_stands_in_the_file(notebook, script):
+    """In a fresh kernel, without an error in any cell; timings and pictures aside. No text of a
+    plot is clipped."""
+    new = script["execute"](looking(notebook), NOTEBOOK.parent)
+    new.cells = [cell for cell in new.cells if cell.id != "look"]
+    assert script["differences"](notebook, new) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plot", "said"),
+    [
+        ('ax.annotate("left out", (0.5, -9))\nax.set(ylim=(0, 1))', "outside its axes"),
+        ('ax.set_title("long " * 60)', "is clipped"),
+    ],
+)
+def test_a_clipped_text_is_noticed(notebook, script, plot, said):
+    setup = next(cell for cell in notebook.cells if cell.id == "setup")
+    cell = nbformat.v4.new_code_cell(f"figure, ax = plt.subplots()\n{plot}\nplt.show()")
+    small = nbformat.v4.new_notebook(cells=[copy.deepcopy(setup), cell])
+    with pytest.raises(Exception, match=said):
+        script["execute"](looking(small), NOTEBOOK.parent)
 
 
 def test_the_outputs_are_those_of_one_clean_run(notebook):
@@ -44,7 +99,7 @@ def test_the_outputs_are_those_of_one_clean_run(notebook):
     assert {output.output_type for output in outputs} == {"stream", "display_data"}
     assert all(output.name == "stdout" for output in outputs if output.output_type == "stream")
     pictures = [output for output in outputs if "image/png" in output.get("data", ())]
-    assert len(pictures) == 3
+    assert len(pictures) == 5
     assert not re.search(r"/home/|/root/|/usr/|/tmp/|/work/", nbformat.writes(notebook))
     assert NOTEBOOK.stat().st_size < 400_000
 
@@ -52,8 +107,16 @@ def test_the_outputs_are_those_of_one_clean_run(notebook):
 @pytest.mark.parametrize(
     ("cell", "facts"),
     [
-        ("generate", ["The capital of France is| Paris", "stop"]),
+        (
+            "generate",
+            ["The capital of France is| Paris", "stop", "Italy? The capital of Italy is Rome."],
+        ),
+        ("engine", [" Paris", " Rome", " Tokyo", "named Ruby", "came out of the cache"]),
+        ("picture", ["circle.png: ", "circle", "square"]),
+        ("score", ["The capital of France is Paris.", " cold", " Paris"]),
         ("state", ["DeltaNetState", "AttentionState", "[1, 4, 32, 32]"]),
+        ("walk", ["log_decay in layers [0, 1, 2, 4, 5, 6]", "weights   in layers [3, 7]"]),
+        ("attention", ["adds up to one: True"]),
         ("fork", ["France is| Paris", "Japan is| Tokyo", "bit for bit: True"]),
         ("signatures", ["compilations: 1"]),
         ("hlo", ["broken rules: []"]),
@@ -63,11 +126,37 @@ def test_the_outputs_are_those_of_one_clean_run(notebook):
     ],
 )
 def test_what_cells_show(notebook, script, cell, facts):
-    [cell] = [other for other in notebook.cells if other.id == cell]
-    text = script["text_of"](cell)
+    text = shown(notebook, script, cell)
     for fact in facts:
         assert fact in text
     assert "False" not in text
+
+
+def shown(notebook, script, cell: str) -> str:
+    [cell] = [other for other in notebook.cells if other.id == cell]
+    return script["text_of"](cell)
+
+
+def test_the_prefix_cache_is_hit(notebook, script):
+    """More of each prompt is known than of the one before, whose beginning it repeats."""
+    text = shown(notebook, script, "engine")
+    known = [int(count) for count in re.findall(r"^ *(\d+) of \d+ tokens were known", text, re.M)]
+    assert known[0] == 0 and known == sorted(set(known)) and len(known) == 3
+    [rate] = re.findall(r"all prompt tokens (\d+)%", text)
+    assert 0 < int(rate) < 100
+
+
+def test_likelihoods_are_in_the_order_of_the_facts(notebook, script):
+    text = shown(notebook, script, "score")
+    values = [float(value) for value in re.findall(r"(-?\d+\.\d)$", text, re.MULTILINE)]
+    paris, rome, cold, *others = values
+    assert 0 >= paris > rome + 5 and 0 >= cold > max(others) + 5 and len(others) == 2
+
+
+def test_samples_of_a_forked_state_differ(notebook, script):
+    text = shown(notebook, script, "fork")
+    samples = [line for line in text.splitlines() if line.startswith("Once upon a time")]
+    assert len(samples) == 4 and len(set(samples)) > 1
 
 
 def test_another_output_is_noticed_and_another_timing_is_not(notebook, script):
