@@ -63,7 +63,10 @@ def serve(connection: Connection, tp: int, layers: int, steps: int) -> None:
     params = qwen35.init_params(config_of(layers), device="xla", runtime=runtime)
     blocks = {"right": decoder(params, steps)}
     if tp > 1:
-        with mock.patch("qwen35.model.decoder.all_reduce", lambda x, mesh: x):
+        with (
+            mock.patch("qwen35.model.parts.all_reduce", lambda x, mesh: x),
+            mock.patch("qwen35.model.decoder.all_reduce", lambda x, mesh: x),
+        ):
             blocks["alone"] = decoder(params, steps)
     connection.send(list(blocks))
     while (name := connection.recv()) is not None:

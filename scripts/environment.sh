@@ -79,3 +79,16 @@ oldest_transformers() {
     fi
     echo "$folder"
 }
+
+# Prints what stands at the top of the script $1 and ends it, if the arguments after ask for help and
+# there is no environment yet that could give more: help is no reason to install one.
+help_before_installing() {
+    local script="$1"
+    shift
+    case " $* " in
+        *" -h "* | *" --help "*) [ -x .venv/bin/python ] && return ;;
+        *) return 0 ;;
+    esac
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$script"
+    exit 0
+}

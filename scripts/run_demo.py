@@ -10,11 +10,16 @@ from pathlib import Path
 from PIL import Image
 
 import qwen35
+from qwen35.ending import exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT, VISION = ROOT / "demo", ROOT / "demo_vision"
 SHIPPED = VISION / "picture.png"
 QUESTIONS = ("What do you see?", "How many are there?", "What colour is it?", "What shape is it?")
+NOTHING = (
+    "nothing: to the model the text ends there; demo/README.md and demo_vision/README.md say what "
+    "the toys know, demo/prompts.txt has prompts"
+)
 
 
 def main() -> int:
@@ -40,9 +45,6 @@ def main() -> int:
         if options.image is None:
             return run(options.prompt)
         return look(*picture_and_questions(options.image, options.prompt))
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
     except ValueError as error:
         print(f"scripts/demo: error: {error}", file=sys.stderr)
         return 2
@@ -96,6 +98,8 @@ def show(start: str, pieces: Iterator[qwen35.Piece]) -> qwen35.Completion:
             [completion] = stop.value
             break
     print(flush=True)
+    if not completion.text.strip():
+        print(f"({NOTHING})", file=sys.stderr)
     return completion
 
 
@@ -110,4 +114,4 @@ def report(what: str, completion: qwen35.Completion) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

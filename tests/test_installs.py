@@ -107,8 +107,9 @@ def expected_files(clone: Path) -> dict[str, bytes]:
 def make_environment(directory: Path, packages: str = "*") -> Path:
     """The python of a new environment with links to this interpreter's packages, but not ours."""
     venv.create(directory, symlinks=True)
-    lent = directory / "lent"
-    lent.mkdir()
+    # By this name hypothesis knows that they are not the project's: it would parse all of torch.
+    lent = directory / "lent" / "site-packages"
+    lent.mkdir(parents=True)
     for site in [path for path in sys.path if path.endswith("-packages")]:
         for entry in Path(site).glob(packages):
             ours = entry.name.startswith(("qwen35", "__editable__")) or entry.suffix == ".pth"

@@ -211,3 +211,13 @@ def test_demo_is_small_and_complete():
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+def test_the_script_says_why_a_prompt_has_no_answer(capsys):
+    """Asked what the toy never read, it ends at once: that is said, and only then."""
+    run = runpy.run_path(str(ROOT / "scripts/run_demo.py"))["run"]
+    assert run(["What is a transformer?", PROMPTS[0]]) == 0
+    shown = capsys.readouterr()
+    question, answered = shown.out.splitlines()
+    assert question == "What is a transformer?" and answered.startswith(f"{PROMPTS[0]} Paris")
+    assert shown.err.count("demo/README.md") == 1

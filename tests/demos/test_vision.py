@@ -236,7 +236,7 @@ def test_a_conversation_about_two_pictures(params, processor):
     list(engine.stream(request))
     assert chat.finish(request) == "green"
     before = list(chat.messages)
-    with pytest.raises(ValueError, match="capacity of 512"):
+    with pytest.raises(ValueError, match="the engine holds 512"):
         chat.edit("What? " * 200)
     assert chat.messages == before
 
@@ -286,7 +286,9 @@ def test_command_line(file):
     common = ("-m", "qwen35", "generate", "--model", DEMO, "--device", "cpu", "--image", file)
     result = run(*common, "--prompt", "What colour is it?")
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "four green squares\n</think>\n\ngreen\n"
+    assert result.stdout == "green\n", "a pipe gets the answer alone"
+    result = run(*common, "--prompt", "What colour is it?", "--show-thoughts")
+    assert result.stdout == "<think>\nfour green squares\n</think>\n\ngreen\n", result.stderr
     result = run(*common, "--prompt", "What colour is it?", "--no-thinking")
     assert result.stdout == "green\n", result.stderr
 

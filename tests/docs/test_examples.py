@@ -15,7 +15,9 @@ import pytest
 from qwen35.commands import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/images.md", "docs/engine.md", "docs/evaluation.md")
+PAGES = ("README.md", "sharding/README.md", *(f"docs/{name}.md" for name in (
+    "batch", "checkpoints", "engine", "evaluation", "images"
+)))  # fmt: skip
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -23,13 +25,15 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands(page: str) -> list[list[str]]:
-    """The arguments of a page's `qwen35` commands."""
+def commands(page: str, launcher: str = "") -> list[list[str]]:
+    """The arguments of a page's `qwen35` commands that are started so, a regular expression."""
     lines = (line for block in blocks(page, "sh") for line in block.splitlines())
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("qwen35 ")]
+    found = (re.match(rf"{launcher}qwen35 (.*)", line) for line in lines)
+    return [shlex.split(match[1], comments=True) for match in found if match]
 
 
 COMMANDS = [(page, line) for page in PAGES for line in commands(page)]
+LAUNCHED = [(page, line) for page in PAGES for line in commands(page, "torchrun .*-m ")]
 
 
 def run(arguments: list[str], **settings) -> str:
@@ -41,10 +45,13 @@ def run(arguments: list[str], **settings) -> str:
 
 
 def test_readme():
-    answer, first, second, written = run(["-c", *blocks("README.md", "python")]).splitlines()
+    lines = run(["-c", *blocks("README.md", "python")]).splitlines()
+    answer, first, second, written, *scored = lines
     assert answer.startswith(" Paris")
     assert "cold" in first and first != second
     assert written.startswith("' cold")
+    likelihoods = {line.split()[0]: float(line.split()[1]) for line in scored}
+    assert likelihoods["Rome"] > -1 > likelihoods["Oslo"]
 
 
 def test_images():
@@ -65,22 +72,33 @@ def test_evaluation():
     assert float(right.split()[1]) > -0.1 and float(wrong.split()[1]) < -5
 
 
-@pytest.mark.parametrize(("page", "arguments"), COMMANDS)
+@pytest.mark.parametrize(("page", "arguments"), [*COMMANDS, *LAUNCHED])
 def test_options_exist(page, arguments):
     cli._parser().parse_args(arguments)
 
 
+# A published model, what has never been loaded here, an adapter, minutes of measuring.
+NOT_HERE = {"Qwen/Qwen3.5-0.8B", "neuron", "LORA", "bench"}
+HERE = [(page, line) for page, line in COMMANDS if not NOT_HERE & set(line)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("page", "arguments"),
-    [(page, line) for page, line in COMMANDS if line[0] not in ("chat", "bench")],
-)
+@pytest.mark.parametrize(("page", "arguments"), HERE)
 def test_commands_run(page, arguments, tmp_path):
     """As printed, but for files that are the reader's own."""
+    (tmp_path / "in.jsonl").write_text('"The capital of France is"\n')
+    (tmp_path / "city.json").write_text('{"enum": ["Paris", "Rome"]}')
     own = {"DIR": "demo_vision" if "--image" in arguments or "--video" in arguments else "demo"}
+    own |= {name: str(tmp_path / name) for name in ("in.jsonl", "out.jsonl", "city.json", "OUT")}
     own |= {"a.png": "demo_vision/circle.png", "b.jpg": "demo_vision/square.png"}
     own |= {"clip.mp4": clip(tmp_path), "report": str(tmp_path / "report")}
-    assert run(["-m", "qwen35", *(own.get(argument, argument) for argument in arguments)])
+    own |= {"TASK": "evals/demo_facts.yaml"}
+    asked = "What is the capital of Japan?\n" if arguments[0] == "chat" else ""
+    words = [own.get(word, word) for word in arguments]
+    if "demo" in words and "--tp" in words:
+        words[words.index("--tp") + 1] = "2"  # of as many key heads
+    shown = run(["-m", "qwen35", *words], input=asked)
+    assert shown or (tmp_path / "OUT").exists() or (tmp_path / "out.jsonl").read_text()
 
 
 def clip(directory: Path) -> str:

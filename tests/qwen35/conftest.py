@@ -108,6 +108,12 @@ CASES: dict[str, dict] = {
         "rope_parameters": _rope(0.5, [1, 1, 0], theta=1e6),
         "full_attention_interval": 2,
     },
+    "yarn_beyond_16": {
+        "head_dim": 32,
+        "rope_parameters": _rope(0.5, [3, 3, 2])
+        | {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16},
+        "full_attention_interval": 2,
+    },
     "published_head_sizes": {
         "hidden_size": 48,
         "num_attention_heads": 2,
