@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,16 @@ from qwen35.commands.cli import main
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO, TASKS = ROOT / "demo", ROOT / "evals"
+
+
+# Enough work that a signal meets it, on any machine: a question takes more than a millisecond.
+LONG_TASK = """
+import datasets
+
+def facts(**_):
+    document = {"prompt": "The capital of France is", "choices": ["Paris.", "Rome."], "gold": 0}
+    return datasets.DatasetDict(test=datasets.Dataset.from_list([document] * 2_000))
+"""
 
 
 def table(text: str) -> list[list[str]]:
@@ -178,19 +190,30 @@ def test_interrupts_end_with_130_and_no_report(measure, where, tmp_path, capsys,
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command(sent, code, tmp_path):
-    arguments = ["--model", str(DEMO), "--device", "cpu", "--tasks", str(TASKS / "demo_facts.yaml")]
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/long.py").write_text(LONG_TASK)
+    (tmp_path / "tasks/long.yaml").write_text(
+        (TASKS / "demo_facts.yaml").read_text().replace("demo.facts", "long.facts")
+    )
+    task, reports = str(tmp_path / "tasks/long.yaml"), tmp_path / "reports"
+    reports.mkdir()
+    arguments = ["--model", str(DEMO), "--device", "cpu", "--tasks", task, "--batch", "1"]
+    ours, theirs = os.openpty()  # a terminal with columns: elsewhere no bar is drawn
+    termios.tcsetwinsize(theirs, (24, 80))
     process = subprocess.Popen(
-        [sys.executable, "-m", "qwen35", "eval", "tasks", *arguments, "--batch", "1",
-         "--output", str(tmp_path)],
+        [sys.executable, "-m", "qwen35", "eval", "tasks", *arguments, "--output", str(reports)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+        stderr=theirs,
+    )
+    os.close(theirs)
     shown = b""
     while b"score" not in shown:  # the bar of the work itself
-        shown += process.stderr.read1()
-        assert process.poll() is None, shown
+        shown += os.read(ours, 4096)
     process.send_signal(sent)
-    output, errors = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
+    with contextlib.suppress(OSError):  # Linux's end of a terminal that nobody else holds
+        while more := os.read(ours, 4096):
+            shown += more
+    os.close(ours)
     assert process.returncode == code
-    assert not output and b"Traceback" not in errors and list(tmp_path.iterdir()) == []
+    assert not output and b"Traceback" not in shown and list(reports.iterdir()) == []
