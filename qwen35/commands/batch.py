@@ -58,7 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "model", required=True)
     add_shared(parser, "chat", "system", "thinking", "thinking_budget")
     add_shared(parser, "template_arg", "reasoning_effort")
-    add_shared(parser, "max_new_tokens", default=1024)
+    limit = "the most tokens to write after a prompt; default: what the capacity leaves"
+    add_shared(parser, "max_new_tokens", default=None, help=limit)
     option("--slots", type=positive, default=8, metavar="N",
            help="of the engine; default: %(default)s")  # fmt: skip
     add_shared(parser, "capacity", default=4096)

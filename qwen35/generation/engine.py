@@ -105,7 +105,7 @@ class Engine:
         self,
         prompt: OnePrompt,
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = 128,
         sampling: Sampling = Sampling(),
         timeout: float | None = None,
         thinking: ThinkingBudget | None = None,
@@ -116,7 +116,7 @@ class Engine:
 
         Args:
             prompt: as one of `generate`'s.
-            max_new_tokens: the most tokens to add.
+            max_new_tokens: the most tokens to add; None for what the engine's capacity leaves.
             sampling: how its tokens are chosen.
             timeout: seconds from now after which it ends, whatever it has.
             thinking: ends a thought that gets too long, of the prompt's or the answer's beginning.
@@ -130,6 +130,8 @@ class Engine:
         """
         row, seen = encode_prompt(self.batch.params, self._tokenizer, prompt, template)
         tokens, pictures = tuple(row), seen if seen is not None and seen.images.grid else None
+        if max_new_tokens is None:
+            max_new_tokens = max(1, self.max_capacity - len(tokens))
         max_new_tokens = integer("max_new_tokens", max_new_tokens)
         vocabulary = self.batch.params.config.vocab_size
         self.settings.check(len(tokens), max_new_tokens, sampling, thinking, vocabulary)

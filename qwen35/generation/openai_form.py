@@ -48,7 +48,7 @@ class Asked:
 
     url: str
     prompt: OnePrompt
-    max_new_tokens: int
+    max_new_tokens: int | None
     sampling: Sampling
     template: Mapping[str, Any]
 
@@ -57,7 +57,7 @@ def read_request(
     url: str,
     body: Mapping[str, Any],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     sampling: Sampling,
     template: Mapping[str, Any],
 ) -> Asked:
@@ -98,10 +98,12 @@ def read_request(
     if logprobs is not None:
         changes["logprobs"] = logprobs
     limits = [given[name] for name in ("max_completion_tokens", "max_tokens") if name in given]
+    if limits:
+        max_new_tokens = integer("max_tokens", limits[0])
     return Asked(
         url=url,
         prompt=_prompt(url, given),
-        max_new_tokens=integer("max_tokens", limits[0] if limits else max_new_tokens),
+        max_new_tokens=max_new_tokens,
         sampling=dataclasses.replace(sampling, **changes),
         template=_template(given, template) if url == CHAT else {},
     )

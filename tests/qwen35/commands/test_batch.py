@@ -143,6 +143,17 @@ def test_a_line_in_error_says_so_and_the_others_are_answered(tmp_path, say):
         assert line["custom_id"] in (f"line-{number}", "get", "url", "hot", "n")
 
 
+def test_an_answer_has_what_the_capacity_leaves(tmp_path):
+    """Without a limit of one's own; the demo has fewer positions than the command's capacity."""
+    source = write(tmp_path / "in", [{"prompt": "Once upon a time"}, chat("France")])
+    command = ["batch", str(source), "--model", str(DEMO), "--device", "cpu", "--slots", "2"]
+    assert cli.main([*command, str(tmp_path / "out")]) == 0
+    assert [line["error"] for line in read(tmp_path / "out")] == [None, None]
+    assert cli.main([*command, str(tmp_path / "long"), "--capacity", "64", "--ignore-eos"]) == 0
+    for line in read(tmp_path / "long"):
+        assert line["finish_reason"] == "length" and line["usage"]["total_tokens"] == 64
+
+
 def test_a_run_goes_on_where_the_last_one_ended(tmp_path, capsys):
     """Lines that are there stay as they are, a torn one and those in error are done again."""
     source, target = (
