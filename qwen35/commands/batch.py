@@ -232,7 +232,6 @@ class _Work:
         from ..sharding.drawing import Draws
         from .launch import with_engine
 
-        self._progress.begin(len(self.left))
         mesh, rank = self._ranks.runtime.mesh, self._ranks.runtime.rank
         draws = None
         if mesh is not None and mesh.dp > 1 and self._engine.leads:
@@ -247,6 +246,7 @@ class _Work:
         if draws is not None and not self._ranks.prints:
             sink = draws.send
         self._engine.warm_up()
+        self._progress.begin(len(self.left))  # what was compiled is no part of the rate
         try:
             for ended in feed(self._engine, self._jobs(draws)):
                 for (line, entry), outcome in ended:

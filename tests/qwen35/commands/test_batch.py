@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -10,11 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import qwen35
-from qwen35.commands import cli
+from qwen35.commands import batch_progress, cli
 from qwen35.files.journal import opened
 from qwen35.generation import openai_form
 
@@ -152,6 +154,20 @@ def test_an_answer_has_what_the_capacity_leaves(tmp_path):
     assert cli.main([*command, str(tmp_path / "long"), "--capacity", "64", "--ignore-eos"]) == 0
     for line in read(tmp_path / "long"):
         assert line["finish_reason"] == "length" and line["usage"]["total_tokens"] == 64
+
+
+def test_rates_leave_out_what_is_compiled(tmp_path, capsys, monkeypatch):
+    clock = itertools.count()  # a second each time that it is read
+
+    def compile_long(engine):
+        nonlocal clock
+        clock = itertools.count(next(clock) + 10_000)
+
+    monkeypatch.setattr(qwen35.Engine, "warm_up", compile_long)
+    monkeypatch.setattr(batch_progress, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert batch(write(tmp_path / "in", GOOD), tmp_path / "out", "--json") == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["done"] == len(GOOD) and 0 < numbers["seconds"] < 10_000
 
 
 def test_a_run_goes_on_where_the_last_one_ended(tmp_path, capsys):
