@@ -31,8 +31,9 @@ def feed(
 ) -> Iterator[list[tuple[Tag, Request | Exception]]]:
     """Submits jobs as slots come free, and yields after each step those that have ended.
 
-    No more wait than there are free slots, and one: what draws its jobs from elsewhere leaves the
-    others to who else draws there. Closing the iterator cancels what has not ended.
+    No more wait than there are free slots, or one where there is none: what draws its jobs from
+    elsewhere leaves the others to who else draws there. Closing the iterator cancels what has not
+    ended.
 
     Args:
         engine: others may run there too.
