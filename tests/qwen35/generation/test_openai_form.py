@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from openai_examples import TOOL
 
 from qwen35.generation.openai_form import CHAT, COMPLETIONS, read_request
 from qwen35.generation.sampling_settings import Sampling
@@ -12,25 +13,6 @@ MESSAGES = [
     {"role": "developer", "content": "You are a helpful assistant."},
     {"role": "user", "content": "Hello!"},
 ]
-# Of the reference of "Create chat completion": functions.
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_current_weather",
-        "description": "Get the current weather in a given location",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "location": {
-                    "type": "string",
-                    "description": "The city and state, e.g. San Francisco, CA",
-                },
-                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
-            },
-            "required": ["location"],
-        },
-    },
-}
 
 
 def read(url, **body):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from openai_examples import TOOL as WEATHER
 
 import qwen35
 from qwen35.generation.answers import message_of, read_answer
@@ -17,25 +18,7 @@ from qwen35.generation.openai_form import CHAT, read_request, reader_for
 pytest.importorskip("llguidance")
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
-# Of OpenAI's reference: "Create chat completion", functions; and of its guide to function calling.
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_current_weather",
-        "description": "Get the current weather in a given location",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "location": {
-                    "type": "string",
-                    "description": "The city and state, e.g. San Francisco, CA",
-                },
-                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
-            },
-            "required": ["location"],
-        },
-    },
-}
+# Of OpenAI's guide to function calling.
 SEARCH = {
     "type": "function",
     "function": {
