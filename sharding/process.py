@@ -46,7 +46,7 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
             f"{world} processes were started, but dp {mesh.dp} x tp {mesh.tp} needs {mesh.size}"
         )
     if backend == "xla":
-        import torch_xla.distributed.xla_backend  # noqa: F401  for the platform's plug-in, if any
+        import torch_xla.distributed.xla_backend  # noqa: F401 - registers the platform's plug-in, if it has one
 
     # Between XLA devices the collectives are torch-xla's own operations, which need no group. What
     # ranks tell each other lies on the CPU, and torch-xla's backend beside gloo takes that as well.
