@@ -64,9 +64,12 @@ PUBLISHED = (
     Published("4b", 8, 34.6, 5.68, _CONTRIB),
     Published("2b", 8, 17.6, 4.00, _CONTRIB),
     Published("2b", 4, 42.0, 4.75, _CONTRIB),
+    Published("27b", 4, 83.7, 35.9, "dstair/neuron-pytorch-native, TorchNeuron, one chip, bf16"),
+    Published("27b", 4, 284.0, 48.5, "whn09/vllm-neuron, one chip, 1,024-token prompt"),
     Published(
         "27b", 4, 576.0, 1e3 / 18.9, "neuronx-distributed-inference #128, trn2.3xlarge, <= 512"
     ),
+    Published("2b", 4, None, 3.72, "qingzwang/vllm-neuron"),
 )
 
 

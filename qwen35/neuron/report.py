@@ -116,16 +116,38 @@ def _plots(found: dict[str, Entry]) -> Plots:
         if test["error"] is not None and test["bound"]
     ]
     if tests:
-
-        def errors(axes: Any) -> None:
-            axes.scatter([bound for _, bound in tests], [max(e, 1e-12) for e, _ in tests], s=14)
-            bounds = sorted({bound for _, bound in tests})
-            axes.plot(bounds, bounds, "k--", label="bound")
-            axes.set(xscale="log", yscale="log", xlabel="bound", ylabel="error")
-            axes.legend()
-
-        plots["errors and bounds"] = errors
+        plots["errors and bounds"] = lambda axes: _plot_errors(axes, tests)
+    speed, sizes = (found[name].figures if name in found else None for name in ("speed", "buckets"))
+    if speed:
+        plots["time per token"] = lambda axes: _plot_tokens(axes, speed)
+    if sizes and sizes["rows"]:
+        plots["prefill by size of a step"] = lambda axes: _plot_sizes(axes, sizes["rows"])
     return plots
+
+
+def _plot_errors(axes: Any, tests: Sequence[tuple[float, float]]) -> None:
+    axes.scatter([bound for _, bound in tests], [max(e, 1e-12) for e, _ in tests], s=14)
+    bounds = sorted({bound for _, bound in tests})
+    axes.plot(bounds, bounds, "k--", label="bound")
+    axes.set(xscale="log", yscale="log", xlabel="bound", ylabel="error")
+    axes.legend()
+
+
+def _plot_tokens(axes: Any, figures: dict[str, Any]) -> None:
+    """This run's P50 of a token, and under it those that others published."""
+    times = {"this run": 1e3 * figures["tpot"]}
+    times |= {entry["source"]: entry["tpot"] for entry in figures["published_by_others"]}
+    axes.barh([name[:40] for name in times], list(times.values()))
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds a token, P50; the others' as published")
+
+
+def _plot_sizes(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    sizes = [row["size"] for row in rows]
+    for name, field in (("a step", "seconds"), ("compiling it", "compile")):
+        axes.plot(sizes, [row[field] for row in rows], "o-", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="tokens of a step", ylabel="seconds")
+    axes.legend()
 
 
 def _pack(output: Path) -> None:

@@ -3,14 +3,17 @@
 `import nki` finds a `jit` whose kernels take torch-xla's tensors. On their own they run on the
 emulator; in a graph that is being traced the portable form stands for them, since XLA:CPU can call
 nothing of Python. As a program it is the process of a step, with the arguments of
-`python -m qwen35.neuron`.
+`python -m qwen35.neuron`; torchrun's processes are ranks on CPU tensors, since XLA:CPU has no
+collectives between processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -21,13 +24,24 @@ import torch
 from qwen35 import kernels
 from qwen35.bench import neuron
 from qwen35.kernels import binding, grid, host, portable
-from qwen35.neuron import buckets, delta_rule
+from qwen35.model.presets import presets
+from qwen35.neuron import buckets, delta_rule, ranks, speed
 from qwen35.xla import private
 from qwen35.xla.devices import device_put
 from qwen35.xla.environment import xla
 from qwen35.xla.turns import tracing_here
 
 KIND = "NC_v3d"  # what the runtime calls a logical core of two on Trainium2
+# A preset of two narrow layers, there inside `small`.
+NARROW = "narrow"
+_NARROW = dataclasses.replace(
+    presets["0.8b"].text_only(),
+    num_hidden_layers=2,
+    layer_types=("linear_attention", "full_attention"),
+    hidden_size=96,
+    intermediate_size=112,
+    vocab_size=272,
+)
 
 
 class Kernel:
@@ -79,7 +93,7 @@ def _concerned(name: str) -> bool:
 @contextlib.contextmanager
 def small() -> Iterator[None]:
     """Inside, the kernels' grid has few cases, of few tokens and small heads, for the emulator;
-    what is timed is timed for a moment."""
+    what is timed is timed for a moment, and `NARROW` is a preset."""
     shapes, short = grid.shapes, functools.partial(neuron.protocol, prompt=8, steps=3, repeats=2)
     with contextlib.ExitStack() as stack:
         for target, name, value in (
@@ -89,16 +103,55 @@ def small() -> Iterator[None]:
             (buckets, "SIZES", (4, 16)),
             (neuron, "protocol", short),
         ):
-            stack.callback(setattr, target, name, getattr(target, name))
-            setattr(target, name, value)
+            _set(stack, target, name, value)
+        presets[NARROW] = _NARROW
+        stack.callback(presets.pop, NARROW)
         yield
+
+
+@contextlib.contextmanager
+def on_cpu_tensors() -> Iterator[None]:
+    """Inside, the steps that run in a process for each rank have their tensors on the CPU."""
+
+    def as_it_is(value, *_, **__):
+        return value
+
+    with contextlib.ExitStack() as stack:
+        for module in (ranks, speed, buckets, neuron):
+            for name, value in (("jit", as_it_is), ("device_put", as_it_is)):
+                if hasattr(module, name):
+                    _set(stack, module, name, value)
+            for name in ("start_ranks", "init_params", "load"):
+                if hasattr(module, name):
+                    _set(stack, module, name, _on_cpu(getattr(module, name)))
+        yield
+
+
+def _on_cpu(function):
+    """The function, which takes a device by its name, with the CPU in an accelerator's place."""
+    takes = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        bound = takes.bind(*args, **kwargs)
+        if "device" in bound.arguments:
+            bound.arguments["device"] = "cpu"
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def _set(stack, target, name, value):
+    stack.callback(setattr, target, name, getattr(target, name))
+    setattr(target, name, value)
 
 
 def main(arguments: list[str]) -> int:
     from qwen35.neuron import __main__ as process
 
     torch.set_num_threads(1)
-    with platform(), small():
+    one_of_many = "RANK" in os.environ
+    with platform(), small(), on_cpu_tensors() if one_of_many else contextlib.nullcontext():
         return process.main(arguments)
 
 

@@ -15,7 +15,6 @@ import neuron_stand_in
 import pytest
 import torch
 
-import qwen35
 from qwen35.bench import neuron as protocol
 from qwen35.kernels import host, portable
 from qwen35.kernels.oracle import bfloat16
@@ -185,6 +184,15 @@ def test_the_whole_model():
     assert all(seconds > 0 for seconds in outcome["figures"]["compile_seconds"].values())
 
 
+@pytest.mark.slow
+def test_a_model_that_answers_something_else(monkeypatch):
+    monkeypatch.setattr(model, "load", wrong_weights(model.load))
+    found = failed(model.measure(DEMO))
+    assert len(found) == 4
+    tokens = [text for name, text in found.items() if "greedy tokens" in name]
+    assert len(tokens) == 2 and all("from token" in text for text in tokens)
+
+
 def test_without_the_clone_there_is_no_demo():
     for step in (model, occupancy, donation, vision, engine):
         with pytest.raises(AbsentError, match="run this in the repository's clone"):
@@ -288,15 +296,9 @@ def test_the_engine(monkeypatch):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small():
     """Settings of a preset of two narrow layers."""
-    narrow = {"hidden_size": 96, "intermediate_size": 112, "vocab_size": 272}
-    kinds = ("linear_attention", "full_attention")
-    config = dataclasses.replace(
-        qwen35.presets["0.8b"].text_only(), num_hidden_layers=2, layer_types=kinds, **narrow
-    )
-    monkeypatch.setitem(qwen35.presets, "small", config)
-    return Settings(preset="small", tp=2)
+    return Settings(preset=neuron_stand_in.NARROW, tp=2)
 
 
 def alone(monkeypatch, *modules):
