@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -93,6 +94,9 @@ def in_turn(
     """
     # Of one token a row there is no other than the last: the last run is like the others then.
     narrow = last_only and any(part.rope[0].shape[1] > 1 for part in around)
+    if narrow and runs[0].runtime.segments == "auto":
+        # Otherwise what stands before the last layer would be compiled once more for its sake.
+        runs = [part for run in runs for part in _by_kind(run)]
     pairs = []
     start = 0
     for run in runs:
@@ -101,6 +105,12 @@ def in_turn(
         start = end
     x, news = chain(body, x, around, pairs)
     return x, [[layer for some in of_part for layer in some] for of_part in zip(*news, strict=True)]
+
+
+def _by_kind(run: SomeLayers) -> list[SomeLayers]:
+    """A run's neighbours of one kind, each a run."""
+    alike = (tuple(some) for _, some in itertools.groupby(run.layers, type))
+    return [SomeLayers(layers, run.config, run.runtime) for layers in alike]
 
 
 def _period(kinds: Sequence[Any]) -> int:

@@ -103,6 +103,16 @@ def test_equal_runs_share_a_graph(name, load):
     assert len(runs(params)) == RUNS[name]
 
 
+@pytest.mark.parametrize(("name", "count"), [("conv2_interval2_gqa6", 3), ("only_attention", 2)])
+def test_of_a_prompt_the_last_layer_alone_has_another_graph(name, count, load):
+    """A graph for each kind of layer, and one for the last: no other kind is compiled with it."""
+    params = load(name, "xla").with_runtime(segments="auto", chunk=16)  # no other test's graphs
+    tokens, names = put(torch.zeros(1, 5, dtype=torch.int64))[0], []
+    with on_compile(lambda event: event.phase == "done" and names.append(event.name)):
+        qwen35.jit(qwen35.prefill)(params, qwen35.init_state(params, 1, 16), tokens)
+    assert names == ["_run"] * count + ["prefill"]
+
+
 def test_an_old_state_is_a_value(load):
     """Not donated, it can be continued twice; donated, it says so."""
     params = load(NAMES[0], "xla").with_runtime(segments=2)
