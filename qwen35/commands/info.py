@@ -27,6 +27,7 @@ and of KV cache per token, and which instances hold it. Takes a checkpoint direc
   qwen35 info 27b --weights int4 --head int8   quantised as it is loaded
   qwen35 info 27b --tp 4 --context 1000000  what a million tokens cost, and how they are reached
   qwen35 info 27b --tp 4 --slots 8 --context 32768   what an engine takes, refused if it can't fit
+  qwen35 info 27b --tp 4 --graphs           all that `generate` and an engine ever compile
 """
 
 
@@ -40,14 +41,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "context", default=4096)
     option("--slots", type=positive, metavar="N",
            help="show what an engine of so many requests takes on each rank")  # fmt: skip
+    option("--graphs", action="store_true",
+           help="list what `generate` compiles for a prompt of --prompt-tokens, and an engine's "
+           "warm-up for --slots")  # fmt: skip
     option("--prompt-tokens", type=positive, default=128, metavar="N",
-           help="of the prompt for TTFT; default: %(default)s")  # fmt: skip
+           help="of the prompt for TTFT and --graphs; default: %(default)s")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     from ..generation.engine_settings import EngineSettings
-    from ..graphs import engine_memory, instances, placement, roofline
+    from ..graphs import engine_memory, graph_list, instances, placement, roofline
     from ..graphs.summary import context_cost, render, summarize
     from ..model.params import as_dtype
     from ..sharding.mesh import Mesh
@@ -70,8 +74,20 @@ def run(options: argparse.Namespace) -> int:
         )
         summary["ranks"] = placed.to_dict()
         parts.append(placed.render())
+    settings = EngineSettings(slots=options.slots or EngineSettings.slots, capacity=options.context)
+    if options.graphs:
+        call = graph_list.of_generate(config, options.prompt_tokens, options.batch)
+        engine = graph_list.of_engine(config, settings, mesh=mesh, dtype=options.dtype)
+        summary["graphs"] = {
+            name: [graph._asdict() for graph in graphs]
+            for name, graphs in (("generate", call), ("engine", engine))
+        }
+        parts.append(
+            f"`generate` compiles, for prompts of {options.prompt_tokens:,} tokens:\n\n"
+            f"{graph_list.render(call)}\n\nan engine of {settings.slots} slots, before the first "
+            f"request:\n\n{graph_list.render(engine)}"
+        )
     if options.slots is not None:
-        settings = EngineSettings(slots=options.slots)
         memory = engine_memory.engine_memory(
             config,
             mesh,
