@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .chat_input import messages, note
 from .chat_screen import Screen, screen_for
 from .options import add_sampling, add_shared, sampling_from, template_from
+from .warming import warming
 
 if TYPE_CHECKING:
     from ..generation.chat import Chat
@@ -83,6 +84,7 @@ def _chat(options: argparse.Namespace, ranks: Launch, sampling: Sampling) -> Non
     from ..generation.engine import Engine
     from ..prompts.processor import Processor
     from ..prompts.tokenizer import Tokenizer
+    from ..xla.progress import show_compilations
     from .launch import with_engine
     from .loading import load_params
 
@@ -91,6 +93,8 @@ def _chat(options: argparse.Namespace, ranks: Launch, sampling: Sampling) -> Non
     tokenizer = ranks.on_all_ranks(kind.from_pretrained, options.model)
     longest = params.config.max_context
     limit = longest if options.capacity is None else options.capacity
+    # A person has time to type the first question; what is compiled must not be written across it.
+    aside = sys.stdin.isatty() and params.runtime.mesh is None and not options.load
     engine = Engine(
         params,
         tokenizer,
@@ -98,7 +102,7 @@ def _chat(options: argparse.Namespace, ranks: Launch, sampling: Sampling) -> Non
         capacity=min(1024, limit),
         max_capacity=limit,
         prefill_sizes=4,  # a person waits while each is compiled
-        progress=ranks.prints,
+        progress=ranks.prints and not aside,
     )
 
     def converse() -> None:
@@ -112,19 +116,22 @@ def _chat(options: argparse.Namespace, ranks: Launch, sampling: Sampling) -> Non
             sampling=sampling,
             max_new_tokens=options.max_new_tokens,
         )
-        engine.warm_up()  # before the first question rather than before its answer
-        if options.load:
-            chat.load(options.load)
-        _converse(chat, screen_for(options))
+        # Before the first answer, and before the first question where nobody types that.
+        with warming(engine, aside) as warm, show_compilations(aside):
+            if options.load:
+                chat.load(options.load)
+            _converse(chat, screen_for(options), warm)
 
     with_engine(engine, converse)
 
 
-def _converse(chat: Chat, screen: Screen) -> None:
+def _converse(chat: Chat, screen: Screen, warm: Callable[[], None]) -> None:
+    """Answers messages; `warm` waits until the engine can be used."""
     from ..generation.chat import ConversationFull
 
     images: list[Mapping[str, Any]] = []  # for the next question
     for line in messages():
+        warm()
         try:
             _handle(chat, screen, line, images)
         except EOFError:

@@ -126,7 +126,7 @@ def test_no_exception_of_a_line_ends_a_chat(monkeypatch, capsys):
     engine = qwen35.Engine(qwen35.load(DEMO), qwen35.Tokenizer.from_pretrained(DEMO), slots=1)
     failing = Failing(engine)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
-    chat._converse(failing, Screen(thoughts=True))
+    chat._converse(failing, Screen(thoughts=True), lambda: None)
     assert failing.asked == ["one", "two"]
     assert capsys.readouterr().err.count("error: LibraryError: something inside") == 2
 
@@ -232,3 +232,24 @@ def test_a_message_of_several_lines_is_typed_or_pasted(tmp_path):
     saved = json.loads(qwen35.load_state(kept, qwen35.load(DEMO)).metadata["chat"])["messages"]
     asked = [message["content"] for message in saved if message["role"] == "user"]
     assert asked == [f"{JAPAN}\nAnd then?", "one\ntwo\nthree"]
+
+
+@pytest.mark.slow
+def test_it_compiles_while_somebody_types():
+    """The prompt comes first. Who waits is told, and not on standard output."""
+    terminal = Terminal("--no-thinking", "--device", "xla")
+    terminal.wait_for(">")
+    terminal.type(f"{JAPAN}\r")
+    terminal.wait_for("compiling what is left")
+    terminal.wait_for("first token after", 240)
+    terminal.wait_for(">")
+    terminal.type("\x04")
+    assert terminal.answers().splitlines() == [TOKYO] and terminal.process.returncode == 0
+
+
+@pytest.mark.slow
+def test_leaving_waits_for_no_more_than_a_graph():
+    terminal = Terminal("--device", "xla")
+    terminal.wait_for(">")
+    terminal.type("\x04")
+    assert terminal.answers() == "" and terminal.process.returncode == 0
