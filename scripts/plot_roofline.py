@@ -16,7 +16,8 @@ import sys
 import matplotlib
 
 from qwen35 import presets
-from qwen35.graphs.export import count_costs, trace
+from qwen35.graphs.costs import count_costs
+from qwen35.graphs.export import trace
 from qwen35.graphs.placement import TRN2_CORE_BYTES
 from qwen35.graphs.roofline import HARDWARE, PUBLISHED, collective_bytes
 from qwen35.sharding.mesh import Mesh

@@ -132,7 +132,7 @@ def _write(directory: Path, graph: Graph) -> bool:
     """Writes a graph's files, prints what rules it breaks and tells whether it breaks any."""
     from safetensors.torch import save
 
-    from ..graphs.export import count_costs
+    from ..graphs.costs import count_costs
     from ..graphs.findings import render
 
     findings = graph.lint()

@@ -16,8 +16,10 @@ from ..model.config import Config
 from ..model.params import Runtime, as_dtype, name_of
 from ..reports.tables import markdown_table
 from ..sharding.mesh import Mesh
+from .costs import count_costs
 from .design import Design, model_design
-from .export import Graph, count_costs, lower_call
+from .export import Graph
+from .lowering import lower_call
 from .roofline import collective_bytes
 from .summary import short_bytes
 

@@ -1,13 +1,8 @@
-"""Traces the graph that a rank runs, without weights, and reports on it."""
+"""Traces the graph that a rank runs, without weights."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import re
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -15,95 +10,19 @@ from torch.utils import _pytree as pytree
 from ..checks.choices import EXPORTED, FP8
 from ..files.materialize import abstract_params
 from ..forms import halved, is_special
-from ..model.config import Config, VisionConfig
+from ..model.config import Config
 from ..model.decoder import decode, prefill
 from ..model.params import Runtime, VisionParams, as_dtype
 from ..model.state import init_state
 from ..sharding.mesh import Mesh
 from ..vision.frames import Frames, groups
 from ..vision.tower import tower
-from ..xla import private, trees
-from ..xla.devices import numbers_as_constants
+from ..xla import trees
 from .design import Design
-from .hlo import Module
-from .lint import Case, lint
+from .lint import lint
+from .lowering import Lowered, lower
 
 PHASES = ("prefill", "prefill_images", "decode", "vision")
-
-
-class Slot(NamedTuple):
-    """What a graph takes or returns: where it stands in the step's trees, and its type."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, path: str, tensor: torch.Tensor) -> Slot:
-        """Describes a tensor."""
-        return cls(path, tuple(tensor.shape), tensor.dtype)
-
-    def described(self) -> dict[str, Any]:
-        """Returns it as plain values for JSON."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {"path": self.path, "shape": list(self.shape), "dtype": dtype}
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """The graph of a step.
-
-    Attributes:
-        text, proto: the HLO module; the proto has the donated buffers' aliases.
-        stablehlo: the module as a portable artifact of StableHLO, which has no aliases, if it was
-            asked for.
-        inputs: what the graph takes, in its order, e.g. "params.layers[0].in_proj".
-        outputs: what it returns, in its order, e.g. "logits", "state.layers[0].recurrent".
-        captured: the values of the inputs "captured[0]" and so on, which torch-xla adds, on the
-            CPU.
-        paths: of all tensors that the step was given, whether or not the graph takes them.
-        donated: (argument, output) pairs: the output takes the donated argument's memory.
-    """
-
-    text: str
-    proto: bytes
-    stablehlo: bytes | None
-    inputs: tuple[Slot, ...]
-    outputs: tuple[Slot, ...]
-    captured: tuple[torch.Tensor, ...]
-    paths: tuple[str, ...]
-    donated: tuple[tuple[int, int], ...]
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """Returns the path of each argument of the graph."""
-        return tuple(slot.path for slot in self.inputs)
-
-    @property
-    def signature(self) -> dict[str, list[dict[str, Any]]]:
-        """Returns the graph's parameters and outputs, in its order, as plain values for JSON.
-
-        An output's `aliases` is the index of the parameter whose memory it takes, or None.
-        """
-        taken = {output: argument for argument, output in self.donated}
-        return {
-            "parameters": [
-                {"index": index, **slot.described()} for index, slot in enumerate(self.inputs)
-            ],
-            "outputs": [
-                {"index": index, **slot.described(), "aliases": taken.get(index)}
-                for index, slot in enumerate(self.outputs)
-            ],
-        }
-
-    @functools.cached_property
-    def module(self) -> Module:
-        """The parsed text."""
-        return Module(self.text)
-
-    def case(self, config: Config | VisionConfig, mesh: Mesh, design: Design | None = None) -> Case:
-        """Returns what `lint` checks; `design` is that of a step of the model."""
-        return Case(self.module, self.arguments, self.paths, self.donated, config, mesh, design)
 
 
 @dataclass(frozen=True)
@@ -220,180 +139,3 @@ def _abstract_frames(vision: VisionParams, count: int, tokens: int) -> Frames:
     [frame] = groups(config, patches, [size])
     frames = frame._replace(patches=frame.patches.expand(count, -1, -1))
     return trees.map_tensors(lambda tensor: tensor.to("meta"), frames)
-
-
-def lower(
-    step: Callable[..., tuple[Any, Any]],
-    params: Any,
-    state: Any,
-    tokens: Any,
-    *,
-    stablehlo: bool = False,
-    **more: Any,
-) -> Lowered:
-    """Traces `step(params, state, tokens, **more) -> (logits, state)` on trees of meta tensors.
-
-    The state is donated: each of its tensors gives its memory to the one that replaces it.
-    """
-
-    def call(params: Any, state: Any, tokens: Any, *rest: Any) -> tuple[Any, Any]:
-        return step(params, state, tokens, **dict(zip(more, rest, strict=True)))
-
-    arguments = {"params": params, "state": state, "tokens": tokens} | more
-    return lower_call(call, arguments, ("logits", "state"), stablehlo=stablehlo)
-
-
-def lower_call(
-    step: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    returns: Sequence[str],
-    *,
-    stablehlo: bool = False,
-) -> Lowered:
-    """Traces `step(**arguments)` on trees of meta tensors.
-
-    Args:
-        step: a pure function.
-        arguments: in the order of its parameters.
-        returns: a name for each value that it returns. One that has an argument's name replaces it:
-            each tensor of the argument gives its memory to the one in its place.
-        stablehlo: write the graph as StableHLO as well.
-    """
-    traced = trees.map_tensors(_placeholder, dict(arguments))
-    with torch.no_grad(), numbers_as_constants():
-        result = step(*traced.values())
-        results = dict(zip(returns, result if len(returns) > 1 else (result,), strict=True))
-        for name in results.keys() & traced.keys():
-            # A value that passes through unchanged is an output of its own in the graph.
-            results[name] = trees.map_tensors(
-                lambda t: t.permute(tuple(range(t.dim()))), results[name]
-            )
-    outputs = [pair for name, tree in results.items() for pair in _named_tensors(tree, name)]
-    tensors = [tensor for _, tensor in outputs]
-    leaves = [pair for name, tree in traced.items() for pair in _named_tensors(tree, name)]
-    handles = private._get_tensors_handle([leaf for _, leaf in leaves])
-    slot_of = {handle: Slot.of(*leaf) for handle, leaf in zip(handles, leaves, strict=True)}
-    _, data = private._get_tensors_xla_device_data_node(tensors)
-    inputs, captured = [], []
-    for handle, tensor in zip(private._get_tensors_handle(list(data)), data, strict=True):
-        if handle not in slot_of:
-            slot_of[handle] = Slot.of(f"captured[{len(captured)}]", tensor)
-            captured.append(tensor.cpu())
-        inputs.append(slot_of[handle])
-    output = {path: index for index, (path, _) in enumerate(outputs)}
-    donated = tuple(
-        (number, output[slot.path]) for number, slot in enumerate(inputs) if slot.path in output
-    )
-    return Lowered(
-        text=private._get_xla_tensors_hlo(tensors),
-        proto=private._get_xla_tensors_hlo_proto(tensors) + alias_field(donated),
-        stablehlo=_stablehlo(tensors) if stablehlo else None,
-        inputs=tuple(inputs),
-        outputs=tuple(Slot.of(*pair) for pair in outputs),
-        captured=tuple(captured),
-        paths=tuple(path for path, _ in leaves),
-        donated=donated,
-    )
-
-
-def _stablehlo(tensors: list[torch.Tensor]) -> bytes:
-    return private._get_stablehlo(tensors, str(tensors[0].device), [], True)  # as bytecode
-
-
-def _named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
-    leaves = trees.named_leaves(tree, name)
-    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
-def _placeholder(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.dtype == torch.float8_e4m3fn:  # which the public function does not know
-        shape = private.mkshape("f8e4m3fn", tuple(tensor.shape))
-        return private._xla_create_placeholder_tensor(shape.shape)
-    return private.create_placeholder_tensor(tensor.shape, tensor.dtype)
-
-
-def alias_field(donated: tuple[tuple[int, int], ...]) -> bytes:
-    """Encodes `input_output_alias` of an HloModuleProto (field 8), to append to a serialised one.
-
-    torch-xla adds it only while it compiles. Each entry (field 1 of the alias message) has the
-    output's index (1), the parameter's number (2) and a kind (4): 1 is "may alias", as there.
-    """
-
-    def message(number: int, content: bytes) -> bytes:
-        return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-    entries = b""
-    for argument, output in donated:
-        index = message(1, _varint(output))
-        entries += message(1, index + bytes([2 << 3]) + _varint(argument) + bytes([4 << 3, 1]))
-    return message(8, entries)
-
-
-def _varint(value: int) -> bytes:
-    encoded = b""
-    while value > 0x7F:
-        encoded += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return encoded + bytes([value])
-
-
-def count_costs(graph: Graph) -> dict[str, Any]:
-    """Counts what a graph holds and costs, as plain values for JSON; bytes and FLOPs of one rank.
-
-    `bytes_read` counts every argument once, of a lookup table the rows that are looked up;
-    `bytes_written` the outputs, of a KV cache the new tokens. `peak_bytes` is arguments plus
-    outputs that no argument gives its memory to, plus the temporaries of an unfused run.
-    """
-    module = graph.module
-    kinds = {"params": "weights"}
-    arguments: dict[str, dict[str, int]] = {
-        kind: {"count": 0, "bytes": 0, "bytes_read": 0}
-        for kind in ("weights", "state", "tokens", "captured")
-    }
-    for path, parameter in zip(graph.arguments, module.parameters, strict=True):
-        tree = re.split(r"[.\[]", path, maxsplit=1)[0]
-        empty = {"count": 0, "bytes": 0, "bytes_read": 0}
-        entry = arguments.setdefault(kinds.get(tree, tree), empty)
-        entry["count"] += 1
-        entry["bytes"] += parameter.bytes
-        entry["bytes_read"] += module.bytes_read(parameter)
-    aliased = {output for _, output in graph.donated}
-    outputs = [module.entry[name] for name in module.root.operands]
-    fresh = sum(out.bytes for index, out in enumerate(outputs) if index not in aliased)
-    argument_bytes = sum(entry["bytes"] for entry in arguments.values())
-    temporaries = module.temporary_bytes()
-    read = sum(entry["bytes_read"] for entry in arguments.values())
-    return {
-        "phase": graph.phase,
-        "mesh": dataclasses.asdict(graph.mesh),
-        "rank": graph.rank,
-        "batch": graph.batch,
-        "tokens": graph.tokens,
-        "capacity": graph.capacity,
-        "dtype": graph.dtype,
-        "arguments": arguments,
-        "argument_bytes": argument_bytes,
-        "flops": module.flops(),
-        "bytes_read": read,
-        "bytes_read_per_token": read / (graph.batch * graph.tokens),
-        "bytes_written": sum(_written(module, out) for out in outputs),
-        "collectives": module.collectives(),
-        "donated": [
-            {"argument": graph.arguments[number], "parameter": number, "output": output}
-            for number, output in graph.donated
-        ],
-        "histogram": module.histogram(),
-        "custom_calls": module.custom_calls(),
-        "constant_bytes": module.constant_bytes(),
-        "temporary_bytes": temporaries,
-        "peak_bytes": argument_bytes + fresh + temporaries,
-    }
-
-
-def _written(module: Module, output: Any) -> int:
-    """Counts bytes that an output takes to write: a scatter into a donated buffer its updates."""
-    while output.opcode in ("reshape", "transpose") and output.operands:
-        output = module.entry[output.operands[0]]
-    if output.opcode == "scatter":
-        return module.entry[output.operands[2]].bytes
-    return output.bytes

@@ -12,7 +12,8 @@ from typing import Any
 from ..model.config import Config
 from ..model.presets import presets
 from ..sharding.mesh import Mesh
-from .export import count_costs, trace
+from .costs import count_costs
+from .export import trace
 from .placement import describe
 from .summary import short_bytes
 

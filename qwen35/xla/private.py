@@ -18,7 +18,7 @@ from .environment import xla
 BITS, DEVICES = "xla.bits", "xla.devices"
 EXECUTABLE, TRACING = "xla.executable", "xla.tracing"
 COLLECTIVES, SPMD = "sharding.collectives", "sharding.spmd"
-EXPORT, LOOP, NEURON = "graphs.export", "kernels.loop", "kernels.neuron"
+LOWERING, LOOP, NEURON = "graphs.lowering", "kernels.loop", "kernels.neuron"
 
 # Place in torch-xla -> name there -> what it does, then which modules of qwen35 use it.
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
@@ -30,16 +30,16 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "_set_buffer_donation": ("let the next graph reuse a tensor's memory, or not", TRACING),
         "_xla_computation_cache_is_initialized": ("tell if anything was compiled", EXECUTABLE),
         # Graphs that are being traced
-        "_get_tensors_xla_device_data_node": ("find the inputs of a graph", EXPORT, TRACING),
+        "_get_tensors_xla_device_data_node": ("find the inputs of a graph", LOWERING, TRACING),
         "_get_xla_tensors_text": ("print a graph as torch-xla's own operations", TRACING),
-        "_get_xla_tensors_hlo": ("print a graph as HLO", EXPORT, EXECUTABLE, TRACING),
-        "_get_xla_tensors_hlo_proto": ("serialise a graph as HloModuleProto", EXPORT),
-        "_get_stablehlo": ("serialise a graph as StableHLO", EXPORT),
+        "_get_xla_tensors_hlo": ("print a graph as HLO", LOWERING, EXECUTABLE, TRACING),
+        "_get_xla_tensors_hlo_proto": ("serialise a graph as HloModuleProto", LOWERING),
+        "_get_stablehlo": ("serialise a graph as StableHLO", LOWERING),
         "_get_xla_all_numbers_special_scalars": ("tell if numbers become constants", DEVICES),
         "_set_xla_all_numbers_special_scalars": ("make numbers constants, or inputs", DEVICES),
         "_clear_pending_irs": ("forget every pending computation of a device", TRACING),
         # Tensors and their data
-        "_get_tensors_handle": ("identify the data of tensors", EXPORT, EXECUTABLE, TRACING),
+        "_get_tensors_handle": ("identify the data of tensors", LOWERING, EXECUTABLE, TRACING),
         "_unique_id_for_ir_and_data": ("identify a tensor's computation or data", TRACING),
         "_check_tensor_need_materialization": ("find pending tensors", DEVICES, TRACING),
         "_check_device_tensor_need_materialization": ("find all that are pending", DEVICES),
@@ -73,14 +73,14 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "_spmd_shard_to_full_shape": ("give the split tensor of such a view", SPMD),
         "_mark_manual_sharding": ("declare a tensor to be such a view", SPMD),
         "OpSharding": ("describe how a tensor is split over devices", SPMD),
-        "_xla_create_placeholder_tensor": ("make a tensor without data, of any type", EXPORT),
+        "_xla_create_placeholder_tensor": ("make a tensor without data, of any type", LOWERING),
         "_xla_device_kind": ("name the kind of a device", NEURON),
     },
     "torch_xla.core.xla_builder": {
         "Op": ("build an operation out of XLA's", BITS),
         "Type": ("name XLA's types", BITS),
-        "create_placeholder_tensor": ("make a tensor without data, to trace on", EXPORT),
-        "mkshape": ("describe a tensor by XLA's name of its type", EXPORT),
+        "create_placeholder_tensor": ("make a tensor without data, to trace on", LOWERING),
+        "mkshape": ("describe a tensor by XLA's name of its type", LOWERING),
     },
     "torch_xla.core.xla_op_registry": {
         "register": ("make an operation of XLA's one of torch's", BITS),

@@ -18,7 +18,7 @@ from calling import CONFIG, SIZES, run, tensors
 import qwen35
 from qwen35 import Config, kernels
 from qwen35.files.materialize import abstract_params
-from qwen35.graphs import export
+from qwen35.graphs import lowering
 from qwen35.kernels import binding, portable
 from qwen35.sharding.mesh import Mesh
 from qwen35.xla import private, tracing
@@ -55,7 +55,7 @@ def lower(step, tokens, *, kernels="auto", dtype=torch.float32, mesh=None):
     params = abstract_params(WIDE, dtype=dtype, runtime=runtime)
     shape = (2,) if step is qwen35.decode else (2, tokens)
     tokens = torch.empty(shape, dtype=torch.int32, device="meta")
-    return export.lower(step, params, qwen35.init_state(params, 2, 512), tokens)
+    return lowering.lower(step, params, qwen35.init_state(params, 2, 512), tokens)
 
 
 def custom_calls(module):
@@ -239,7 +239,7 @@ def test_jit_lowers_the_same_calls(node):
 
 
 def placeholders(tokens):
-    return [export._placeholder(x) for x in tensors(tokens=tokens, group=2)]
+    return [lowering._placeholder(x) for x in tensors(tokens=tokens, group=2)]
 
 
 def graph_hash(outputs, salted):
@@ -345,7 +345,7 @@ def test_another_neuron_device_than_trainium2_is_refused(device, choice):
 
 def test_head_sizes_are_refused_before_the_graph_is_made(node):
     sizes = {**SIZES, "key_size": 24}
-    inputs = [export._placeholder(x) for x in tensors(tokens=2, **sizes)]
+    inputs = [lowering._placeholder(x) for x in tensors(tokens=2, **sizes)]
     with pytest.raises(ValueError, match="not 24 for keys"):
         run(inputs, "auto")
 

@@ -12,7 +12,8 @@ from qwen35.files.materialize import abstract_params
 from qwen35.generation import steps
 from qwen35.generation.batch import Batch
 from qwen35.graphs.engine_graphs import describe_engine, render_engine, trace_engine
-from qwen35.graphs.export import lower_call, trace
+from qwen35.graphs.export import trace
+from qwen35.graphs.lowering import lower_call
 from qwen35.sharding.collectives import all_gather, all_reduce
 from qwen35.sharding.mesh import Mesh
 

@@ -16,9 +16,11 @@ import qwen35
 from qwen35.commands import cli
 from qwen35.files.materialize import abstract_params
 from qwen35.graphs import lint as rules
-from qwen35.graphs.export import alias_field, count_costs, lower, trace
+from qwen35.graphs.costs import count_costs
+from qwen35.graphs.export import trace
 from qwen35.graphs.hlo import Module
 from qwen35.graphs.lint import Case, lint
+from qwen35.graphs.lowering import alias_field, lower
 from qwen35.graphs.placement import describe
 from qwen35.graphs.roofline import HARDWARE, floor, render, roofline
 from qwen35.kernels.loop import scan
