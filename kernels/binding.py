@@ -123,7 +123,8 @@ def decay_of(log_decay: Tensor) -> Tensor:
     series = torch.ones_like(log_decay)
     for power in range(8, 0, -1):
         series = 1 + log_decay * (1 / power) * series
-    return torch.where(log_decay > -0.5, series, log_decay.exp())
+    half = torch.full_like(log_decay, -0.5)  # a Python number is compared in float64 on XLA
+    return torch.where(log_decay > half, series, log_decay.exp())
 
 
 def _rows(
