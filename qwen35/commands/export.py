@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks.choices import DTYPES, EXPORTED, FP8
+from ..checks.choices import DTYPES, EXPORTED, FP8, KERNELS
 from .options import DTYPE_HELP, add_shared, config_from, positive
 
 if TYPE_CHECKING:
     from ..graphs.export import Graph
+    from ..graphs.export_check import Compared
+    from ..model.config import Config
 
+_SHOWN = 3  # faults of a phase; --json has all
 SUMMARY = "write the graph that a rank runs, traced without weights"
 HELP = """\
 Write the graph that one rank runs, traced without weights.
@@ -23,20 +27,26 @@ Write the graph that one rank runs, traced without weights.
   qwen35 export --preset 27b --tp 8 --phase prefill --tokens 128 OUT
   qwen35 export --preset 27b --tp 8 --phase vision --tokens 1024 OUT
   qwen35 export --preset 27b --tp 8 --phase engine --slots 8 OUT --chunks 32 128
+  qwen35 export --model DIR --dtype float32 --phase prefill,decode --capacity 512 --run OUT
 
 OUT gets PHASE.hlo.pb (what `neuronx-cc compile --framework XLA` takes; it has not been fed to it
 by this project), PHASE.hlo.txt, the same as a portable artifact of StableHLO in PHASE.stablehlo,
 the constants that it takes as arguments in PHASE.captured.safetensors, and PHASE.json: every
-parameter and output with its path in the parameters or the state, shape and dtype, and the
+parameter and output with its path in the parameters or the state, shape and dtype, the tensors of
+the checkpoint that a parameter is put together from and each rank's slices of them, and the
 parameter whose memory an output takes; what the graph holds and costs; and the rules of
 `qwen35.graphs.lint` that it breaks. If it breaks any, they are printed on standard error, and the
 exit code is 1. Counts and costs, and the command that comes next, are printed too.
 
+With --run JAX's own XLA runs the files, with weights put together as PHASE.json says, on random
+prompts: each phase goes on from the state of the one before. Where logits or states differ from the
+model's by more than rounding, the exit code is 1.
+
 Weights of int8 and fp8 have scales for each output; fp8_blocks, the published form, has them for
 blocks of 128 x 128.
 
-Phases: prefill, prefill_images (the prompt's embeddings and positions are given), decode, and
-vision, the tower on frames of one size. Logits are whole on every rank.
+Phases, one or several with commas: prefill, prefill_images (the prompt's embeddings and positions
+are given), decode, and vision, the tower on frames of one size. Logits are whole on every rank.
 
 engine is all that an engine's warm-up compiles, each graph as a phase of its own (engine_decode,
 engine_prefill_32, engine_choose_greedy, ...): a prefill for each of --chunks, decode and choice of
@@ -69,94 +79,188 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            help="of the engine; default: %(default)s")  # fmt: skip
     option("--chunks", type=positive, nargs="+", metavar="N",
            help="of the engine: sizes of its prefill steps; default: the engine's own")  # fmt: skip
+    option("--kernels", choices=KERNELS, default="portable",
+           help="of DeltaNet layers: torch operations, or NKI kernels as custom calls, traced on a "
+                "Neuron device with AWS's packages; default: %(default)s")  # fmt: skip
+    option("--run", dest="in_jax", action="store_true",
+           help="run the files in JAX's XLA, with the weights of --model, and compare with the "
+                "model here; needs pip install 'qwen35[export-check]'")  # fmt: skip
+    add_shared(parser, "json")
     option("out", metavar="OUT", help="directory to write to")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     from ..graphs.export import PHASES, trace
+
+    phases = options.phase.split(",")
+    known = (*PHASES, "engine")
+    for phase in phases:
+        if phase not in known:
+            raise ValueError(f"--phase must be one of {', '.join(known)}, not {phase!r}")
+    engine = "engine" in phases
+    if engine and len(phases) > 1:
+        raise ValueError("--phase engine stands alone: it is graphs of all kinds")
+    if engine and (options.weights or options.head):
+        raise ValueError("--weights and --head are for graphs of one step, not for an engine's")
+    if options.in_jax:
+        _check_run(options, engine)
+
+    written = _Written(Path(options.out), quiet=options.json)
+    config, shared = config_from(options), _shared(options)
+    if engine:
+        _export_engine(options, config, shared, written)
+    else:
+        for phase in dict.fromkeys(phases):
+            written.add(
+                trace(
+                    config,
+                    phase,
+                    tokens=options.tokens,
+                    batch=options.batch,
+                    weights=options.weights,
+                    head=options.head,
+                    fp8=options.fp8,
+                    **shared,
+                )
+            )
+    compared = _run_in_jax(options, written) if options.in_jax else []
+    if options.json:
+        ran = [dataclasses.asdict(one) for one in compared]
+        print(json.dumps(written.described | {"run": ran if options.in_jax else None}))
+    return 1 if written.findings or any(one.faults for one in compared) else 0
+
+
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    """What the graphs of a step and of an engine are traced with alike."""
     from ..sharding.mesh import Mesh
 
-    phases = (*PHASES, "engine")
-    if options.phase not in phases:
-        raise ValueError(f"--phase must be one of {', '.join(phases)}, not {options.phase!r}")
-
-    shared = {
+    return {
         "mesh": Mesh(tp=options.tp),
         "rank": options.rank,
         "capacity": options.capacity,
         "dtype": options.dtype,
+        "kernels": options.kernels,
         "stablehlo": True,
     }
-    directory = Path(options.out)
-    if options.phase == "engine":
-        if options.weights or options.head:
-            raise ValueError("--weights and --head are for graphs of one step, not for an engine's")
-        return _export_engine(options, directory, shared)
-    graph = trace(
-        config_from(options),
-        options.phase,
-        tokens=options.tokens,
-        batch=options.batch,
-        weights=options.weights,
-        head=options.head,
-        fp8=options.fp8,
-        **shared,
-    )
-    return 1 if _write(directory, graph) else 0
 
 
-def _export_engine(options: argparse.Namespace, directory: Path, shared: dict[str, Any]) -> int:
+class _Written:
+    """The graphs that a command has written, and what it says of them."""
+
+    def __init__(self, directory: Path, *, quiet: bool) -> None:
+        self.directory, self.quiet = directory, quiet
+        self.graphs: dict[str, Graph] = {}
+        self.described: dict[str, Any] = {"graphs": {}}
+        self.findings: list[str] = []
+
+    def add(self, graph: Graph) -> None:
+        """Writes a graph's files and prints what it costs and what rules it breaks."""
+        from ..graphs.export_files import write_graph
+        from ..graphs.findings import render
+
+        content, files = write_graph(self.directory, graph)
+        findings = content["lint"]
+        self.graphs[graph.phase] = graph
+        self.described["graphs"][graph.phase] = {"files": list(files), "lint": findings}
+        self.findings += findings
+        for finding in findings:
+            print(finding, file=sys.stderr)
+        for file, size in files.items():
+            self.say(f"{file}: {size:,} bytes")
+        if not graph.phase.startswith("engine_"):  # whose graphs are the rows of one table
+            self.say(render(content, findings, str(self.directory / f"{graph.phase}.hlo.pb")))
+
+    def say(self, text: str) -> None:
+        """Prints a text for a reader, where standard output is not for a program."""
+        if not self.quiet:
+            print(text)
+
+
+def _export_engine(
+    options: argparse.Namespace, config: Config, shared: dict[str, Any], written: _Written
+) -> None:
     """Writes every graph of an engine, and a report on all."""
-    from ..generation import buckets
-    from ..generation.engine_settings import EngineSettings
+    from ..files import aside
     from ..graphs.engine_graphs import describe_engine, render_engine, trace_engine
+    from ..graphs.export_files import as_text
 
-    usual = EngineSettings()
-    chunks = options.chunks or buckets.parts(usual.prefill_chunk, usual.prefill_sizes)
-    settings = {"slots": options.slots, "chunks": chunks}
-    broken = []
-
-    def written() -> Iterator[Graph]:
-        for graph in trace_engine(config_from(options), **settings, **shared):
-            broken.append(_write(directory, graph))
+    def traced() -> Iterator[Graph]:
+        settings = {"slots": options.slots, "chunks": _chunks(options)}
+        for graph in trace_engine(config, **settings, **shared):
+            written.add(graph)
             yield graph
 
-    report = describe_engine(written())
-    _write_file(directory / "engine.json", (json.dumps(report, indent=1) + "\n").encode())
-    print(render_engine(report))
-    return 1 if any(broken) else 0
+    report = describe_engine(traced())
+    file, text = written.directory / "engine.json", as_text(report)
+    aside.write(file, text)
+    written.say(f"{file}: {len(text):,} bytes")
+    written.say(render_engine(report))
 
 
-def _write(directory: Path, graph: Graph) -> bool:
-    """Writes a graph's files, prints what rules it breaks and tells whether it breaks any."""
-    from safetensors.torch import save
+def _chunks(options: argparse.Namespace) -> Sequence[int]:
+    """Returns the sizes of an engine's prefill steps."""
+    from ..generation import buckets
+    from ..generation.engine_settings import EngineSettings
 
-    from ..graphs.costs import count_costs
-    from ..graphs.findings import render
-
-    findings = graph.lint()
-    content = graph.signature | count_costs(graph) | {"lint": findings}
-    captured = {f"captured[{index}]": tensor for index, tensor in enumerate(graph.captured)}
-    files = {
-        "hlo.pb": graph.proto,
-        "hlo.txt": graph.text.encode(),
-        "stablehlo": graph.stablehlo,
-        "captured.safetensors": save(captured),
-        "json": (json.dumps(content, indent=1) + "\n").encode(),
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    for ending, data in files.items():
-        _write_file(directory / f"{graph.phase}.{ending}", data)
-    for finding in findings:
-        print(finding, file=sys.stderr)
-    if not graph.phase.startswith("engine_"):  # whose graphs are the rows of one table
-        print(render(content, findings, str(directory / f"{graph.phase}.hlo.pb")))
-    return bool(findings)
+    usual = EngineSettings()
+    return options.chunks or buckets.parts(usual.prefill_chunk, usual.prefill_sizes)
 
 
-def _write_file(file: Path, data: bytes) -> None:
-    from ..files import aside
+def _check_run(options: argparse.Namespace, engine: bool) -> None:
+    """Raises a ValueError where --run can't be had, before anything is traced."""
+    from ..checks import hub
+    from ..files.checkpoint_files import CheckpointFiles
+    from ..files.presharded import is_presharded
+    from ..graphs.export_check import require_jax
 
-    aside.write(file, data)
-    print(f"{file}: {len(data):,} bytes")
+    if options.kernels != "portable":
+        raise ValueError("--run is in JAX's XLA, which has no NKI kernels to call: export for it "
+                         "with --kernels portable")  # fmt: skip
+    if options.model is None:
+        raise ValueError("--run needs the weights of a checkpoint: --model, not --preset")
+    if options.weights or options.head:
+        raise ValueError("--run puts dense weights together, not those of --weights and --head")
+    if engine and options.tp > 1:
+        raise ValueError("--run of an engine is for --tp 1: its slots' states differ by rank")
+    require_jax()
+    directory = hub.directory_of(options.model)
+    if is_presharded(directory):
+        raise ValueError(f"{directory} has a rank's tensors in a file: --run reads whole ones")
+    if CheckpointFiles(directory, tower=False, sparse=True).scheme is not None:
+        raise ValueError(f"{directory} is quantised: --run reads dense weights")
+
+
+def _run_in_jax(options: argparse.Namespace, written: _Written) -> list[Compared]:
+    """Runs what was written in JAX's XLA, and prints how that compares with the model here."""
+    from ..checks import hub
+    from ..files.checkpoint import load
+    from ..graphs.engine_calls import engine_calls_of
+    from ..graphs.export_calls import calls_of
+    from ..graphs.export_check import compare, render
+    from ..model.params import Runtime
+
+    directory = hub.directory_of(options.model)
+    runtime = Runtime(forms="plain", kernels="portable")
+    params = load(directory, dtype=options.dtype, runtime=runtime, progress=True)
+    if options.phase == "engine":
+        sizes = {"slots": options.slots, "chunks": _chunks(options), "capacity": options.capacity}
+        calls = engine_calls_of(params, **sizes)
+    else:
+        sizes = {"tokens": options.tokens, "batch": options.batch, "capacity": options.capacity}
+        calls = calls_of(params, written.graphs, **sizes)
+    compared = compare(
+        written.directory,
+        directory,
+        calls,
+        ranks=options.tp,
+        dtype=options.dtype,
+        progress=not options.json,
+    )
+    for one in compared:
+        for fault in one.faults[:_SHOWN]:
+            print(fault, file=sys.stderr)
+        if len(one.faults) > _SHOWN:
+            print(f"and {len(one.faults) - _SHOWN} more of {one.phase}", file=sys.stderr)
+    written.say(render(compared))
+    return compared

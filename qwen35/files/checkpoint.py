@@ -21,7 +21,6 @@ from ..checks.values import all_finite, integer, shown
 from ..forms import Weight, compact, dense, is_special
 from ..model.all_ranks import load_all_ranks
 from ..model.declarations import (
-    VISION_PREFIX,
     Parameter,
     Piece,
     Source,
@@ -38,13 +37,13 @@ from . import aside
 from .adapter import Adapter
 from .checkpoint_files import (
     INDEX,
-    MULTIMODAL_PREFIX,
     SINGLE,
     TEXT_PREFIX,
     CheckpointFiles,
     Readable,
     Watched,
     model_config,
+    names_in_files,
 )
 from .materialize import build_all, dematerialize, keep, materialize, values_to_read, with_tp_index
 from .presharded import is_presharded, load_rank, recorded_dtype
@@ -306,10 +305,7 @@ def _shards(
         if parameter.pieces[0].source.name == TEXT_PREFIX + "embed_tokens.weight":
             weight = dense(weight)  # the library has no form of an embedding
         for source, tensor in dematerialize(parameter, weight):
-            name = source.name
-            of_text = name.startswith(TEXT_PREFIX) and not name.startswith(VISION_PREFIX)
-            if multimodal and of_text:
-                name = MULTIMODAL_PREFIX + name.removeprefix(TEXT_PREFIX)
+            name = names_in_files(source)[0 if multimodal else -1]
             if isinstance(tensor, compressed.Coded):
                 stem = name.removesuffix("weight")
                 modules[stem.removesuffix(".")] = tensor.form

@@ -75,6 +75,15 @@ def config_of_files(path: str | Path) -> Config:
     return config
 
 
+def names_in_files(source: Source) -> tuple[str, ...]:
+    """Lists what a source is called in the multimodal form of a checkpoint and in the text-only
+    one, or once what has one name in both."""
+    name = source.name
+    if not name.startswith(TEXT_PREFIX) or name.startswith(VISION_PREFIX):
+        return (name,)
+    return MULTIMODAL_PREFIX + name.removeprefix(TEXT_PREFIX), name
+
+
 class CheckpointFiles:
     """The tensors of a checkpoint directory, by their text-only names.
 

@@ -133,6 +133,19 @@ def values_to_read(
         yield piece.source, math.prod(sum(length for *_, length in run) for run in runs)
 
 
+def copied_runs(
+    parameter: Parameter, sizes: dict[str, int], runtime: Runtime
+) -> Iterator[tuple[Piece, list[list[tuple[int, int, int]]]]]:
+    """Each piece, and which of a checkpoint's indices a rank copies from it: for each dimension of
+    the parameter (first of ours, first of the checkpoint's, how many). The rest of a rank's tensor
+    is padding, zero."""
+    start = 0
+    for piece, held, width in _shares(parameter, sizes, runtime):
+        *rows, columns = map(_runs, piece.dims, held)
+        yield piece, [*rows, [(start + ours, *rest) for ours, *rest in columns]]
+        start += width
+
+
 def _shares(
     parameter: Parameter, sizes: dict[str, int], runtime: Runtime
 ) -> list[tuple[Piece, list[Sequence[int | None]], int]]:

@@ -44,6 +44,7 @@ def count_costs(graph: Graph) -> dict[str, Any]:
         "tokens": graph.tokens,
         "capacity": graph.capacity,
         "dtype": graph.dtype,
+        "kernels": graph.kernels,
         "arguments": arguments,
         "argument_bytes": argument_bytes,
         "flops": module.flops(),

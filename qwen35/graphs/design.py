@@ -27,6 +27,7 @@ class Design:
         weights: whether it computes the model, so that all weights are arguments.
         donates: the arguments whose memory the results take.
         splits_logits: whether logits stay with the ranks that computed them.
+        kernels: the fewest calls of NKI kernels, where DeltaNet layers are those.
     """
 
     collectives: dict[str, int]
@@ -35,6 +36,7 @@ class Design:
     weights: bool = True
     donates: tuple[str, ...] = ("state",)
     splits_logits: bool = False
+    kernels: int = 0
 
 
 def model_design(
@@ -79,4 +81,5 @@ def model_design(
         instructions=instructions + _OTHERS + splits_logits * _ENGINE + masks,
         donates=donates,
         splits_logits=splits_logits,
+        kernels=sum(kind != FULL for kind in kinds) * (2 if decodes else 1),
     )

@@ -24,7 +24,7 @@ from .roofline import collective_bytes
 from .summary import short_bytes
 
 # What each step returns; a value with an argument's name takes its memory.
-_RETURNS = {
+RETURNS = {
     steps.prefill: ("rows",),
     steps.prefill_and_decode: ("row", "rows"),
     steps.decode: ("rows",),
@@ -61,6 +61,7 @@ def trace_engine(
     chunks: Sequence[int] = (32, 64, 96, 128),
     top_logprobs: int = 0,
     dtype: torch.dtype | str = torch.bfloat16,
+    kernels: str = "portable",
     stablehlo: bool = False,
 ) -> Iterator[Graph]:
     """Traces each graph that the warm-up of an engine compiles, for one rank, in its order.
@@ -74,6 +75,7 @@ def trace_engine(
         slots, capacity, top_logprobs: as in `EngineSettings`.
         chunks: tokens of a prefill step, ascending, each a graph.
         dtype: float32 or bfloat16.
+        kernels: as in `trace`.
         stablehlo: write the graphs as StableHLO as well.
 
     Raises:
@@ -82,7 +84,7 @@ def trace_engine(
     sizes = tuple(sorted(set(chunks)))
     if sizes[-1] > capacity:
         raise ValueError(f"a chunk of {sizes[-1]} is over the capacity of {capacity}")
-    runtime = Runtime(mesh=mesh, rank=rank, forms="plain")
+    runtime = Runtime(mesh=mesh, rank=rank, forms="plain", kernels=kernels)
     params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime)
     batch = Batch(
         params,
@@ -95,7 +97,7 @@ def trace_engine(
     for name, step, values in batch.graphs(pictures=config.vision is not None, limited=True):
         parameters = list(inspect.signature(step).parameters)
         arguments = dict(zip(parameters, values, strict=False))
-        lowered = lower_call(step.__wrapped__, arguments, _RETURNS[step], stablehlo=stablehlo)
+        lowered = lower_call(step.__wrapped__, arguments, RETURNS[step], stablehlo=stablehlo)
         prefill = name.startswith("prefill")
         alone = prefill or name in ("recurrent", "window")
         yield Graph(
@@ -108,6 +110,7 @@ def trace_engine(
             batch=1 if alone else slots,
             dtype=name_of(as_dtype(dtype)),
             config=config,
+            kernels=kernels,
             design=_design(config, name, slots),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils import _pytree as pytree
 
-from ..checks.choices import EXPORTED, FP8
+from ..checks.choices import EXPORTED, FP8, KERNELS
 from ..files.materialize import abstract_params
 from ..forms import halved, is_special
 from ..model.config import Config
@@ -41,12 +41,13 @@ class Graph(Lowered):
     batch: int
     dtype: str
     config: Config
+    kernels: str = "portable"
     design: Design | None = None
 
     def lint(self) -> list[str]:
         """Returns the rules of `qwen35.graphs.lint` that the graph breaks."""
         config = self.config.vision if self.phase == "vision" else self.config
-        return lint(self.case(config, self.mesh, self.design))
+        return lint(self.case(config, self.mesh, self.design, self.kernels))
 
 
 def trace(
@@ -62,6 +63,7 @@ def trace(
     weights: str | None = None,
     head: str | None = None,
     fp8: str = "e4m3",
+    kernels: str = "portable",
     stablehlo: bool = False,
 ) -> Graph:
     """Traces a step of the model for one rank, as `qwen35.jit` would, on tensors without data.
@@ -83,11 +85,13 @@ def trace(
             graph has no dense copy of a weight.
         fp8: of FP8 weights, "e4m3" is what Trn1, Trn2 and Trn3 multiply, up to 240 (see
             `forms.halved`), "e4m3fn" what files hold, up to 448, which Trn3 alone does.
+        kernels: "portable", or "nki", which a Neuron device and AWS's package `nki` take to trace:
+            each DeltaNet layer is a custom call then.
         stablehlo: write the graph as StableHLO as well.
 
     Raises:
-        ValueError: an argument is out of range, the model has no vision tower for that phase, or
-            the mesh can't split it.
+        ValueError: an argument is out of range, the model has no vision tower for that phase, the
+            mesh can't split it, or the NKI kernels can't be had.
     """
     if phase not in PHASES:
         raise ValueError(f"phase must be one of {PHASES}, not {phase!r}")
@@ -99,8 +103,11 @@ def trace(
     tokens = 1 if phase == "decode" else tokens
     if not 1 <= tokens <= capacity:
         raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
-    runtime = Runtime(mesh=mesh, rank=rank, forms="plain")
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels must be one of {KERNELS}, not {kernels!r}")
+    runtime = Runtime(mesh=mesh, rank=rank, forms="plain", kernels=kernels)
     traced = {"phase": phase, "mesh": mesh, "rank": rank, "capacity": capacity, "batch": batch}
+    traced["kernels"] = kernels
     traced |= {"config": config, "dtype": str(as_dtype(dtype)).removeprefix("torch.")}
     if phase == "vision":
         if config.vision is None:

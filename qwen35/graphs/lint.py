@@ -20,6 +20,7 @@ from .hlo import COLLECTIVES, Instruction, Module
 CONSTANT_LIMIT = 2**20
 # A tensor derived from weights that is this large is a copy of them, not a gate or a norm.
 WEIGHT_SIZED = 2**20
+NKI = "AwsNeuronCustomNativeKernel"  # what AWS documents that an NKI kernel is in a graph
 
 _FORBIDDEN = {
     "sort": "sort",
@@ -58,6 +59,7 @@ class Case:
         donated: (argument, output) pairs.
         config, mesh: of the model, or of its vision tower alone.
         design: None is that of a step of the model (see `model_design`).
+        kernels: those of DeltaNet layers, "portable" or "nki".
     """
 
     module: Module
@@ -67,6 +69,7 @@ class Case:
     config: Config | VisionConfig
     mesh: Mesh
     design: Design | None = None
+    kernels: str = "portable"
 
     @property
     def designed(self) -> Design:
@@ -227,6 +230,18 @@ def collectives_as_designed(case: Case) -> list[str]:
     ]
 
 
+def custom_calls_as_designed(case: Case) -> list[str]:
+    """Counts custom calls: NKI kernels in DeltaNet layers where these are wanted, and no others."""
+    counts = Counter(case.module.custom_calls())
+    kernels = counts.pop(NKI, 0)
+    found = [f"{count} custom calls of {target}" for target, count in sorted(counts.items())]
+    if case.kernels != "nki" and kernels:
+        found.append(f"{kernels} NKI kernels, where kernels are portable")
+    elif case.kernels == "nki" and kernels < case.designed.kernels:
+        found.append(f"{kernels} NKI kernels, designed are {case.designed.kernels}")
+    return found
+
+
 def logits_stay_split(case: Case) -> list[str]:
     """Checks that where logits are split over the ranks, no collective takes a row of a rank's
     share: what they exchange is a few values a row."""
@@ -335,6 +350,7 @@ RULES: tuple[Callable[[Case], list[str]], ...] = (
     weights_are_arguments_read_once,
     state_is_donated,
     collectives_as_designed,
+    custom_calls_as_designed,
     logits_stay_split,
     weights_are_used_as_stored,
     quantised_weights_are_widened_in_products,

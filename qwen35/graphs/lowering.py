@@ -88,9 +88,16 @@ class Lowered:
         """The parsed text."""
         return Module(self.text)
 
-    def case(self, config: Config | VisionConfig, mesh: Mesh, design: Design | None = None) -> Case:
+    def case(
+        self,
+        config: Config | VisionConfig,
+        mesh: Mesh,
+        design: Design | None = None,
+        kernels: str = "portable",
+    ) -> Case:
         """Returns what `lint` checks; `design` is that of a step of the model."""
-        return Case(self.module, self.arguments, self.paths, self.donated, config, mesh, design)
+        graph = (self.module, self.arguments, self.paths, self.donated)
+        return Case(*graph, config, mesh, design, kernels)
 
 
 def lower(

@@ -4,6 +4,7 @@ Nothing here runs on a device, nor through AWS's packages: what is shown is that
 layer is one custom call on the right tensors, and that nothing else in the graph changes.
 """
 
+import dataclasses
 import itertools
 import json
 import re
@@ -17,8 +18,11 @@ from calling import CONFIG, SIZES, run, tensors
 
 import qwen35
 from qwen35 import Config, kernels
+from qwen35.commands import cli
 from qwen35.files.materialize import abstract_params
 from qwen35.graphs import lowering
+from qwen35.graphs.engine_graphs import trace_engine
+from qwen35.graphs.export import trace
 from qwen35.kernels import binding, portable
 from qwen35.sharding.mesh import Mesh
 from qwen35.xla import private, tracing
@@ -233,6 +237,57 @@ def test_jit_lowers_the_same_calls(node):
     assert text.count('custom_call_target="AwsNeuronCustomNativeKernel"') == LAYERS
     params = params.with_runtime(kernels="portable")
     assert "custom-call" not in qwen35.jit(qwen35.decode).lower(params, state, tokens[:, 0])
+
+
+# Exported graphs.
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(tp=2)])
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_exported_graphs_have_the_kernels_and_keep_every_rule(node, phase, mesh):
+    graph = trace(WIDE, phase, mesh=mesh, tokens=130, capacity=256, kernels="nki")
+    assert graph.module.custom_calls() == {"AwsNeuronCustomNativeKernel": LAYERS}
+    assert graph.lint() == []
+    plain = trace(WIDE, phase, mesh=mesh, tokens=130, capacity=256)  # on this device, too
+    assert plain.lint() == [] and not plain.module.custom_calls()
+    assert dataclasses.replace(graph, kernels="portable").lint() == [
+        f"custom_calls_as_designed: {LAYERS} NKI kernels, where kernels are portable"
+    ]
+    assert dataclasses.replace(plain, kernels="nki").lint() == [
+        f"custom_calls_as_designed: 0 NKI kernels, designed are {LAYERS}"
+    ]
+
+
+def test_an_engines_graphs_have_the_kernels(node):
+    """A prefill step decodes the slots, too: twice as many."""
+    calls = {}
+    for graph in trace_engine(WIDE, slots=2, capacity=64, chunks=(16,), kernels="nki"):
+        assert graph.lint() == []
+        name = graph.phase.removeprefix("engine_")
+        calls[name] = sum(graph.module.custom_calls().values())
+    assert {name: count for name, count in calls.items() if count} == {
+        "prefill_16": 2 * LAYERS,
+        "decode": LAYERS,
+    }
+
+
+def test_the_export_command_takes_the_kernels(node, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(qwen35.presets, "0.8b", WIDE)
+    command = ["export", "--preset", "0.8b", "--phase", "decode", "--kernels", "nki"]
+    assert cli.main([*command, "--capacity", "64", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "decode.json").read_text())
+    assert content["custom_calls"] == {"AwsNeuronCustomNativeKernel": LAYERS}
+    assert content["kernels"] == "nki"
+    for ending in ("hlo.pb", "hlo.txt", "stablehlo"):
+        data = (tmp_path / f"decode.{ending}").read_bytes()
+        assert b"AwsNeuronCustomNativeKernel" in data and b"gated_delta_step" in data
+
+
+def test_the_export_command_needs_a_device_for_the_kernels(tmp_path, capsys):
+    command = ["export", "--preset", "0.8b", "--phase", "decode", "--kernels", "nki"]
+    assert cli.main([*command, str(tmp_path / "out")]) == 2
+    assert "kernels='nki' needs tensors on a Neuron device" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # Graphs of distinct kernels.

@@ -201,6 +201,7 @@ BROKEN_TEXT = {
     "static_shapes": "%b = f32[<=4] negate(f32[<=4] %p)",
     "supported_operations": "%b = f32[2,2] triangular-solve(f32[2,2] %p, f32[2,2] %p)",
     "no_host_transfers": "%b = (f32[4], token[]) infeed(token[] %p)",
+    "custom_calls_as_designed": '%b = f32[4] custom-call(f32[4] %p), custom_call_target="Other"',
     "loops_have_constant_bounds": "%b = s32[] while(s32[] %p), condition=%cond, body=%body",
 }
 TEXT = """HloModule m

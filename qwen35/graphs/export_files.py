@@ -1,0 +1,54 @@
+"""Writes an exported graph's files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from ..files import aside
+from .costs import count_costs
+from .export import Graph
+from .manifest import manifest
+
+
+def write_graph(directory: Path, graph: Graph) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes PHASE.hlo.pb, .hlo.txt, .stablehlo, .captured.safetensors and .json.
+
+    Args:
+        directory: made if it is not there.
+        graph: traced with its StableHLO.
+
+    Returns:
+        What PHASE.json holds: `manifest`, `count_costs` and, in `lint`, `Graph.lint`; and the bytes
+        of each file by its path.
+    """
+    content = manifest(graph) | count_costs(graph) | {"lint": graph.lint()}
+    captured = {f"captured[{index}]": tensor for index, tensor in enumerate(graph.captured)}
+    files = {
+        "hlo.pb": graph.proto,
+        "hlo.txt": graph.text.encode(),
+        "stablehlo": graph.stablehlo,
+        "captured.safetensors": save(captured),
+        "json": as_text(content),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for ending, data in files.items():
+        file = directory / f"{graph.phase}.{ending}"
+        aside.write(file, data)
+        written[str(file)] = len(data)
+    return content, written
+
+
+def as_text(content: dict[str, Any]) -> bytes:
+    """Returns JSON with an entry a line, but lists of numbers on one."""
+    text = json.dumps(content, indent=1)
+    return re.sub(r"\[\s+([-\d,\s]+?)\s+\]", _on_one_line, text).encode() + b"\n"
+
+
+def _on_one_line(match: re.Match[str]) -> str:
+    return f"[{' '.join(match[1].split())}]"
