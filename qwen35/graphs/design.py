@@ -13,6 +13,7 @@ _DELTANET_STEP, _DELTANET_CHUNKS, _ATTENTION, _OTHERS = 340, 810, 460, 200
 _ENGINE, _MASKED, _POSITIONS = 60, 45, 80
 _VISION_BLOCK, _VISION_OTHERS = 350, 215
 QUANTISED = 12  # more of a weight that is converted, and its product scaled
+KERNEL = 15  # more of an NKI kernel's step than of the portable one: a decay's series, the call
 GROUPED = 9  # more where that is done group by group
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..model.config import Config, VisionConfig
 from ..sharding.mesh import Mesh
-from .design import GROUPED, QUANTISED, Design, model_design
+from .design import GROUPED, KERNEL, QUANTISED, Design, model_design
 from .hlo import COLLECTIVES, Instruction, Module
 
 CONSTANT_LIMIT = 2**20
@@ -336,6 +336,7 @@ def instructions_as_designed(case: Case) -> list[str]:
     """Counts instructions: no more than the plain form has."""
     quantised = sum(_is_quantised(parameter) for _, parameter in case.argument("params"))
     designed = case.designed.instructions + QUANTISED * quantised + GROUPED * _grouped(case)
+    designed += KERNEL * case.designed.kernels if case.kernels == "nki" else 0
     count = len(case.module.instructions)
     return [f"{count} instructions, designed are {designed}"] if count > designed else []
 
