@@ -142,7 +142,7 @@ def copied_runs(
     start = 0
     for piece, held, width in _shares(parameter, sizes, runtime):
         *rows, columns = map(_runs, piece.dims, held)
-        yield piece, [*rows, [(start + ours, *rest) for ours, *rest in columns]]
+        yield piece, [*rows, [(start + ours, theirs, length) for ours, theirs, length in columns]]
         start += width
 
 

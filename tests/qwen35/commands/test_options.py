@@ -42,7 +42,7 @@ def test_an_option_is_one_thing_in_all_commands():
             text, _, _ = option.help.partition("; default")
             kind = (option.dest, option.type, option.metavar, text)
             seen.setdefault(flag, {})[command] = kind
-    assert len(seen["--model"]) == 9 and len(seen["--json"]) == 8
+    assert len(seen["--model"]) == 9 and len(seen["--json"]) == 9
     for flag, kinds in seen.items():
         assert len(set(kinds.values())) == 1, (flag, kinds)
 

@@ -141,11 +141,11 @@ def test_the_command_runs_pictures(phases, tp, multimodal, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_command_runs_every_graph_of_an_engine(multimodal, tmp_path, capsys):
-    more = ("--slots", "3", "--chunks", "8", "16", "--run", "--json")
+    more = ("--slots", "3", "--chunks", "8", "--run", "--json")
     assert export(multimodal.directory, tmp_path, "engine", *more) == 0
     said = json.loads(capsys.readouterr().out)
     assert {one["phase"] for one in said["run"]} == said["graphs"].keys()
-    assert len(said["run"]) == 2 * len(said["graphs"]) == 34
+    assert len(said["run"]) == 2 * len(said["graphs"]) == 32
     for one in said["run"]:
         assert one["faults"] == [] and one["difference"] < BOUND and one["calls"] == 1
 
@@ -153,7 +153,7 @@ def test_the_command_runs_every_graph_of_an_engine(multimodal, tmp_path, capsys)
 @pytest.mark.slow
 def test_bfloat16_agrees_within_its_rounding(multimodal, tmp_path, capsys):
     more = ("--run", "--json", "--dtype", "bfloat16")
-    assert export(multimodal.directory, tmp_path, "prefill,decode", *more) == 0
+    assert export(multimodal.directory, tmp_path, "decode", *more) == 0
     for one in json.loads(capsys.readouterr().out)["run"]:
         assert 1e-4 < one["difference"] < export_check.BOUNDS["bfloat16"]
 
