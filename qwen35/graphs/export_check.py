@@ -145,7 +145,9 @@ def compare(
                     results[ending, call.phase].add(call, outputs, ranks, BOUNDS[dtype])
                 if failure is not None:
                     phase, why = failure
-                    results[ending, phase].faults.append(f"{phase}.{ending}: JAX says: {why}")
+                    results[ending, phase].faults.append(
+                        f"{phase}.{ending} could not be run: {why}"
+                    )
     return list(results.values())
 
 

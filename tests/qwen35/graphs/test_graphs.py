@@ -21,6 +21,7 @@ from qwen35.graphs.export import trace
 from qwen35.graphs.hlo import Module
 from qwen35.graphs.lint import Case, lint
 from qwen35.graphs.lowering import alias_field, lower
+from qwen35.graphs.manifest import manifest
 from qwen35.graphs.placement import describe
 from qwen35.graphs.roofline import HARDWARE, floor, render, roofline
 from qwen35.kernels.loop import scan
@@ -137,9 +138,15 @@ def test_a_cache_of_a_quarter_million_tokens_embeds_nothing_large():
 
 
 def test_all_ranks_run_one_graph():
-    texts = {trace(SMALL, "decode", mesh=Mesh(tp=4), rank=rank).text for rank in range(4)}
-    normal = {re.sub(r"[.\d]+(?=[ ,)])", "", text) for text in texts}
+    graphs = [trace(SMALL, "decode", mesh=Mesh(tp=4), rank=rank) for rank in range(4)]
+    normal = {re.sub(r"[.\d]+(?=[ ,)])", "", graph.text) for graph in graphs}
     assert len(normal) == 1
+    # So one manifest serves all.
+    first = manifest(graphs[0])
+    for graph in graphs[1:]:
+        assert manifest(graph) == first
+        assert len(graph.captured) == len(graphs[0].captured)
+        assert all(map(torch.equal, graph.captured, graphs[0].captured))
 
 
 # Graphs made to break a rule. Weights are 2 MiB, so that a copy of one counts as weight-sized.
