@@ -126,8 +126,10 @@ def run(options: argparse.Namespace) -> int:
             )
     compared = _run_in_jax(options, written) if options.in_jax else []
     if options.json:
-        ran = [dataclasses.asdict(one) for one in compared]
-        print(json.dumps(written.described | {"run": ran if options.in_jax else None}))
+        from ..reports.page import plain
+
+        ran = [dataclasses.asdict(one) for one in compared] if options.in_jax else None
+        print(json.dumps(plain(written.described | {"run": ran})))
     return 1 if written.findings or any(one.faults for one in compared) else 0
 
 
