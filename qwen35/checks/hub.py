@@ -6,6 +6,7 @@ The library huggingface_hub finds, downloads and keeps them. A directory wins ov
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,8 @@ def _silent() -> type[tqdm]:
     from tqdm import tqdm
 
     class Silent(tqdm):
+        _lock = threading.RLock()  # tqdm's own outlives a forked process that dies holding it
+
         def __init__(self, *arguments: Any, **settings: Any) -> None:
             settings.pop("name", None)  # of huggingface_hub's own bars
             super().__init__(*arguments, **settings | {"disable": True})

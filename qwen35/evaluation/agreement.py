@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..checks.choices import DTYPES
 from ..checks.values import integer
@@ -24,7 +23,7 @@ from ..files.checkpoint import load
 from ..model.config import Config
 from ..model.params import Runtime
 from ..prompts.tokenizer import Tokenizer
-from ..xla.progress import hidden
+from ..xla.progress import progress_bar
 from .models import Model, OfFirstRank, Qwen35Model
 from .reference import NAME, TransformersModel, require, require_peft
 
@@ -212,12 +211,14 @@ def agreement(
     written = candidate.greedy(prompts, max_new_tokens, ends)
     entries, compared = [], []
     rows = list(zip(prompts, continuations, written, strict=True))
-    for prompt, wanted, got in tqdm(rows, "compare", unit="prompt", disable=hidden(progress)):
-        tokens, count = [*prompt, *wanted[:-1]], len(wanted)
-        known = reference.logits(tokens, count)
-        here = compare(known, candidate.logits(tokens, count))
-        compared.append(here)
-        entries.append(_entry(list(prompt), list(wanted), got, known, here, decode))
+    with progress_bar("compare", len(rows), "prompt", progress) as bar:
+        for prompt, wanted, got in rows:
+            tokens, count = [*prompt, *wanted[:-1]], len(wanted)
+            known = reference.logits(tokens, count)
+            here = compare(known, candidate.logits(tokens, count))
+            compared.append(here)
+            entries.append(_entry(list(prompt), list(wanted), got, known, here, decode))
+            bar.update(1)
     lengths = sum(entry["positions"] for entry in entries)
     everywhere = Compared(*(torch.cat(column) for column in zip(*compared, strict=True)))
     equal = sum(entry["equal_tokens"] * entry["positions"] for entry in entries)

@@ -22,7 +22,6 @@ from lm_eval.models.utils import (
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
-from tqdm import tqdm
 
 from ..checks.values import integer
 from ..files.checkpoint import load
@@ -34,7 +33,7 @@ from ..prompts.tokenizer import Tokenizer
 from ..sharding import process
 from ..sharding.launch import join_ranks
 from ..sharding.torchrun import launched
-from ..xla.progress import hidden
+from ..xla.progress import progress_bar
 from .scoring import score_continuations
 
 if TYPE_CHECKING:
@@ -271,8 +270,7 @@ class Qwen35LM(TemplateLM):
         for index, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
         results = [""] * len(requests)
-        hide = hidden(self.progress)
-        with tqdm(None, "generate", len(requests), unit="request", disable=hide) as bar:
+        with progress_bar("generate", len(requests), "request", self.progress) as bar:
             for indices in groups.values():
                 wanted = self._wanted(requests[indices[0]].args[1])
                 rows = self._prompts([requests[index].args[0] for index in indices], wanted)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..checks.values import integer
 from ..generation.buckets import doubling
@@ -19,7 +18,7 @@ from ..prompts.inputs import Ids, encode_row, encode_rows
 from ..sharding.process import gather_objects
 from ..xla.compiled import compiled
 from ..xla.devices import device_put
-from ..xla.progress import hidden, show_compilations
+from ..xla.progress import Bar, NoBar, progress_bar, show_compilations
 
 CHUNK = 256
 _POSITIONS = 64  # whose logits exist at a time: 62 MiB of them at a vocabulary of 248,320
@@ -175,7 +174,7 @@ def _filled(rows: Sequence[Sequence[int]], batch: int) -> list[Sequence[int]]:
 
 
 def _read_group(
-    params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
+    params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: Bar | NoBar
 ) -> State:
     """Reads the rows' tokens and returns the state after them."""
     read = compiled(_read_step, donate=("state",))
@@ -189,7 +188,7 @@ def _read_group(
 
 
 def _score_group(
-    params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: tqdm
+    params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: Bar | NoBar
 ) -> list[Scores]:
     """Scores the rows, idle ones left out, after `state`, which is consumed."""
     step = compiled(_score_step, donate=("state",))
@@ -250,5 +249,5 @@ def _check_lengths(params: Params, rows: Sequence[Sequence[int]]) -> None:
             )
 
 
-def _bar(tokens: int, show: bool) -> tqdm:
-    return tqdm(total=tokens, desc="score", unit="token", disable=hidden(show), leave=False)
+def _bar(tokens: int, show: bool) -> Bar | NoBar:
+    return progress_bar("score", tokens, "token", show, leave=False)

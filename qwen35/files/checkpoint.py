@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save_file
 from torch.utils import _pytree as pytree
-from tqdm import tqdm
 
 from ..checks import hub
 from ..checks.choices import KINDS
@@ -32,7 +32,7 @@ from ..model.moving import place as place_params
 from ..model.params import Params, Runtime, as_dtype
 from ..sharding.launch import join_ranks
 from ..xla.devices import device_put
-from ..xla.progress import hidden
+from ..xla.progress import progress_bar
 from . import aside
 from .adapter import Adapter
 from .checkpoint_files import (
@@ -186,9 +186,8 @@ def load(
         for parameter in declarations(declared)
         for source, count in values_to_read(parameter, sizes, runtime)
     )
-    bar = tqdm(
-        total=total, desc="load", unit="B", unit_scale=True, disable=hidden(progress), leave=False
-    )
+    bar = progress_bar("load", total, "B", progress, unit_scale=True, leave=False)
+    counting = threading.Lock()
     infinite: set[Source] = set()
 
     def read(source: Source, kept: torch.dtype) -> Watched:
@@ -197,7 +196,7 @@ def load(
             tensor = merging.merged(source, tensor)
 
         def look(block: torch.Tensor, values: int) -> None:
-            with bar.get_lock():  # other tensors are read at the same time
+            with counting:  # other tensors are read at the same time
                 bar.update(values * tensor.bytes_per_value)
             if check_finite and not all_finite(block, kept):
                 infinite.add(source)

@@ -17,7 +17,7 @@ from ..prompts.inputs import Prompts, RowPictures, encode_pictures, encode_promp
 from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike, own_end_tokens
 from ..xla.devices import device_put
-from ..xla.progress import prefill_bar, show_compilations
+from ..xla.progress import progress_bar, show_compilations
 from . import buckets, steps
 from .continuation import Continuation, ends_of
 from .grammar import grammar_for, stacked
@@ -235,7 +235,8 @@ class _Call:
         params, longest = self._params, max(map(len, self._prompts))
         rows = steps.blank(params, len(self._prompts), self._capacity)
         pictures = self._encode_pictures()
-        with prefill_bar(longest, self._progress and longest > chunk) as bar:
+        show = self._progress and longest > chunk
+        with progress_bar("prefill", longest, "token", show, leave=False) as bar:
             for start in range(0, longest, chunk):
                 pieces = [prompt[start : start + chunk] for prompt in self._prompts]
                 here = None if pictures is None else piece(pictures, start, chunk)

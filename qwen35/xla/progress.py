@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import AbstractContextManager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -24,14 +26,41 @@ def show_compilations(show: bool) -> AbstractContextManager[Compilations]:
     return on_compile(compile_progress if show else None)
 
 
-def hidden(show: bool) -> bool:
-    """Return what tqdm's `disable` is for a bar that is shown, or not.
+class Bar(tqdm):
+    """A bar whose lock is this process's own.
+
+    tqdm's is one of `multiprocessing`, which forked processes share: one that is killed while it
+    holds it lets all others wait for ever.
+    """
+
+    _lock = threading.RLock()
+
+
+class NoBar:
+    """Stands where a bar would that nobody sees, with nothing of tqdm in it."""
+
+    def __enter__(self) -> NoBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, count: float) -> None:
+        """Takes what a bar would show."""
+
+
+def progress_bar(name: str, total: float, unit: str, show: bool, **looks: Any) -> Bar | NoBar:
+    """Return a progress bar, or what stands for one that is not shown.
 
     It is shown in a terminal or a notebook: in a pipe or a log every stage of it would stay.
+
+    Args:
+        name: what is done.
+        total: of what `update` takes, in all.
+        unit: of the counts.
+        show: whether it is wanted at all.
+        **looks: further settings of tqdm.
     """
-    return not (show and (sys.stderr.isatty() or "ipykernel" in sys.modules))
-
-
-def prefill_bar(tokens: int, show: bool) -> tqdm:
-    """Return a progress bar over the tokens of a prompt, gone when it is done."""
-    return tqdm(total=tokens, desc="prefill", unit="token", disable=hidden(show), leave=False)
+    if not (show and (sys.stderr.isatty() or "ipykernel" in sys.modules)):
+        return NoBar()
+    return Bar(total=total, desc=name, unit=unit, **looks)

@@ -18,6 +18,7 @@ from transformers import Qwen3_5Config, Qwen3_5ForCausalLM, Qwen3_5ForConditiona
 import qwen35
 from qwen35.files import checkpoint as checkpoint_module
 from qwen35.files.conversion import convert
+from qwen35.xla import progress
 
 UNTIED, TIED = "attention_first_explicit_types", "value_heads_x2_tied"
 
@@ -225,15 +226,13 @@ def test_unknown_device(reference, device):
 def test_progress_counts_the_bytes_of_the_file(reference, name, monkeypatch):
     bars = []
 
-    class Bar(checkpoint_module.tqdm):
-        def __init__(self, **options):  # hidden where there is no terminal
-            super().__init__(**options | {"disable": False})
-
+    class Bar(progress.Bar):
         def close(self):
             bars.append((self.n, self.total))
             super().close()
 
-    monkeypatch.setattr(checkpoint_module, "tqdm", Bar)
+    monkeypatch.setattr(progress, "Bar", Bar)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)  # hidden where there is no terminal
     directory = reference(name).directory
     qwen35.load(directory, progress=True)
     size = sum(t.nbytes for t in load_file(directory / "model.safetensors").values())
