@@ -22,6 +22,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ..checks.errors import CheckpointError
@@ -45,7 +46,19 @@ def replaced(target: Path) -> Iterator[Path]:
         yield file
         _sync_file(file, staging)
         os.replace(file, target)
-        _sync(target.parent)
+        sync(target.parent)
+
+
+def make_directory(directory: Path) -> None:
+    """Makes a directory, and those above it, unless it is there; then its name is on the disk.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
 
 
 def write(target: Path, content: bytes) -> None:
@@ -91,8 +104,8 @@ def _commit(staging: Path, directory: Path, gate: str, stale: Sequence[str]) -> 
     (staging / "plan.json").write_bytes(to_text(plan))
     for file in (staging / "plan.json", *(staging / "new" / name for name in names)):
         _sync_file(file, staging)
-    _sync(staging / "new")
-    _sync(staging)
+    sync(staging / "new")
+    sync(staging)
     while True:
         settle(directory)
         try:
@@ -101,7 +114,7 @@ def _commit(staging: Path, directory: Path, gate: str, stale: Sequence[str]) -> 
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise  # else another writer's switch came first
-    _sync(directory)
+    sync(directory)
 
 
 def settle(directory: Path) -> None:
@@ -124,6 +137,45 @@ def settle(directory: Path) -> None:
         ) from None
 
 
+def steady(directory: Path, gate: str) -> Iterator[AbstractContextManager[None]]:
+    """Yields a `with` block in which to open the files behind a gate: all of them of one writer.
+
+    Where they were switched meanwhile, which may have shown old ones beside new ones, another block
+    comes, and what was wrong in this one (CheckpointError) does not count.
+
+    Raises:
+        CheckpointError: as `settle`.
+    """
+
+    def mark() -> tuple[int, ...] | None:
+        if (directory / _SWITCHING).exists():
+            return None
+        try:
+            seen = os.stat(directory / gate)
+        except OSError:
+            return ()
+        return seen.st_ino, seen.st_ctime_ns, seen.st_size
+
+    again = True
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        nonlocal again
+        before = mark()
+        try:
+            yield
+        except CheckpointError:
+            again = mark() != before or before is None
+            if not again:
+                raise
+        else:
+            again = mark() != before or before is None
+
+    while again:
+        settle(directory)
+        yield block()
+
+
 def _move_all(directory: Path) -> None:
     """Moves what `.switching` holds into place, as far as that has not happened yet."""
     pending = directory / _SWITCHING
@@ -131,7 +183,7 @@ def _move_all(directory: Path) -> None:
     new = pending / "new"
     if gate is not None and (new / gate).exists():
         (directory / gate).unlink(missing_ok=True)
-        _sync(directory)
+        sync(directory)
         for name in names:
             if name != gate and (new / name).exists():
                 os.replace(new / name, directory / name)
@@ -139,9 +191,9 @@ def _move_all(directory: Path) -> None:
             matches = any(fnmatch.fnmatchcase(file.name, pattern) for pattern in stale)
             if matches and file.name not in names and not file.is_dir():
                 file.unlink(missing_ok=True)
-        _sync(directory)
+        sync(directory)
         os.replace(new / gate, directory / gate)
-        _sync(directory)
+        sync(directory)
     _remove(pending)
 
 
@@ -205,7 +257,9 @@ def _locked(file: Path, flags: int = 0, wait: bool = True) -> Iterator[bool]:
 def _remove_if_dead(staging: Path) -> None:
     with contextlib.suppress(OSError):  # its writer lives, or it is another user's
         with _locked(staging / "lock", wait=False) as held:
-            if held:
+            # The lock comes before these: where it is not, it went with its writer and the power.
+            ours = any((staging / name).exists() for name in ("new", "plan.json"))
+            if held or (ours and not (staging / "lock").exists()):
                 _remove(staging)
             else:
                 staging.rmdir()  # that of a writer which died, or lives, just before locking it
@@ -231,7 +285,10 @@ def _remove(staging: Path) -> None:
     if not staging.exists():
         return
     shutil.rmtree(staging / "new", ignore_errors=True)
-    (staging / "plan.json").unlink(missing_ok=True)
+    plan = staging / "plan.json"
+    if plan.exists():
+        plan.unlink()
+        sync(staging)  # else the lock may be gone, and the plan there, when the power fails
     (staging / "lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another writer's switch may have taken the place
         staging.rmdir()
@@ -240,10 +297,11 @@ def _remove(staging: Path) -> None:
 def _sync_file(file: Path, staging: Path) -> None:
     """Has a file on the disk, with the permissions that the umask leaves."""
     file.chmod(staging.stat().st_mode & 0o666)
-    _sync(file)
+    sync(file)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Has a file, or the names in a directory, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

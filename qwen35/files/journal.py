@@ -37,7 +37,8 @@ class Journal(Generic[Known]):
         self._file = file
 
     def add(self, entry: Mapping[str, Any]) -> Place:
-        """Writes a line. It is there, whole, when this returns, whatever becomes of the process.
+        """Writes a line. It is on the disk, whole, when this returns, whatever becomes of the
+        process, or of the power.
 
         Raises:
             OSError: it can't be written; then nothing of it is there.
@@ -47,6 +48,7 @@ class Journal(Generic[Known]):
         try:
             while left:
                 left = left[os.write(self._file.fileno(), left) :]
+            os.fdatasync(self._file.fileno())
         except OSError:
             self._file.truncate(start)
             raise
@@ -69,7 +71,8 @@ def opened(
 ) -> Iterator[Journal[Known]]:
     """Opens a file of lines to add to, for the length of a `with` block; makes it if need be.
 
-    A last line without an end is what a writer left that died over it: it is cut off.
+    A last line without an end, or with zeros for one as a failing power leaves it, is what a writer
+    left that died over it: it is cut off.
 
     Args:
         path: the file.
@@ -85,7 +88,8 @@ def opened(
         for number, line in enumerate(file, 1):
             place, end = Place(end, len(line)), end + len(line)
             if not line.endswith(b"\n"):
-                if not line.startswith(beginning) and not beginning.startswith(line):
+                torn = line.rstrip(b"\0")
+                if not torn.startswith(beginning) and not beginning.startswith(torn):
                     raise ValueError(f"{path} is a file of something else: it ends in {line[:40]}")
                 file.truncate(place.start)
                 break
@@ -109,6 +113,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that nobody else of ours writes to; the lock ends with the process."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file that can be gone on with")
+    new = not path.exists()
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         with open(descriptor, "r+b") as file:
@@ -119,5 +124,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
             # Its writer may have put another file in its place just before.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    if new:
+                        aside.sync(path.parent)
                     yield file
                     return

@@ -252,8 +252,15 @@ def test_content_is_on_the_disk_before_its_name_is(directory, monkeypatch):
     synced = [name for _, name in log[:commit]]
     assert {*NEW, "plan.json", "new"} <= set(synced) and synced.index("new") > synced.index("a")
     assert log[commit][1].endswith(".aside") and synced[-1] == log[commit][1]
-    assert log[commit + 1] == ("sync", "checkpoint") and log[-1] == ("sync", "checkpoint")
-    assert log[-2] == ("rename", "gate") and log[-3] == ("sync", "checkpoint")
+    assert log[commit + 1] == ("sync", "checkpoint") and log[-2] == ("sync", "checkpoint")
+    assert log[-3] == ("rename", "gate") and log[-4] == ("sync", "checkpoint")
+    assert log[-1] == ("sync", ".switching")  # without its plan, before its lock goes
+    log.clear()
+    aside.make_directory(directory / "one" / "two")
+    assert sorted(log) == [("sync", "checkpoint"), ("sync", "one")]
+    log.clear()
+    aside.make_directory(directory / "one" / "two")
+    assert not log
 
 
 def test_a_directory_in_the_way_is_found_before_anything_moves(directory):
@@ -311,6 +318,49 @@ def test_a_foreign_link_or_directory_is_refused(directory, tmp_path):
     fill(directory / ".switching", {"something": b"else"})
     with pytest.raises(CheckpointError, match="finishing it failed"):
         aside.settle(directory)
+
+
+@pytest.mark.parametrize("left", [("new",), ("plan.json",), ("new", "plan.json")])
+def test_leftovers_without_their_lock_go(directory, left):
+    """Its name was not on the disk yet, or no more, when the power failed."""
+    staging = directory / ".a.00000000.aside"
+    staging.mkdir()
+    for name in left:
+        if name == "new":
+            (staging / name).mkdir()
+            fill(staging / name, NEW)
+        else:
+            fill(staging, {name: b"{}"})
+    replace(directory)
+    assert names(directory) == sorted(OLD | OTHERS)
+
+
+def test_who_reads_while_files_are_switched_reads_again(directory):
+    """Between two files, between the last and the end, and where half of them made an error."""
+    for moment in ("between", "after", "error"):
+        switch(directory, {"gate": b"old", "a": b"old"})
+        found = []
+        for reading in aside.steady(directory, "gate"):
+            with reading:
+                first = (directory / "gate").read_bytes()
+                if moment == "between" and not found:
+                    switch(directory, {"gate": b"new", "a": b"new"})
+                found.append((first, (directory / "a").read_bytes()))
+                if moment != "between" and len(found) == 1:
+                    switch(directory, {"gate": b"new", "a": b"new"})
+                    if moment == "error":
+                        raise CheckpointError("files of two")
+        assert len(found) == 2 and found[-1] == (b"new", b"new")
+
+
+def test_what_is_wrong_with_steady_files_is_raised(directory):
+    tried = []
+    with pytest.raises(CheckpointError, match="of its own"):
+        for reading in aside.steady(directory, "gate"):
+            with reading:
+                tried.append(1)
+                raise CheckpointError("of its own")
+    assert tried == [1]
 
 
 def test_leftovers_of_others_and_of_the_living_stay(directory):

@@ -47,8 +47,8 @@ def test_a_torn_last_line_is_cut_off_wherever_it_was_torn(tmp_path):
     path = tmp_path / "out.jsonl"
     whole = as_line(ENTRIES[0]) + as_line(ENTRIES[1])
     torn = as_line(ENTRIES[3])
-    for size in range(len(torn)):
-        path.write_bytes(whole + torn[:size])
+    for size in range(2 * len(torn)):  # zeros where the power failed before the rest was there
+        path.write_bytes(whole + torn[: size // 2] + bytes(size % 2))
         with open_journal(path) as journal:
             assert [known for _, known in journal.known] == ["x0", "x1"]
             journal.add(ENTRIES[2])
