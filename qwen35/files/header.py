@@ -13,6 +13,8 @@ from ..checks.json_file import parse_object
 from ..checks.values import shown
 
 _LARGEST = 100_000_000  # bytes of a header, by the format's description
+_MOST = 2**63  # a size below
+_DIMENSIONS = 64
 # Bits of a value.
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -53,6 +55,8 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, 
         raise ValueError(f"a header of {length:,} bytes, over the format's {_LARGEST:,}")
     header = parse_object(file.read(length), "its header", "an object of tensors")
     metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"its __metadata__ is not texts by name: {shown(metadata)}")
     entries = {name: _entry(name, stated, 8 + length) for name, stated in header.items()}
     place = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
@@ -68,13 +72,15 @@ def _entry(name: str, stated: Any, start: int) -> Entry:
     try:
         dtype, shape, (first, last) = stated["dtype"], stated["shape"], stated["data_offsets"]
         sizes = (*shape, first, last)
-        if not all(type(value) is int and value >= 0 for value in sizes):
+        whole = all(type(value) is int and 0 <= value < _MOST for value in sizes)
+        if not whole or len(sizes) > _DIMENSIONS + 2:
             raise ValueError
         bits = _BITS[dtype] * math.prod(shape)
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"what is said of {shown(name)} is no tensor's: {shown(stated)}") from None
     if bits != 8 * (last - first):
         raise ValueError(
-            f"{shown(name)} takes {last - first:,} bytes, {dtype} {shape} needs {bits / 8:,.0f}"
+            f"{shown(name)} takes {last - first:,} bytes, {dtype} {shown(shape)} needs "
+            f"{bits // 8:,}"
         )
     return Entry(dtype, tuple(shape), start + first, start + last)

@@ -3,17 +3,21 @@
 It maps files into memory. A rank that maps a checkpoint to take an eighth of every tensor makes the
 system, which reads ahead through a map, read nearly all of it. So `TensorFile` reads just what is
 asked for, or all of a file once, from start to end, taking its checksum on the way. Writing files
-is the library's.
+is the library's, but for its errors.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checks.errors import CheckpointError
@@ -45,6 +49,18 @@ _OTHER_DTYPES = {
 }
 
 
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, of metadata and contiguous tensors of the host by their names.
+
+    Raises:
+        OSError: it can't be written: the disk is full, say.
+    """
+    try:
+        save_file(dict(tensors), file, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{file.name}: it can't be written ({error})") from None
+
+
 class TensorFile:
     """An open safetensors file, whose tensors are read in parts.
 
@@ -70,6 +86,14 @@ class TensorFile:
             raise CheckpointError(f"{file}: {reason}") from None
         if sparse:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+
+    def stamp(self) -> str:
+        """Digests what tells the file from another without reading its values: its header, its
+        size, and the time of its last change.
+        """
+        seen = os.fstat(self._file.fileno())
+        stated = [self.path.name, seen.st_size, seen.st_mtime_ns, self._entries, self.metadata]
+        return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
     def keys(self) -> list[str]:
         """Names the tensors."""

@@ -157,6 +157,11 @@ def abstract_state(params: Params, batch: int, capacity: int) -> State:
     return _abstract(params.config, mesh, rank, dtype, batch, capacity)
 
 
+def abstract_whole(config: Config, dtype: torch.dtype, batch: int, capacity: int) -> State:
+    """The shapes and dtypes of a state that no ranks share, as tensors on the meta device."""
+    return _abstract(config, None, 0, dtype, batch, capacity)
+
+
 @functools.lru_cache(maxsize=64)  # an eager step checks its state against it
 def _abstract(
     config: Config, mesh: Mesh | None, rank: int, dtype: torch.dtype, batch: int, capacity: int

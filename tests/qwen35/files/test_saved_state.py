@@ -8,10 +8,12 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
 import qwen35
+from qwen35.files import saved_state
 
 NAME, OTHER = "value_heads_x2_tied", "equal_heads"
 
@@ -157,7 +159,7 @@ def test_damaged_files_are_refused(read, tmp_path):
     whole = file.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"x" * 100):
         file.write_bytes(content)
-        with pytest.raises(qwen35.CheckpointError, match="state: damaged"):
+        with pytest.raises(qwen35.CheckpointError, match="state: not a readable"):
             qwen35.load_state(file, params)
     save_file({"x": torch.zeros(1)}, file)
     with pytest.raises(qwen35.CheckpointError, match="not a saved state"):
@@ -167,9 +169,106 @@ def test_damaged_files_are_refused(read, tmp_path):
     header = json.loads(whole[8 : 8 + length])
     tensors = load_file(file)
     del tensors["layers.0.conv"]
-    save_file(tensors, file, metadata=header["__metadata__"])
+    checksum = {"sha256": saved_state._checksum(tensors)}
+    save_file(tensors, file, metadata=header["__metadata__"] | checksum)
     with pytest.raises(qwen35.CheckpointError, match=r"layers\.0\.conv' is missing"):
         qwen35.load_state(file, params)
+
+
+def other(state, **changes):
+    """The state with tensors of layer 0, which is DeltaNet's, or of its own replaced."""
+    own = {name: value for name, value in changes.items() if name in state._fields}
+    layer = state.layers[0]._replace(**{n: v for n, v in changes.items() if n not in own})
+    return state._replace(layers=(layer, *state.layers[1:]), **own)
+
+
+def counts(*values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"position": counts(999, 9)}, "position 999 is past its 64"),
+        ({"position": counts(-1, 9)}, "positions .* that no tokens reach"),
+        ({"rope_offset": counts(0, -10)}, "positions .* that no tokens reach"),
+        ({"position": counts(3.5, 1.0, dtype=torch.float32)}, "position is .* torch.float32"),
+        ({"position": counts(3, 1, dtype=torch.int64)}, "position is .* torch.int64"),
+        ({"position": counts(3)}, r"rope_offset is \[2\] .* this model's is \[1\]"),
+        ({"position": counts()}, "no list of a count for each row"),
+        ({"rope_offset": counts(0, 0, 0)}, r"rope_offset is \[3\]"),
+        ({"recurrent": lambda old: old[:, :1]}, r"layers\.0\.recurrent is \["),
+        ({"recurrent": lambda old: old.double()}, "recurrent is .* torch.float64"),
+        ({"conv": lambda old: old[:1]}, r"layers\.0\.conv is \[1, "),
+        ({"conv": lambda old: old * float("nan")}, "conv holds NaN"),
+        ({"recurrent": lambda old: old + float("inf")}, "recurrent holds NaN or infinite"),
+    ],
+)
+def test_what_no_model_leaves_is_neither_written_nor_read(
+    read, tmp_path, monkeypatch, changes, says
+):
+    """A file with a right checksum can still hold it: made by a writer that does not look."""
+    params, _, state = read
+    layer = state.layers[0]
+    made = {
+        name: value(getattr(layer, name)) if callable(value) else value
+        for name, value in changes.items()
+    }
+    bad = other(state, **made)
+    with pytest.raises(ValueError, match="can be gone on with: .*" + says):
+        qwen35.save_state(tmp_path / "state", params, bad)
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(saved_state, "_fault", lambda *_: None)
+        qwen35.save_state(tmp_path / "state", params, bad)
+    with pytest.raises(qwen35.CheckpointError, match="state: "):
+        qwen35.load_state(tmp_path / "state", params)
+
+
+@pytest.mark.parametrize(
+    "logits", [torch.zeros(2, 3), torch.zeros(1, 97), torch.zeros(2, 97).half()]
+)
+def test_logits_are_those_of_the_model(read, tmp_path, logits):
+    params, _, state = read
+    with pytest.raises(ValueError, match=r"logits is \["):
+        qwen35.save_state(tmp_path / "state", params, state, logits=logits)
+    with pytest.raises(ValueError, match="logits holds NaN"):
+        nan = torch.full((2, params.config.vocab_size), float("nan"))
+        qwen35.save_state(tmp_path / "state", params, state, logits=nan)
+
+
+@pytest.mark.parametrize("metadata", [{"note": 3}, {3: "note"}])
+def test_metadata_is_text(read, tmp_path, metadata):
+    params, _, state = read
+    with pytest.raises(ValueError, match="metadata must be texts by name"):
+        qwen35.save_state(tmp_path / "state", params, state, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": None}, "another model"),
+        ({"sha256": None}, "not those that were written"),
+        ({"format": None}, "not a saved state"),
+        ({"metadata": "[1]"}, "a state's metadata is a JSON object"),
+        ({"metadata": '{"chat": 3}'}, "a state's metadata is texts by name"),
+        ({"metadata": None}, "a state's metadata is needed"),
+    ],
+)
+def test_a_header_that_says_something_else(read, tmp_path, change, says):
+    params, _, state = read
+    file = tmp_path / "state"
+    qwen35.save_state(file, params, state)
+    with safe_open(file, framework="pt") as opened:
+        header = {name: text for name, text in (opened.metadata() | change).items() if text}
+    save_file(load_file(file), file, metadata=header)
+    with pytest.raises(qwen35.CheckpointError, match=says):
+        qwen35.load_state(file, params)
+
+
+def test_no_file_is_named(read, tmp_path):
+    with pytest.raises(qwen35.CheckpointError, match=r"nothing: .*No such file"):
+        qwen35.load_state(tmp_path / "nothing", read[0])
 
 
 def test_changed_values_are_refused(read, tmp_path):
