@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch.utils import _pytree as pytree
 
 from ..checks import hub
@@ -49,6 +48,7 @@ from .materialize import build_all, dematerialize, keep, materialize, values_to_
 from .presharded import is_presharded, load_rank, recorded_dtype
 from .quantized import QuantizedFile, Quantizing, compressed
 from .quantized.choice import kind_of
+from .tensor_file import write_tensors
 
 _SHARD_PATTERN = "model-[0-9]*-of-[0-9]*.safetensors"
 _GENERATION = "generation_config.json"
@@ -159,15 +159,17 @@ def load(
             loaded = pytree.tree_map(dense, loaded, is_leaf=is_special)
         return place_params(loaded, device)
     runtime = runtime.on(device)
-    config = model_config(directory, vision)
+    sparse = runtime.mesh is not None and runtime.mesh.tp > 1
+    for reading in aside.steady(directory, "config.json"):
+        with reading:
+            config = model_config(directory, vision)
+            files = CheckpointFiles(directory, tower=config.vision is not None, sparse=sparse)
     merging = None if adapter is None else Adapter(adapter, check_finite=check_finite)
     own_head = config.tie_word_embeddings
     if merging is not None:
         config = merging.config(config)
     own_head = own_head and not config.tie_word_embeddings
     declared = declare(config, runtime)
-    sparse = runtime.mesh is not None and runtime.mesh.tp > 1
-    files = CheckpointFiles(directory, tower=config.vision is not None, sparse=sparse)
 
     def stays_quantized(parameter: Parameter, piece: Piece) -> bool:
         file = files.read(piece.source)
@@ -253,16 +255,22 @@ def save(params: Params, directory: str | Path, *, tokenizer: Saved | None = Non
             its settings of pictures. None leaves what is there.
 
     Raises:
-        ValueError: the parameters are one rank's share.
+        ValueError: the parameters are one rank's share, or rank files stand in the directory.
+        OSError: it can't be written; then nothing has changed.
     """
     if params.runtime.mesh is not None and params.runtime.mesh.tp > 1:
         raise ValueError(f"these parameters are one rank's share of {params.runtime.mesh}")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    if is_presharded(directory):
+        raise ValueError(
+            f"{directory}: holds a conversion's rank files, which load would take instead of what "
+            "is saved"
+        )
+    aside.make_directory(directory)
     with aside.switched(directory, "config.json", (SINGLE, INDEX, _SHARD_PATTERN)) as new:
         shards, modules = [], dict[str, compressed.Form]()
         for number, tensors in enumerate(_shards(params, modules)):
-            save_file(tensors, new / str(number), metadata={"format": "pt"})
+            write_tensors(new / str(number), tensors, {"format": "pt"})
             shards.append(list(tensors))
         targets = _shard_names(len(shards))
         for number, target in enumerate(targets):
@@ -283,7 +291,7 @@ def save(params: Params, directory: str | Path, *, tokenizer: Saved | None = Non
         (new / "config.json").write_bytes(to_text(config))
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
-        if not (directory / _GENERATION).exists():
+        if not any((place / _GENERATION).exists() for place in (directory, new)):
             (new / _GENERATION).write_bytes(to_text(_generation_dict(params, tokenizer)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Callable
@@ -163,6 +164,11 @@ class CheckpointFiles:
                 self.twice.append(f"{file.name}: {name} stands in {other} too")
             else:
                 self.tensors[ours] = (file, name)
+
+    def stamp(self) -> str:
+        """Digests the files' stamps (`TensorFile.stamp`)."""
+        stamps = [self.handles[file].stamp() for file in sorted(self.handles)]
+        return hashlib.sha256(" ".join(stamps).encode()).hexdigest()
 
     def untie(self) -> None:
         """Let the head read the embedding's tensor where the files have none for it."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checks import hub
@@ -20,10 +19,10 @@ from ..model.config import Config
 from ..model.declarations import declarations, declare
 from . import aside
 from .checkpoint_files import INDEX, SINGLE, CheckpointFiles, model_config
-from .extras import copy_extras
+from .extras import check_free, copy_extras
 from .quantized import compressed
 from .quantized.choice import kind_of
-from .tensor_file import TensorFile
+from .tensor_file import TensorFile, write_tensors
 
 _FACTS = "qwen35.made_of"  # in a file's metadata: of what it was made, and how
 
@@ -73,11 +72,12 @@ def compress(
     content = read_object(source / "config.json", "a configuration")
     whole = to_text(content | {"quantization_config": _configuration(files, kinds)})
     there = directory / "config.json"
+    check_free(source, directory, {SINGLE, *(file.name for file in files.handles)})
     if there.exists() and there.read_bytes() != whole:
         raise CheckpointError(f"{directory}: another checkpoint stands there")
     made_of = {file: _facts(file, files, weights, head) for file in files.handles}
     done = {file for file in made_of if _is_done(directory / file.name, made_of[file])}
-    directory.mkdir(parents=True, exist_ok=True)
+    aside.make_directory(directory)
     names: dict[str, str] = {}
     for file, facts in made_of.items():
         target = directory / file.name
@@ -86,7 +86,7 @@ def compress(
         else:
             tensors = dict(_tensors(files, file, kinds))
             with aside.replaced(target) as new:
-                save_file(tensors, new, metadata={"format": "pt", _FACTS: facts})
+                write_tensors(new, tensors, {"format": "pt", _FACTS: facts})
             report(f"{file.name}: {target.stat().st_size:,} bytes")
         names |= dict.fromkeys(TensorFile(target).keys(), file.name)
     copy_extras(source, directory)
@@ -139,17 +139,9 @@ def _tensors(
 
 
 def _facts(file: Path, files: CheckpointFiles, weights: str, head: str | None) -> str:
-    """What a file's conversion depends on, as a digest of the source's header, and the kinds.
-
-    Size and time of the source's last change stand for its values.
-    """
-    seen = file.stat()
-    header = [
-        [n, *files.handles[file].get_slice(n).get_shape()] for n in files.handles[file].keys()
-    ]
-    facts = {"header": header, "size": seen.st_size, "time": seen.st_mtime_ns}
-    text = to_text(facts | {"weights": weights, "head": head})
-    return hashlib.sha256(text).hexdigest()
+    """What a file's conversion depends on, as a digest of the source's stamp, and the kinds."""
+    facts = {"source": files.handles[file].stamp(), "weights": weights, "head": head}
+    return hashlib.sha256(to_text(facts)).hexdigest()
 
 
 def _is_done(target: Path, facts: str) -> bool:

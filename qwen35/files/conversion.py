@@ -11,13 +11,14 @@ from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.json_file import to_text
 from ..model.config import Config
+from ..model.declarations import declare
 from ..model.params import Runtime, as_dtype
 from ..sharding.mesh import Mesh
 from . import aside
 from .adapter import Adapter
 from .checkpoint import load, save
-from .checkpoint_files import model_config
-from .extras import copy_extras
+from .checkpoint_files import CheckpointFiles, model_config
+from .extras import Extras, check_free, copy_extras
 from .presharded import facts_of, is_complete, rank_file, write_rank
 
 
@@ -55,21 +56,24 @@ def convert(
     config, mesh = model_config(source, vision), Mesh(tp=tp)
     vision = config.vision is not None
     made = {"weights": weights, "head": head}
-    digest = None
-    if adapter is not None:
-        merging = Adapter(adapter)
-        config, digest = merging.config(config), merging.digest()
-    made_of = made | {"adapter": digest}
-    facts = [facts_of(config, tp, rank, as_dtype(dtype)) | made_of for rank in range(tp)]
     files = [rank_file(directory, tp, rank) for rank in range(tp)]
     others = sorted(set(directory.glob("rank-*-of-*.safetensors")) - set(files))
     if others:
         raise CheckpointError(f"{directory}: holds {others[0].name}, of a conversion to another tp")
+    check_free(source, directory, {file.name for file in files})
+    source_files = CheckpointFiles(source, tower=vision, sparse=True)
+    source_files.check(declare(config))
+    digest = None
+    if adapter is not None:
+        merging = Adapter(adapter)
+        config, digest = merging.config(config), merging.digest()
+    made_of = made | {"adapter": digest, "source": source_files.stamp()}
+    facts = [facts_of(config, tp, rank, as_dtype(dtype)) | made_of for rank in range(tp)]
     there = [
         file.is_file() and is_complete(file, expected)
         for file, expected in zip(files, facts, strict=True)
     ]
-    directory.mkdir(parents=True, exist_ok=True)
+    aside.make_directory(directory)
     copy_extras(source, directory)
     content = (source / "config.json").read_bytes()
     if config != Config.from_pretrained(source):  # a tower is left out, a head is its own
@@ -105,6 +109,4 @@ def merge(
     if directory.exists() and directory.samefile(source):
         raise ValueError(f"{directory}: merging into the checkpoint itself would lose it")
     params = load(source, adapter=adapter, vision=vision, weights="dense")
-    directory.mkdir(parents=True, exist_ok=True)
-    copy_extras(source, directory)
-    save(params, directory)
+    save(params, directory, tokenizer=Extras(source))

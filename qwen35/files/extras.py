@@ -1,9 +1,11 @@
-"""What stands beside weights in a checkpoint and is taken over as it is."""
+"""What stands beside weights in a checkpoint and is taken over as it is, and what may not."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
+from ..checks.errors import CheckpointError
 from . import aside
 
 # Of tokenizer and processor, and how others sample.
@@ -19,8 +21,42 @@ _EXTRAS = (
 )
 
 
+class Extras:
+    """A checkpoint's files that are no weights, which `save` takes as it takes a tokenizer."""
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes them as they are."""
+        copy_extras(self._source, directory)
+
+
 def copy_extras(source: Path, directory: Path) -> None:
     """Copies those of the files that are there, each as `aside.write` writes."""
     for extra in _EXTRAS:
         if (source / extra).is_file():
             aside.write(directory / extra, (source / extra).read_bytes())
+
+
+def check_free(source: Path, directory: Path, own: Collection[str]) -> None:
+    """Checks that a conversion overwrites no other weights, nor stands beside some.
+
+    Args:
+        source: the checkpoint's directory.
+        directory: where it is converted to, if that is there.
+        own: names of the conversion's own files of tensors.
+
+    Raises:
+        ValueError: both directories are one.
+        CheckpointError: there are other weights.
+    """
+    if directory.exists() and directory.samefile(source):
+        raise ValueError(f"{directory}: converting a checkpoint into itself would lose it")
+    found = [path.name for path in directory.glob("*.safetensors*")]
+    others = sorted(name for name in found if name.removesuffix(".index.json") not in own)
+    if others:
+        raise CheckpointError(
+            f"{directory}: holds {others[0]}, which is no part of this conversion; another "
+            "directory is needed"
+        )

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -27,7 +26,7 @@ from ..model.params import Params, Runtime, as_dtype
 from ..xla import trees
 from . import aside
 from .materialize import abstract_params
-from .tensor_file import TensorFile
+from .tensor_file import TensorFile, write_tensors
 
 
 def is_presharded(directory: Path) -> bool:
@@ -79,6 +78,7 @@ def load_rank(
         )
         raise CheckpointError(f"{file}: no such file; {reason}")
     digest = _check_facts(file, facts_of(config, tp, rank, dtype))
+    _check_alike(directory, tp)
     tensors = TensorFile(file).read_verified(digest)
     config = config if vision else config.text_only()
     declared = abstract_params(config, dtype=dtype, runtime=runtime)
@@ -164,12 +164,30 @@ def _check_facts(file: Path, expected: dict[str, Any]) -> str:
             fields = sorted(k for k in seen.keys() | value.keys() if seen.get(k) != value.get(k))
             first = fields[0]
             raise CheckpointError(
-                f"{file}: made for another config: {first} is {seen.get(first)!r} there and "
-                f"{value.get(first)!r} in config.json"
+                f"{file}: made for another config: {first[:80]} is {shown(seen.get(first))} there "
+                f"and {shown(value.get(first))} in config.json"
+            )
+        if name == "source" and seen != value:
+            raise CheckpointError(
+                f"{file}: made of other weights than those of now, whose files have another size, "
+                "header or time of change: convert into another directory, or remove it"
             )
         if seen != value:
             raise CheckpointError(f"{file}: made for {name} {shown(seen)}, not {shown(value)}")
     return digest
+
+
+def _check_alike(directory: Path, tp: int) -> None:
+    """Raises CheckpointError if the ranks that are there were not made of one checkpoint."""
+    sources: dict[Any, Path] = {}
+    for rank in range(tp):
+        record = rank_file(directory, tp, rank).with_suffix(".json")
+        if record.is_file():
+            source = read_object(record, "a rank's record").get("source")
+            sources.setdefault(shown(source), record)
+    if len(sources) > 1:
+        names = " and ".join(sorted(record.name for record in sources.values()))
+        raise CheckpointError(f"{directory}: {names} are of different weights: convert them anew")
 
 
 def is_complete(file: Path, facts: dict[str, Any]) -> bool:
@@ -190,7 +208,7 @@ def write_rank(file: Path, params: Params, facts: dict[str, Any]) -> str:
     """
     tensors = {path: tensor.contiguous() for path, tensor in _named(params)}
     with aside.switched(file.parent, file.name) as new:
-        save_file(tensors, new / file.name, metadata={"format": "pt"})
+        write_tensors(new / file.name, tensors, {"format": "pt"})
         with open(new / file.name, "rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         record = to_text(facts | {"stored": _stored(params), "sha256": digest})

@@ -16,7 +16,7 @@ from .manifest import manifest
 
 
 def write_graph(directory: Path, graph: Graph) -> tuple[dict[str, Any], dict[str, int]]:
-    """Writes PHASE.hlo.pb, .hlo.txt, .stablehlo, .captured.safetensors and .json.
+    """Writes PHASE.hlo.pb, .hlo.txt, .stablehlo, .captured.safetensors and .json, as one switch.
 
     Args:
         directory: made if it is not there.
@@ -35,12 +35,11 @@ def write_graph(directory: Path, graph: Graph) -> tuple[dict[str, Any], dict[str
         "captured.safetensors": save(captured),
         "json": as_text(content),
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for ending, data in files.items():
-        file = directory / f"{graph.phase}.{ending}"
-        aside.write(file, data)
-        written[str(file)] = len(data)
+    aside.make_directory(directory)
+    with aside.switched(directory, f"{graph.phase}.json") as new:
+        for ending, data in files.items():
+            (new / f"{graph.phase}.{ending}").write_bytes(data)
+    written = {str(directory / f"{graph.phase}.{end}"): len(data) for end, data in files.items()}
     return content, written
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..files.aside import switched
+from ..files.aside import make_directory, switched
 from ..version import __version__
 from .provenance import provenance, render
 
@@ -78,7 +78,7 @@ def write_report(
         the page's path, and whether it has its plots.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     content = json.dumps(plain(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     drawn = _draw(title, plots)
     lines = [f"# {title}", "", _heading(result), "", text, ""]

@@ -18,6 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import qwen35
+from qwen35.files.compressing import compress
 from qwen35.files.conversion import convert
 from qwen35.forms import dense
 from qwen35.sharding.mesh import Mesh
@@ -227,6 +228,47 @@ def test_converting_over_another_conversion_is_refused(converted, small, checkpo
     with pytest.raises(qwen35.CheckpointError, match="made for another config"):
         convert(checkpoint("heads_of_0.8b_tied"), converted, 2, dtype="float32")
     qwen35.load(converted, runtime=runtime(2))  # what is refused has written nothing
+
+
+def test_a_conversion_goes_on_only_with_the_same_weights(checkpoint, tmp_path):
+    """Of the same configuration: rank 0 of the old weights would stand beside rank 1 of new ones,
+    and both would load."""
+    source, directory = tmp_path / "source", tmp_path / "out"
+    config = models.CONFIGS["heads_of_27b"]
+    qwen35.save(qwen35.init_params(config, seed=1), source)
+    convert(source, directory, 2, dtype="float32")
+    first = {path.name: path.read_bytes() for path in directory.iterdir()}
+    qwen35.save(qwen35.init_params(config, seed=2), source)
+    with pytest.raises(qwen35.CheckpointError, match="made of other weights"):
+        convert(source, directory, 2, dtype="float32")
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == first
+    convert(source, tmp_path / "other", 2, dtype="float32")
+    for path in (tmp_path / "other").glob("rank-00001-*"):
+        shutil.copy(path, directory)
+    for rank in range(2):
+        with pytest.raises(qwen35.CheckpointError, match="are of different weights"):
+            qwen35.load(directory, runtime=runtime(2, rank))
+
+
+def test_a_conversion_overwrites_no_checkpoint(small, converted, checkpoint, tmp_path):
+    other = tmp_path / "other"
+    qwen35.save(qwen35.load(checkpoint("heads_of_0.8b_tied")), other)
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    for weights in (None, "int8"):
+        with pytest.raises(
+            qwen35.CheckpointError, match=r"holds .*model\.safetensors, which is no"
+        ):
+            convert(small, other, 2, weights=weights)
+    with pytest.raises(ValueError, match="into itself would lose it"):
+        convert(other, other, 2)
+    with pytest.raises(ValueError, match="into itself would lose it"):
+        compress(other, other, "int8")
+    with pytest.raises(qwen35.CheckpointError, match=r"holds rank-00000-of-00002\.safetensors"):
+        compress(small, converted, "int8")
+    with pytest.raises(ValueError, match="holds a conversion's rank files"):
+        qwen35.save(qwen35.load(small), converted)
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+    qwen35.load(converted, runtime=runtime(2))
 
 
 @pytest.mark.slow
