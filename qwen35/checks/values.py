@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,24 @@ def integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int
             wanted = "a positive integer" if low == 1 else f"an integer of at least {low}"
         raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
     return found
+
+
+def check_fits(what: str, size: int) -> None:
+    """Checks that the machine's memory holds so many bytes, with what it swaps out.
+
+    Raises:
+        ValueError: it never does; the text has both numbers.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return  # no Linux: who asks for memory is told
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    held = found["MemTotal"] + found["SwapTotal"]
+    if size > held:
+        raise ValueError(
+            f"{what}: {size // 10**6:,} MB, more than the {held // 10**6:,} MB of memory here"
+        )
 
 
 def as_number(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 import qwen35.forms as forms
 
 from ..checks.choices import BLOCKS
+from ..checks.values import check_fits
 from ..forms import Weight
 from ..forms.quantizing import group_of
 from ..model.all_ranks import load_all_ranks
@@ -29,12 +30,13 @@ from ..model.declarations import (
     Source,
     Units,
     axis_sizes,
+    declarations,
     declare,
     held_units,
     map_declarations,
 )
 from ..model.params import Params, Runtime, as_dtype
-from ..xla.devices import device_put
+from ..xla.devices import device_put, on_xla_cpu
 from .blocks import blocks, copy_rows, copy_transposed
 from .quantized.choice import kind_of
 from .quantized.compressed import Coded
@@ -285,6 +287,9 @@ def init_params(
 
     Returns:
         The parameter tree.
+
+    Raises:
+        ValueError: this machine's memory holds no such parameters.
     """
     dtype = as_dtype(dtype)
     if runtime.rank is None:
@@ -293,6 +298,18 @@ def init_params(
     runtime = runtime.on(device)
     declared = declare(config, runtime)
     sizes = axis_sizes(config)
+    needed = 4 * max(  # of each tensor's whole, one after the other
+        math.prod(piece.source.shape)
+        for parameter in declarations(declared)
+        for piece in parameter.pieces
+    )
+    if device == "cpu" or on_xla_cpu():
+        needed += sum(
+            math.prod(parameter.local_shape(sizes, runtime.mesh, runtime.own_rank))
+            * (parameter.dtype or dtype).itemsize
+            for parameter in declarations(declared)
+        )
+    check_fits("the parameters", needed)
 
     def build(parameter: Parameter) -> torch.Tensor | Weight:
         @functools.cache  # one checkpoint tensor can serve several pieces

@@ -18,8 +18,8 @@ from ..forms import columns, dense
 from ..model.config_fields import FULL
 from ..model.params import Params
 from ..model.rows import grow
-from ..model.state import AttentionState, DeltaNetState, State, abstract_whole
-from ..model.state_shares import gather_state, scatter_state
+from ..model.state import AttentionState, DeltaNetState, State
+from ..model.state_shares import abstract_whole, gather_state, scatter_state
 from ..sharding import process
 from ..xla.devices import at_once, device_put, indices
 from . import aside

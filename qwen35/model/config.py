@@ -18,7 +18,7 @@ from ..checks.json_file import read_object
 from ..checks.stand_ins import other_kind
 from ..checks.values import as_integer, integer, is_number, positive_number, shown
 from . import config_fields
-from .config_fields import FULL, LINEAR, LONGEST, MOST_LAYERS, layer_pattern
+from .config_fields import FULL, LINEAR, LONGEST, MOST_LAYERS, TOP_LEVEL, layer_pattern
 from .yarn import Yarn, stretched
 
 _LARGEST = 2**31 - 1  # of sizes and ids: indices are int32 on a device
@@ -49,7 +49,6 @@ _VISION_SIZES = (
     "out_hidden_size",
     "num_position_embeddings",
 )
-_PLACEHOLDERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 @dataclass(frozen=True)
@@ -147,10 +146,10 @@ class Config:
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
-    image_token_id: int = 248056
-    video_token_id: int = 248057
-    vision_start_token_id: int = 248053
-    vision_end_token_id: int = 248054
+    image_token_id: int = TOP_LEVEL["image_token_id"]
+    video_token_id: int = TOP_LEVEL["video_token_id"]
+    vision_start_token_id: int = TOP_LEVEL["vision_start_token_id"]
+    vision_end_token_id: int = TOP_LEVEL["vision_end_token_id"]
     vision: VisionConfig | None = None
     extra: tuple[tuple[str, str], ...] = ()
 
@@ -158,7 +157,7 @@ class Config:
         _set_integer(self, "num_hidden_layers", 1, MOST_LAYERS)
         for name in _SIZES:
             _set_integer(self, name, 1, _LARGEST)
-        for name in _PLACEHOLDERS:
+        for name in TOP_LEVEL:
             _set_integer(self, name, 0, _LARGEST)
         for name in ("bos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:

@@ -39,7 +39,11 @@ _RESOLVED = frozenset(
     | {"rope_parameters", "rope_scaling", "original_max_position_embeddings"}
 )
 _TEXT, _VISION = "text_config.", "vision_config."  # sections, as `extra` names their keys
-_TOP_LEVEL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+# Stand beside the sections; the published ids.
+TOP_LEVEL = {
+    **{"image_token_id": 248056, "video_token_id": 248057},
+    **{"vision_start_token_id": 248053, "vision_end_token_id": 248054},
+}
 _ROPE = ("rope_theta", "partial_rotary_factor", "mrope_section")
 _UNSCALED = ("default", "mrope")  # rope types; the second is an older name of sections
 _YARN = (
@@ -105,11 +109,13 @@ def _resolve_multimodal(
         # transformers' multimodal model reads whether the head is tied from the top level.
         if key == "tie_word_embeddings" or fields.get(key) is None:
             fields[key] = _freeze(top[key])
-    vision = content.get("vision_config")
-    if vision is not None:
+    vision, extra = content.get("vision_config"), extra + _unknown(content, names, "")
+    if vision is None:
+        extra = of_text_model(extra)
+    else:
         vision, vision_extra = _vision_fields(vision, vision_names)
         extra += vision_extra
-    return Fields(fields, vision, _yarn_fields(text, _TEXT), extra + _unknown(content, names, ""))
+    return Fields(fields, vision, _yarn_fields(text, _TEXT), extra)
 
 
 def _text_fields(
@@ -215,14 +221,16 @@ def _unknown(content: dict[str, Any], names: Collection[str], prefix: str) -> Ex
 
 def to_content(fields: Fields) -> dict[str, Any]:
     """Writes fields as the content of a `config.json` that `resolve` and transformers 5 read."""
-    apart = (*_ROPE, *_TOP_LEVEL)
+    apart = (*_ROPE, *TOP_LEVEL)
     text = {name: _thaw(value) for name, value in fields.text.items() if name not in apart}
     rope = {name: _thaw(fields.text[name]) for name in _ROPE}
     yarn = {name: value for name, value in (fields.yarn or {}).items() if value is not None}
     kind = "default" if fields.yarn is None else "yarn"
     text["rope_parameters"] = {"rope_type": kind, **rope, **yarn, "mrope_interleaved": True}
     text["model_type"] = _TEXT_MODEL_TYPE
-    if fields.vision is None:
+    places = {name: fields.text[name] for name in TOP_LEVEL}
+    if fields.vision is None:  # a text model's file has no such tokens, unless they are others
+        text |= {name: id for name, id in places.items() if id != TOP_LEVEL[name]}
         return {"architectures": ["Qwen3_5ForCausalLM"], **text, **_sections(fields.extra)}
     vision = fields.vision | {"model_type": "qwen3_5_vision"}
     vision["rope_parameters"] = {"rope_type": "axial", "rope_theta": vision.pop("rope_theta")}
@@ -231,7 +239,7 @@ def to_content(fields: Fields) -> dict[str, Any]:
         "architectures": ["Qwen3_5ForConditionalGeneration"],
         "model_type": _MULTIMODAL_MODEL_TYPE,
         "tie_word_embeddings": fields.text["tie_word_embeddings"],
-        **{name: fields.text[name] for name in _TOP_LEVEL},
+        **places,
         "text_config": text | extra.pop("text_config", {}),
         "vision_config": vision | extra.pop("vision_config", {}),
         **extra,
@@ -239,10 +247,11 @@ def to_content(fields: Fields) -> dict[str, Any]:
 
 
 def of_text_model(extra: Extra) -> Extra:
-    """Names a multimodal configuration's unknown keys as its text model's alone would be named."""
-    return tuple(
-        (name.removeprefix(_TEXT), text) for name, text in extra if not name.startswith(_VISION)
-    )
+    """Names a multimodal configuration's unknown keys as its text model's alone would be named:
+    where the model and its text both have a key, the text's counts."""
+    kept = [(name, text) for name, text in extra if not name.startswith(_VISION)]
+    kept.sort(key=lambda pair: pair[0].startswith(_TEXT))
+    return tuple(sorted({name.removeprefix(_TEXT): text for name, text in kept}.items()))
 
 
 def _sections(extra: Extra) -> dict[str, Any]:

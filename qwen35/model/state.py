@@ -11,10 +11,10 @@ from typing import NamedTuple, cast
 import torch
 from torch.utils import _pytree as pytree
 
-from ..checks.values import integer
+from ..checks.values import check_fits, integer
 from ..sharding import spmd
 from ..sharding.mesh import Mesh
-from ..xla.devices import at_once
+from ..xla.devices import at_once, on_xla_cpu
 from . import reprs
 from .all_ranks import stack_small
 from .config import Config
@@ -157,11 +157,6 @@ def abstract_state(params: Params, batch: int, capacity: int) -> State:
     return _abstract(params.config, mesh, rank, dtype, batch, capacity)
 
 
-def abstract_whole(config: Config, dtype: torch.dtype, batch: int, capacity: int) -> State:
-    """The shapes and dtypes of a state that no ranks share, as tensors on the meta device."""
-    return _abstract(config, None, 0, dtype, batch, capacity)
-
-
 @functools.lru_cache(maxsize=64)  # an eager step checks its state against it
 def _abstract(
     config: Config, mesh: Mesh | None, rank: int, dtype: torch.dtype, batch: int, capacity: int
@@ -189,10 +184,13 @@ def init_state(params: Params, batch: int, capacity: int) -> State:
     """The empty state of `batch` sequences of at most `capacity` tokens, on params' device.
 
     Raises:
-        ValueError: batch or capacity is not a positive integer.
+        ValueError: batch or capacity is no positive integer, or memory holds no such state.
     """
     batch, capacity = integer("batch", batch), integer("capacity", capacity)
     mesh = params.runtime.mesh
+    if params.device.type == "cpu" or (params.device.type == "xla" and on_xla_cpu()):
+        fixed, growing = state_bytes(params.config, params.dtype)
+        check_fits("the state", batch * (fixed + growing * capacity) // (mesh.tp if mesh else 1))
     if mesh is None or params.runtime.rank is not None:
         shapes, device = abstract_state(params, batch, capacity), params.device
         return at_once(device, lambda: _zeros(shapes, device))

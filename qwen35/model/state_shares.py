@@ -77,6 +77,17 @@ def scatter_state(params: Params, state: State) -> State:
     return place_state(params, pytree.tree_map(lambda *shares: torch.cat(shares), *ranks))
 
 
+def abstract_whole(config: Config, dtype: torch.dtype, batch: int, capacity: int) -> State:
+    """The shapes and dtypes of a state that no ranks share, as tensors on the meta device."""
+    sizes = axis_sizes(config)
+
+    def empty(tensor: StateTensor) -> Tensor:
+        shape = tensor.shape(sizes, None, 0, batch, capacity)
+        return torch.empty(shape, dtype=tensor.dtype or dtype, device="meta")
+
+    return pytree.tree_map(empty, declare_state(config))
+
+
 def join_state(config: Config, mesh: Mesh, ranks: Sequence[State]) -> State:
     """The whole state of what the ranks of a tp group hold, on the CPU."""
     sizes = axis_sizes(config)

@@ -1,5 +1,6 @@
 """What acts as an integer is one, wherever a count is asked for; errors have name and value."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -10,6 +11,7 @@ import qwen35
 from qwen35.checks.values import (
     all_finite,
     as_integer,
+    check_fits,
     integer,
     is_number,
     positive_number,
@@ -74,6 +76,16 @@ def test_numbers():
     for value in (0, -1, float("nan"), True, "1"):
         with pytest.raises(ValueError, match=r"^x must be a positive number, not "):
             positive_number("x", value)
+
+
+def test_what_no_memory_holds_is_refused_by_number(load):
+    """Before the first tensor is made: those before it may fit, and fill the machine."""
+    check_fits("a byte", 1)
+    config = qwen35.presets["27b"].text_only()
+    with pytest.raises(ValueError, match=r"the parameters: [\d,]{9,} MB, more than the [\d,]+ MB"):
+        qwen35.init_params(dataclasses.replace(config, vocab_size=2**31 - 1))
+    with pytest.raises(ValueError, match=r"the state: [\d,]{9,} MB, more than the [\d,]+ MB"):
+        qwen35.init_state(load("equal_heads"), 1, 2**50)
 
 
 def test_long_values_are_cut():

@@ -506,6 +506,26 @@ def test_impossible_fields_beside_the_text_model_are_refused(changes, says):
         assert word in str(error.value)
 
 
+def test_unknown_keys_of_a_model_without_its_tower_are_its_own():
+    """As a text model's: written, they stood in a section of their own, and read back as others."""
+    content = {"model_type": "qwen3_5", "text_config": MINIMAL | {"new": 1, "both": "text"}}
+    config = qwen35.Config.from_dict(content | {"both": "top", "above": 2})
+    assert dict(config.extra) == {"new": "1", "both": '"text"', "above": "2"}
+    assert qwen35.Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", ["image_token_id", "vision_end_token_id"])
+def test_places_of_pictures_survive_without_a_tower(name):
+    """They are refused in a text model's prompts: with the published ids in their place, that
+    would be other tokens."""
+    config = qwen35.Config.from_dict(PUBLISHED | {"vision_config": None, name: 77})
+    written = config.to_dict()
+    assert getattr(config, name) == 77 and written[name] == 77
+    assert qwen35.Config.from_dict(json.loads(json.dumps(written))) == config
+    others = {"image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"}
+    assert not written.keys() & others - {name}
+
+
 def test_unknown_keys_with_dots_rewrite_nothing():
     content = multimodal({"vision_config.depth": 5, "a.b": 6}, **{"c.d": 7})
     config = qwen35.Config.from_dict(content)
