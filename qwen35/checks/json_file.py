@@ -40,19 +40,25 @@ def read_object(file: Path, what: str) -> dict[str, Any]:
         raise
 
 
-def parse_object(text: bytes | str, where: str, what: str) -> dict[str, Any]:
+def parse_object(
+    text: bytes | str, where: str, what: str, *, unique: bool = False
+) -> dict[str, Any]:
     """Reads a JSON object from UTF-8 text; bounds and errors are those of `read_object`.
 
     Args:
         text: the whole object.
         where: where it stands, for errors.
         what: what it is.
+        unique: refuse equal keys in an object, of which the last one counts otherwise.
     """
     if len(text) > _LARGEST:
         raise CheckpointError(f"{where}: over {_LARGEST:,} bytes, too large for {what}")
     too_deep = CheckpointError(f"{where}: over {_DEEPEST} levels deep, too deep for {what}")
     try:
-        content = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+        content = json.loads(
+            text if isinstance(text, str) else text.decode("utf-8"),
+            object_pairs_hook=_unique if unique else None,
+        )
     except ValueError as error:
         raise CheckpointError(
             f"{where}: not readable as JSON ({error}); {what} is needed"
@@ -65,6 +71,15 @@ def parse_object(text: bytes | str, where: str, what: str) -> dict[str, Any]:
         kind = type(content).__name__
         raise CheckpointError(f"{where}: {what} is a JSON object, not of type {kind}")
     return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{twice[:80]!r} stands twice")
+    return found
 
 
 def _deeper(content: Any, levels: int) -> bool:

@@ -10,7 +10,7 @@ import math
 from typing import Any, BinaryIO, NamedTuple
 
 from ..checks.json_file import parse_object
-from ..checks.values import shown
+from ..checks.values import check_text, shown
 
 _LARGEST = 100_000_000  # bytes of a header, by the format's description
 _MOST = 2**63  # a size below
@@ -53,10 +53,11 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, 
         raise ValueError(f"its header would end at byte {8 + length:,}, the file does at {size:,}")
     if length > _LARGEST:
         raise ValueError(f"a header of {length:,} bytes, over the format's {_LARGEST:,}")
-    header = parse_object(file.read(length), "its header", "an object of tensors")
+    header = parse_object(file.read(length), "its header", "an object of tensors", unique=True)
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"its __metadata__ is not texts by name: {shown(metadata)}")
+    check_text("its header", "".join([*header, *metadata, *metadata.values()]))
     entries = {name: _entry(name, stated, 8 + length) for name, stated in header.items()}
     place = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):

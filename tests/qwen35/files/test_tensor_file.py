@@ -146,7 +146,28 @@ HEADERS = [
     ({"x": ["F32", [2], [8, 0]]}, 8, False),
     ({"x": ["F32", [2], [0]]}, 8, False),
     ({"x": ["F32", [2**40, 2**40], [0, 8]]}, 8, False),
+    ({"x": ["F32", [10**400], [0, 8]]}, 8, False),
+    ({"__metadata__": ["pt"]}, 0, False),
+    ({"__metadata__": {"format": 3}}, 0, False),
+    ({"__metadata__": {"format": "\ud800"}}, 0, False),
+    ({"\ud800": ["F32", [2], [0, 8]]}, 8, False),
 ]
+
+
+def test_what_a_header_says_twice_is_refused(tmp_path):
+    """The format forbids it; readers differ in which one they take."""
+    entry = '"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+    for header in (f"{{{entry}, {entry}}}", f'{{{entry[:-1]}, "dtype": "I32"}}}}'):
+        file = write(tmp_path / "x.safetensors", header.encode(), 8)
+        with pytest.raises(qwen35.CheckpointError, match="stands twice"):
+            TensorFile(file)
+
+
+def test_a_size_of_very_many_dimensions_is_not_multiplied_out(tmp_path):
+    header = {"x": {"dtype": "F32", "shape": [2**62] * 100_000, "data_offsets": [0, 8]}}
+    file = write(tmp_path / "x.safetensors", json.dumps(header).encode(), 8)
+    with pytest.raises(qwen35.CheckpointError, match="is no tensor's"):
+        TensorFile(file)
 
 
 @pytest.mark.parametrize(("stated", "size", "good"), HEADERS, ids=lambda v: str(v)[:40])
