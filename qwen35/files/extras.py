@@ -53,7 +53,7 @@ def check_free(source: Path, directory: Path, own: Collection[str]) -> None:
     """
     if directory.exists() and directory.samefile(source):
         raise ValueError(f"{directory}: converting a checkpoint into itself would lose it")
-    found = [path.name for path in directory.glob("*.safetensors*")]
+    found = [path.name for path in directory.glob("[!.]*.safetensors*")]  # leftovers are hidden
     others = sorted(name for name in found if name.removesuffix(".index.json") not in own)
     if others:
         raise CheckpointError(

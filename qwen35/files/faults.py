@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 _MOST = 20  # faults that are listed one by one
 _FIRST = 3  # of each kind where there are more
+_LONGEST = 240  # characters of a sentence: a name can have millions
 
 # Parts that a wrapper puts into the names of the model in it, and what that is.
 _WRAPPERS = {
@@ -74,7 +75,10 @@ class Faults:
                 said += sentences
             else:
                 said += [*sentences[:_FIRST], f"{len(sentences) - _FIRST} more {kind}"]
-        return "; ".join(said)
+        return "; ".join(
+            sentence if len(sentence) <= _LONGEST else f"{sentence[: _LONGEST - 1]}…"
+            for sentence in said
+        )
 
     def _cause(self, total: int) -> str | None:
         named = _renamed(self.unknown, self.missing, total) or _telling(self.unknown)

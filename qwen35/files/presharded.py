@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..checks.choices import KINDS
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object, to_text
-from ..checks.values import all_finite, shown
+from ..checks.values import all_finite, integer, shown
 from ..forms import Part, Weight, abstract, is_special, parts_of
 from ..model.config import Config
 from ..model.params import Params, Runtime, as_dtype
@@ -111,13 +112,15 @@ def load_rank(
 def _stored_as(params: Params, record: dict[str, Any], file: Path) -> Params:
     """Declared parameters, those stored in a special way that the record says are."""
     stated = record.get("stored", {})
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"{file.with_suffix('.json')}: stored is {shown(stated)}, no object")
 
     def one(path: Any, leaf: Tensor) -> Weight:
         name = pytree.keystr(path).removeprefix(".")
         if name not in stated:
             return leaf
         try:
-            parts = [Part(**part) for part in stated[name]]
+            parts = list(map(_part, stated[name]))
             if sum(part.width for part in parts) != leaf.shape[1]:
                 raise ValueError(f"its parts are not {leaf.shape[1]} columns")
             return abstract(leaf.shape[0], parts, leaf.dtype)
@@ -127,6 +130,21 @@ def _stored_as(params: Params, record: dict[str, Any], file: Path) -> Params:
             ) from None
 
     return pytree.tree_map_with_path(one, params)
+
+
+def _part(stated: Any) -> Part:
+    """Reads how columns are stored, as a record has it.
+
+    Raises:
+        ValueError, TypeError: it is nothing of the kind.
+    """
+    if not isinstance(stated, dict) or not stated.keys() <= set(Part._fields):
+        raise ValueError(f"{shown(stated)} is no part of a weight")
+    part = Part(**stated)
+    sizes = integer("width", part.width), integer("group", part.group, 1 if part.kind else 0)
+    if part.kind not in (*KINDS, "") or not isinstance(part.zeros, bool):
+        raise ValueError(f"{shown(stated)} is no part of a weight")
+    return part._replace(width=sizes[0], group=sizes[1])
 
 
 def _stored(params: Params) -> dict[str, list[dict[str, Any]]]:
@@ -161,7 +179,11 @@ def _check_facts(file: Path, expected: dict[str, Any]) -> str:
     for name, value in expected.items():
         seen = facts.get(name)
         if name == "config" and isinstance(seen, dict) and seen != value:
-            fields = sorted(k for k in seen.keys() | value.keys() if seen.get(k) != value.get(k))
+            fields = sorted(
+                name
+                for name in seen.keys() | value.keys()
+                if (name in seen, seen.get(name)) != (name in value, value.get(name))
+            )
             first = fields[0]
             raise CheckpointError(
                 f"{file}: made for another config: {first[:80]} is {shown(seen.get(first))} there "

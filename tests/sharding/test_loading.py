@@ -230,6 +230,30 @@ def test_converting_over_another_conversion_is_refused(converted, small, checkpo
     qwen35.load(converted, runtime=runtime(2))  # what is refused has written nothing
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"stored": [1]}, "stored is .* no object"),
+        ({"stored": {"head": [{"width": -1}]}}, "no way to store head"),
+        ({"stored": {"head": [{"width": 8, "kind": "int4", "group": 0}]}}, "no way to store head"),
+        ({"stored": {"head": [{"width": 8, "kind": "int5"}]}}, "no way to store head"),
+        ({"stored": {"head": [{"x" * 5000: 1}]}}, "no way to store head"),
+        ({"stored": {"head": 3}}, "no way to store head"),
+        ({"config": lambda config: config | {"new": None}}, "another config: new is None there"),
+        ({"sha256": 3}, "no SHA-256 in it"),
+    ],
+)
+def test_a_record_that_says_something_else(change, says, converted):
+    file = converted / "rank-00000-of-00002.json"
+    record = json.loads(file.read_text())
+    for name, value in change.items():
+        record[name] = value(record[name]) if callable(value) else value
+    file.write_text(json.dumps(record))
+    with pytest.raises(qwen35.CheckpointError, match=says) as caught:
+        qwen35.load(converted, runtime=runtime(2))
+    assert len(str(caught.value)) < 500
+
+
 def test_a_conversion_goes_on_only_with_the_same_weights(checkpoint, tmp_path):
     """Of the same configuration: rank 0 of the old weights would stand beside rank 1 of new ones,
     and both would load."""

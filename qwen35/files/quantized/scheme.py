@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from ...checks.values import as_integer, shown
 
 _READ = "FP8, GPTQ, AWQ and the INT4, INT8 and FP8 of compressed-tensors are read"
+_LONGEST = 40  # characters of a name that an error repeats
+_MOST = 2**31 - 1  # of a size
 # Of compressed-tensors, with the formats of its weights that are read.
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 
@@ -37,7 +39,9 @@ def scheme_of(content: Mapping[str, Any]) -> Scheme | None:
     Raises:
         ValueError: a scheme that is not read; the text names it.
     """
-    if "quantization" in content and "quant_method" not in content.get("quantization_config", {}):
+    if "quantization" in content and "quant_method" not in (
+        content.get("quantization_config") or {}
+    ):
         raise _unread("mlx")  # its exporter writes both names, with bits and group_size alone
     text = content.get("text_config")
     places = (content, text if isinstance(text, dict) else {})
@@ -54,7 +58,7 @@ def scheme_of(content: Mapping[str, Any]) -> Scheme | None:
         raise ValueError(f"quantization_config must be an object, not {shown(found)}")
     method = found.get("quant_method")
     readers = {"fp8": _fp8, "gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed}
-    if method not in readers:
+    if not isinstance(method, str) or method not in readers:
         raise _unread(_name(found))
     return readers[method](found)
 
@@ -70,7 +74,7 @@ def _name(config: Mapping[str, Any]) -> str:
     if method == "bitsandbytes":
         algorithm = "4 bit" if config.get("load_in_4bit") else "8 bit"
     named = shown(method) if method is not None else "something without a quant_method"
-    return f"{algorithm} of {named}" if isinstance(algorithm, str) else named
+    return f"{algorithm[:_LONGEST]} of {named}" if isinstance(algorithm, str) else named
 
 
 def _fp8(config: Mapping[str, Any]) -> Scheme:
@@ -113,7 +117,9 @@ def _compressed(config: Mapping[str, Any]) -> Scheme:
             raise _unread(f"{shown(form)} of compressed-tensors")
         bits, kind = as_integer(weights.get("num_bits")), weights.get("type", "int")
         if (bits, kind) not in ((4, "int"), (8, "int"), (8, "float")):
-            raise _unread(f"{kind} values of {shown(bits)} bits (compressed-tensors)")
+            raise _unread(
+                f"{str(kind)[:_LONGEST]} values of {shown(bits)} bits (compressed-tensors)"
+            )
         if weights.get("group_size") is not None:
             sizes.append(_group(weights["group_size"]))
         if weights.get("block_structure") is not None:
@@ -131,7 +137,7 @@ def _bits(config: Mapping[str, Any], name: str, known: tuple[int, ...]) -> int:
 def _group(value: Any) -> int:
     """A group's inputs; -1 stands for all of them."""
     size = as_integer(value)
-    if size is None or (size < 1 and size != -1):
+    if size is None or not (size == -1 or 1 <= size <= _MOST):
         raise ValueError(
             f"quantization_config: group_size must be positive or -1, not {shown(value)}"
         )
@@ -140,6 +146,6 @@ def _group(value: Any) -> int:
 
 def _block(name: str, value: Any) -> tuple[int, int]:
     sizes = [as_integer(size) for size in value] if isinstance(value, list | tuple) else []
-    if len(sizes) != 2 or any(size is None or size < 1 for size in sizes):
+    if len(sizes) != 2 or any(size is None or not 1 <= size <= _MOST for size in sizes):
         raise ValueError(f"quantization_config: {name} must be two sizes, not {shown(value)}")
     return sizes[0], sizes[1]

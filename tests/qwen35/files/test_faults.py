@@ -121,6 +121,8 @@ def test_tensors_that_tell_the_kind(checkpoint, ends, says):
     [
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "4 bit of 'bitsandbytes'"),
         ({"quant_method": "hqq"}, "'hqq'"),
+        ({"quant_method": ["gptq"]}, r"['gptq']"),
+        ({"quant_method": "x", "quant_algo": "y" * 5000}, "y" * 40 + " of 'x'"),
     ],
 )
 def test_quantisation_that_is_not_read(checkpoint, quantization, says):
@@ -128,6 +130,33 @@ def test_quantisation_that_is_not_read(checkpoint, quantization, says):
     content = json.loads(file.read_text()) | {"quantization_config": quantization}
     file.write_text(json.dumps(content))
     assert refusal(checkpoint).startswith(f"its weights are quantised as {says}, which is not read")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "gptq", "bits": 4, "group_size": 10**400},
+        {"quant_method": "fp8", "weight_block_size": [128, 10**400]},
+        {"quant_method": "fp8", "weight_block_size": [0, 128]},
+    ],
+)
+def test_sizes_of_groups_that_no_weight_has(checkpoint, settings):
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": settings}))
+    assert refusal(checkpoint).startswith("quantization_config: ")
+
+
+def test_a_quantisation_of_null_beside_mlx(checkpoint):
+    file = checkpoint / "config.json"
+    added = {"quantization_config": None, "quantization": {"bits": 4}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | added))
+    assert refusal(checkpoint).startswith("its weights are quantised as mlx")
+
+
+def test_a_long_name_is_not_repeated_whole(checkpoint):
+    file = checkpoint / "model.safetensors"
+    save_file(load_file(file) | {"x" * 5000: torch.zeros(1), "y" * 5000: torch.zeros(1)}, file)
+    assert len(refusal(checkpoint)) < 600
 
 
 def test_quantisation_by_mlx(checkpoint):
