@@ -72,7 +72,7 @@ def read_request(
         ValueError: another url, a field that is not known, or a value that is not possible here.
             Values that `Engine.submit` checks are left to it.
     """
-    if url not in _OWN:
+    if not isinstance(url, str) or url not in _OWN:
         raise ValueError(f"url must be {CHAT} or {COMPLETIONS}, not {shown(url)}")
     if not isinstance(body, Mapping):
         raise ValueError(f"body must be an object, not {shown(body)}")

@@ -74,7 +74,7 @@ class Sampling:
     def __post_init__(self) -> None:
         def check(name: str, good: bool, wanted: str) -> None:
             if not good:
-                raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be {wanted}, not {shown(getattr(self, name))}")
 
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)

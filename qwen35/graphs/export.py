@@ -8,6 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..checks.choices import EXPORTED, FP8, KERNELS
+from ..checks.values import shown
 from ..files.materialize import abstract_params
 from ..forms import halved, is_special
 from ..model.config import Config
@@ -94,17 +95,17 @@ def trace(
             mesh can't split it, or the NKI kernels can't be had.
     """
     if phase not in PHASES:
-        raise ValueError(f"phase must be one of {PHASES}, not {phase!r}")
+        raise ValueError(f"phase must be one of {PHASES}, not {shown(phase)}")
     for kind in (weights, head):
         if kind not in (None, "dense", *EXPORTED):
-            raise ValueError(f"a graph holds weights of {', '.join(EXPORTED)}, not {kind!r}")
+            raise ValueError(f"a graph holds weights of {', '.join(EXPORTED)}, not {shown(kind)}")
     if fp8 not in FP8:
-        raise ValueError(f"fp8 must be one of {FP8}, not {fp8!r}")
+        raise ValueError(f"fp8 must be one of {FP8}, not {shown(fp8)}")
     tokens = 1 if phase == "decode" else tokens
     if not 1 <= tokens <= capacity:
         raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
     if kernels not in KERNELS:
-        raise ValueError(f"kernels must be one of {KERNELS}, not {kernels!r}")
+        raise ValueError(f"kernels must be one of {KERNELS}, not {shown(kernels)}")
     runtime = Runtime(mesh=mesh, rank=rank, forms="plain", kernels=kernels)
     traced = {"phase": phase, "mesh": mesh, "rank": rank, "capacity": capacity, "batch": batch}
     traced["kernels"] = kernels

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
+from ..checks.values import shown
 from ..forms import as_bits, is_special
 from ..sharding import spmd
 from .params import Params, Runtime, VisionParams
@@ -31,7 +32,7 @@ def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device:
     if device != "xla":
         raise ValueError(
             f"rank=None keeps each rank's share on an XLA device of its own: device must be "
-            f"'xla', not {device!r}"
+            f"'xla', not {shown(device)}"
         )
     ranks = [
         build(dataclasses.replace(runtime, rank=rank)).with_runtime(rank=None)

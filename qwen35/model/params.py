@@ -61,9 +61,9 @@ class Runtime:
 
     def __post_init__(self) -> None:
         if self.kernels not in KERNELS:
-            raise ValueError(f"kernels must be one of {KERNELS}, not {self.kernels!r}")
+            raise ValueError(f"kernels must be one of {KERNELS}, not {shown(self.kernels)}")
         if self.forms not in forms.FORMS:
-            raise ValueError(f"forms must be one of {forms.FORMS}, not {self.forms!r}")
+            raise ValueError(f"forms must be one of {forms.FORMS}, not {shown(self.forms)}")
         object.__setattr__(self, "chunk", integer("chunk", self.chunk, 1, 1024))
         if self.segments != "auto":
             object.__setattr__(self, "segments", integer("segments", self.segments, 1, 1024))
@@ -305,7 +305,7 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     known |= {"fp32": torch.float32, "bf16": torch.bfloat16}
     resolved = known.get(dtype) if isinstance(dtype, str) else dtype
     if resolved is None or resolved not in known.values():
-        raise ValueError(f"dtype must be float32 (fp32) or bfloat16 (bf16), not {dtype!r}")
+        raise ValueError(f"dtype must be float32 (fp32) or bfloat16 (bf16), not {shown(dtype)}")
     return resolved
 
 

@@ -11,6 +11,8 @@ from ..checks.values import shown
 from .message_parts import known_part
 from .part_options import check_keys
 
+_LONGEST = 300  # characters of what a template says
+
 
 def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns messages as templates of the family know them, OpenAI's differences taken out.
@@ -20,8 +22,11 @@ def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     object; a text of nothing stands for no arguments.
 
     Raises:
-        ValueError: one has no role, or tool calls of another form; the text has its number.
+        ValueError: they are no list; or one has no role, or tool calls of another form: the text
+            has its number.
     """
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise ValueError(f"messages must be a list of dicts with a role, not {shown(messages)}")
     return [_for_template(f"message {n}", message) for n, message in enumerate(messages)]
 
 
@@ -66,11 +71,11 @@ def render(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template
         )
     except TemplateError as error:
-        raise ValueError(f"the chat template refuses the messages: {error}") from None
+        reason = str(error)[:_LONGEST]
+        raise ValueError(f"the chat template refuses the messages: {reason}") from None
     except Exception as error:  # a template is a program, and fails as programs do
-        raise ValueError(
-            f"the chat template fails over the messages: {type(error).__name__}: {error}"
-        ) from None
+        reason = f"{type(error).__name__}: {error}"[:_LONGEST]
+        raise ValueError(f"the chat template fails over the messages: {reason}") from None
 
 
 def _for_template(where: str, message: Mapping[str, Any]) -> dict[str, Any]:

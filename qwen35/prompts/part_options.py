@@ -34,8 +34,8 @@ def check_keys(where: str, part: Mapping[str, Any], kind: str, sources: tuple[st
     unknown = [key for key, value in part.items() if key not in known and value is not None]
     if unknown:
         raise ValueError(
-            f"{where} of type {part['type']!r} has {', '.join(map(shown, unknown))}, which is not "
-            f"known there: known are {', '.join(known[1:])}"
+            f"{where} of type {shown(part['type'])} has {', '.join(map(shown, unknown))}, which is "
+            f"not known there: known are {', '.join(known[1:])}"
         )
     nested = part.get(kind + "_url")
     if isinstance(nested, Mapping):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import hub
 from ..checks.errors import CheckpointError
+from ..checks.values import shown
 from ..model.config import Config
 from .images import MAX_SOURCE_PIXELS, image_patches, read_image
 from .message_parts import known_part
@@ -212,7 +213,7 @@ class Processor:
         for place, part in enumerate(content):
             where = f"message {number}, part {place}"
             if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-                raise ValueError(f"{where}: a dict with a type is needed, not {part!r}")
+                raise ValueError(f"{where}: a dict with a type is needed, not {shown(part)}")
             kind = part["type"]
             if kind == "text" and isinstance(part.get("text"), str):
                 check_keys(where, part, "text", ("text",))
@@ -225,8 +226,8 @@ class Processor:
                 parts.append({"type": kind})
             else:
                 raise ValueError(
-                    f"{where}: type {kind!r} is not known, or has no text: known are text, image, "
-                    "image_url, video, video_url, input_text, input_image"
+                    f"{where}: type {shown(kind)} is not known, or has no text: known are text, "
+                    "image, image_url, video, video_url, input_text, input_image"
                 )
         if all(part["type"] == "text" for part in parts):  # some templates know only texts
             return {**message, "content": "".join(part["text"] for part in parts)}

@@ -97,6 +97,15 @@ def test_what_is_not_possible_is_named(url, body, said):
         read_request(url, body, max_new_tokens=9, sampling=BASE, template={})
 
 
+def test_what_is_long_is_not_repeated_whole():
+    for body in ({"temperature": [0] * 5000}, {"min_p": "a" * 5000}):
+        with pytest.raises(ValueError) as caught:
+            read(COMPLETIONS, prompt="x", **body)
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match="url must be"):
+        read([CHAT], prompt="x")
+
+
 def test_a_body_is_an_object():
     with pytest.raises(ValueError, match="body must be an object"):
         read_request(CHAT, ["a"], max_new_tokens=9, sampling=BASE, template={})

@@ -77,6 +77,19 @@ def test_arguments_that_are_no_object_are_refused_with_the_messages_number(their
         qwen35.Tokenizer(theirs).render(conversation(arguments))
 
 
+@pytest.mark.parametrize("messages", [False, -1e308, "text", b"text", {"role": "user"}])
+def test_messages_that_are_no_list(messages):
+    with pytest.raises(ValueError, match="messages must be a list of dicts with a role, not "):
+        qwen35.Tokenizer.from_pretrained(DEMO).render(messages)
+
+
+def test_what_a_template_says_is_cut():
+    tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
+    with pytest.raises(ValueError, match="the chat template refuses the messages") as caught:
+        tokenizer.render([{"role": [0] * 5000, "content": "Hello"}])
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize("calls", ["text", 5, ["get_weather"], [{"function": {}}], [None]])
 def test_tool_calls_of_another_form_are_refused(theirs, calls):
     messages = [QUESTION, {"role": "assistant", "content": "", "tool_calls": calls}]
