@@ -229,7 +229,8 @@ def _staging(directory: Path, label: str) -> Iterator[Path]:
                 (staging / "new").mkdir()
                 yield staging
             finally:
-                _remove(staging)
+                with contextlib.suppress(OSError):  # what is left, the next writer removes
+                    _remove(staging)
             return
 
 
@@ -281,10 +282,15 @@ def _remove_empty(pending: Path) -> None:
 
 
 def _remove(staging: Path) -> None:
-    """Removes a directory of ours, its lock last, so that a half-removed one is known as dead."""
+    """Removes a directory of ours, its lock last, so that a half-removed one is known as dead.
+
+    Raises:
+        OSError: it can't be removed whole; then the lock is there still.
+    """
     if not staging.exists():
         return
-    shutil.rmtree(staging / "new", ignore_errors=True)
+    if (staging / "new").exists():
+        shutil.rmtree(staging / "new")
     plan = staging / "plan.json"
     if plan.exists():
         plan.unlink()

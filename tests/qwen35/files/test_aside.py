@@ -320,6 +320,23 @@ def test_a_foreign_link_or_directory_is_refused(directory, tmp_path):
         aside.settle(directory)
 
 
+def test_a_switch_that_cannot_be_cleared_is_cleared_later(directory, monkeypatch):
+    """Its lock stays: without one, whoever came next took it for a foreign directory, for ever."""
+    with monkeypatch.context() as patch:
+
+        def broken(path, **_):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+        patch.setattr("shutil.rmtree", broken)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            switch(directory, NEW)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            aside.settle(directory)
+    assert contents(directory) == NEW | OTHERS
+    aside.settle(directory)
+    assert names(directory) == sorted(NEW | OTHERS)
+
+
 @pytest.mark.parametrize("left", [("new",), ("plan.json",), ("new", "plan.json")])
 def test_leftovers_without_their_lock_go(directory, left):
     """Its name was not on the disk yet, or no more, when the power failed."""
