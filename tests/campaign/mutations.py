@@ -67,7 +67,7 @@ def damaged(draw: random.Random, content: Any, times: int | None = None) -> Any:
             )
         elif how == 4:
             parent[key] = draw.choice(([parent[key]], {"x": parent[key]}, str(parent[key])))
-        elif how == 5 and type(parent[key]) in (int, float):
+        elif how == 5 and type(parent[key]) in (int, float) and abs(parent[key]) < 2**64:
             value = parent[key]
             parent[key] = draw.choice((value + 1, value - 1, -value, value * 2, value * 2**20,
                                        value / 2, float(value), value // 2))  # fmt: skip
