@@ -17,6 +17,7 @@ from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object, read_object
 from ..checks.values import check_text
 from ..files.saved_state import read_state, write_state
+from ..prompts.messages import for_template
 from ..prompts.processor import Processor, Prompt
 from ..prompts.tokenizer import Tokenizer
 from .answers import AnswerReader, is_whole, message_of, read_answer, thinking_budget
@@ -248,12 +249,22 @@ class Chat:
         content = parse_object(saved.metadata.get("chat", "{}"), str(path), "a conversation")
         if content.get("format") != _FORMAT:
             raise CheckpointError(f"{path}: a saved state, but not of a conversation")
-        keys = tuple(content["keys"])
+        keys, messages = content.get("keys"), content.get("messages")
+        damaged = CheckpointError(f"{path}: damaged: not the messages and keys of a conversation")
+        if not isinstance(keys, list) or not isinstance(messages, list):
+            raise damaged
+        read = [len(keys)] if keys else saved.state.position.tolist()
+        if saved.state.position.tolist() != read or not all(type(key) is int for key in keys):
+            raise damaged
+        try:
+            for_template(messages)
+        except ValueError:
+            raise damaged from None
         if keys:
             if saved.logits is None:
                 raise CheckpointError(f"{path}: a conversation without the logits after it")
-            self.engine.adopt(keys, saved.state, saved.logits)
-        self.messages, self._keys = content["messages"], keys
+            self.engine.adopt(tuple(keys), saved.state, saved.logits)
+        self.messages, self._keys = messages, tuple(keys)
 
     def _next_keys(self) -> tuple[int, ...]:
         """Returns the cache keys of the next question's prompt, but for its text."""

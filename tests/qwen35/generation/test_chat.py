@@ -216,6 +216,30 @@ def test_refusals(make, params, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"keys": None}, {"keys": 3}, {"keys": ["a"]}, {"keys": [1.0]}, {"keys": [1, 2, 3]},
+        {"messages": None}, {"messages": "text"}, {"messages": [3]}, {"messages": [{}]},
+    ],
+)  # fmt: skip
+def test_a_damaged_conversation_is_refused_and_the_present_one_stays(
+    make, params, tmp_path, change
+):
+    """Keys that the state has not read would stand for it in the cache."""
+    chat = make()
+    say(chat, JAPAN)
+    before, file = list(chat.messages), tmp_path / "chat"
+    chat.save(file)
+    saved = qwen35.load_state(file, params)
+    content = json.loads(saved.metadata["chat"]) | change
+    metadata = {"chat": json.dumps(content)}
+    qwen35.save_state(file, params, saved.state, logits=saved.logits, metadata=metadata)
+    with pytest.raises(qwen35.CheckpointError, match="damaged: not the messages and keys"):
+        chat.load(file)
+    assert chat.messages == before
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [
         (None, qwen35.Sampling()),
