@@ -301,6 +301,22 @@ def test_killed_at_every_change(campaign, case, tmp_path):
             break
 
 
+def test_killed_again_over_what_was_left(campaign, case, tmp_path):
+    """Two or three writers one after the other, each killed at any change."""
+    for number in campaign.numbers("kill points"):
+        draw = campaign.random(number)
+        directory = fresh(case, tmp_path / "d")
+        events = [draw.randrange(1, 60) for _ in range(draw.choice((2, 2, 3)))]
+        for event in events:
+            killed(case, directory, event)
+        campaign.count("kill points", len(events) - 1)
+        try:
+            check(case, directory)
+            check_next(case, directory)
+        except Fault as fault:
+            campaign.findings.add(fault, lambda events=events: f"killed before changes {events}")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken disk")])
 def test_an_error_at_every_change(campaign, case, error, tmp_path):
     """Ctrl-C, or a disk that fails, before each: the writer lives, and cleans up after itself."""
