@@ -54,7 +54,8 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, 
     if length > _LARGEST:
         raise ValueError(f"a header of {length:,} bytes, over the format's {_LARGEST:,}")
     header = parse_object(file.read(length), "its header", "an object of tensors", unique=True)
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"its __metadata__ is not texts by name: {shown(metadata)}")
     check_text("its header", "".join([*header, *metadata, *metadata.values()]))

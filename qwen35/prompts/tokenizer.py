@@ -10,7 +10,7 @@ from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object
 from ..checks.stand_ins import stand_in
-from ..checks.values import as_integer, check_text, integer, shown
+from ..checks.values import as_integer, check_text, integer, is_number, shown
 from .messages import render, words_only
 
 _OLDER_TEMPLATE = "chat_template.json"
@@ -66,6 +66,11 @@ class Tokenizer:
             hf = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # the tokenizers library raises plain Exception
             raise CheckpointError(f"{directory}: tokenizer files are damaged ({error})") from None
+        if not is_number(hf.model_max_length):  # else it fails over the first text
+            raise CheckpointError(
+                f"{directory / 'tokenizer_config.json'}: model_max_length must be a number, not "
+                f"{shown(hf.model_max_length)}"
+            )
         if not hf.chat_template:
             hf.chat_template = _older_template(directory / _OLDER_TEMPLATE)
         ends = (*_end_tokens(directory / "generation_config.json"), *own_end_tokens(hf))

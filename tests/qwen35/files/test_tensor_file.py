@@ -148,6 +148,8 @@ HEADERS = [
     ({"x": ["F32", [2**40, 2**40], [0, 8]]}, 8, False),
     ({"x": ["F32", [10**400], [0, 8]]}, 8, False),
     ({"__metadata__": ["pt"]}, 0, False),
+    ({"__metadata__": 0}, 0, False),
+    ({"__metadata__": None}, 0, True),
     ({"__metadata__": {"format": 3}}, 0, False),
     ({"__metadata__": {"format": "\ud800"}}, 0, False),
     ({"\ud800": ["F32", [2], [0, 8]]}, 8, False),

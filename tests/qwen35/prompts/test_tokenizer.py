@@ -116,6 +116,14 @@ def test_the_file_decides_whatever_class_is_named(tmp_path, named, model_type, c
         assert ours.decode(ids) == bare.decode(ids, skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("value", ["1024", "a" * 5000, [5], True, float("nan")])
+def test_a_length_that_is_no_number_is_refused(directory, value):
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": value}))
+    with pytest.raises(qwen35.CheckpointError, match="model_max_length must be a number, not "):
+        qwen35.Tokenizer.from_pretrained(directory)
+
+
 @pytest.mark.parametrize("text", ["caf\udce9", "\ud83d", "\ude00 a"])
 def test_half_a_character_is_refused(text):
     tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
