@@ -113,7 +113,7 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
 
 def _perplexity(options: argparse.Namespace, ranks: Launch) -> None:
     from ..evaluation.perplexity import perplexity, render
-    from ..model.params import name_of
+    from ..model.dtypes import name_of
     from ..prompts.tokenizer import Tokenizer
     from ..reports.page import about
     from .loading import load_params, model_name
@@ -166,7 +166,7 @@ def _tasks(options: argparse.Namespace, ranks: Launch) -> None:
     check_installed("lm_eval", "lm-eval", "evals")
     from ..evaluation.lm_eval_model import Qwen35LM
     from ..evaluation.tasks import find_tasks, plots, render, run_tasks
-    from ..model.params import name_of
+    from ..model.dtypes import name_of
     from ..prompts.tokenizer import Tokenizer
     from ..reports.page import about
     from .loading import load_params, model_name

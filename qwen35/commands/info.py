@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from ..generation.engine_settings import EngineSettings
     from ..graphs import engine_memory, graph_list, instances, placement, roofline
     from ..graphs.summary import context_cost, render, summarize
-    from ..model.params import as_dtype
+    from ..model.dtypes import as_dtype
     from ..sharding.mesh import Mesh
 
     name = options.model

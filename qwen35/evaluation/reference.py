@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.params import as_dtype
+from ..model.dtypes import as_dtype
 
 NAME = "transformers"
 

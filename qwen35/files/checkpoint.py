@@ -27,8 +27,9 @@ from ..model.declarations import (
     declarations,
     declare,
 )
+from ..model.dtypes import as_dtype
 from ..model.moving import place as place_params
-from ..model.params import Params, Runtime, as_dtype
+from ..model.params import Params, Runtime
 from ..sharding.launch import join_ranks
 from ..xla.devices import device_put
 from ..xla.progress import progress_bar

@@ -12,7 +12,8 @@ from ..checks.errors import CheckpointError
 from ..checks.json_file import to_text
 from ..model.config import Config
 from ..model.declarations import declare
-from ..model.params import Runtime, as_dtype
+from ..model.dtypes import as_dtype
+from ..model.params import Runtime
 from ..sharding.mesh import Mesh
 from . import aside
 from .adapter import Adapter

@@ -35,7 +35,8 @@ from ..model.declarations import (
     held_units,
     map_declarations,
 )
-from ..model.params import Params, Runtime, as_dtype
+from ..model.dtypes import as_dtype
+from ..model.params import Params, Runtime
 from ..xla.devices import device_put, on_xla_cpu
 from .blocks import blocks, copy_rows, copy_transposed
 from .quantized.choice import kind_of

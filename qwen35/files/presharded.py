@@ -23,7 +23,8 @@ from ..checks.json_file import read_object, to_text
 from ..checks.values import all_finite, integer, shown
 from ..forms import Part, Weight, abstract, is_special, parts_of
 from ..model.config import Config
-from ..model.params import Params, Runtime, as_dtype
+from ..model.dtypes import as_dtype
+from ..model.params import Params, Runtime
 from ..xla import trees
 from . import aside
 from .materialize import abstract_params

@@ -13,7 +13,8 @@ from ..files.materialize import abstract_params
 from ..generation import steps
 from ..generation.batch import Batch
 from ..model.config import Config
-from ..model.params import Runtime, as_dtype, name_of
+from ..model.dtypes import as_dtype, name_of
+from ..model.params import Runtime
 from ..reports.tables import markdown_table
 from ..sharding.mesh import Mesh
 from .costs import count_costs

@@ -13,7 +13,8 @@ from ..files.materialize import abstract_params
 from ..forms import halved, is_special
 from ..model.config import Config
 from ..model.decoder import decode, prefill
-from ..model.params import Runtime, VisionParams, as_dtype
+from ..model.dtypes import as_dtype
+from ..model.params import Runtime, VisionParams
 from ..model.state import init_state
 from ..sharding.mesh import Mesh
 from ..vision.frames import Frames, groups

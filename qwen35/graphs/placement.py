@@ -13,7 +13,8 @@ import torch
 from ..files.materialize import abstract_params
 from ..model.config import FULL, Config
 from ..model.declarations import Parameter, declare
-from ..model.params import Runtime, as_dtype
+from ..model.dtypes import as_dtype
+from ..model.params import Runtime
 from ..model.state import abstract_state, declare_state
 from ..sharding.mesh import Mesh
 from ..xla import trees
