@@ -81,11 +81,16 @@ def resolve(forms: str, device: str) -> str:
     return forms
 
 
-@cache
+_PLAIN = Plain()
+
+
 def get(forms: str) -> Plain:
     """Return the implementation of "plain" or "xla_cpu"."""
-    if forms == "plain":
-        return Plain()
+    return _PLAIN if forms == "plain" else _xla_cpu()
+
+
+@cache
+def _xla_cpu() -> Plain:
     from .xla_cpu import XlaCpu  # only where it is used: "plain" needs nobody's knowledge
 
     return XlaCpu()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks.values import token_ids
+from ..xla.turns import tracing_here
 from .config import FULL
 from .params import Params
 from .state import AttentionState, State, abstract_state
@@ -33,12 +34,14 @@ def check_inputs(
 ) -> None:
     """Check all that can be known of a step's arguments before the graph runs.
 
-    The arguments are those of `decoder.forward`. Values are looked at only on CPU tensors: a device
-    would have to be read from.
+    The arguments are those of `decoder.forward`. Values are looked at only on CPU tensors, and not
+    while `jit` traces: a device would have to be read from, and a traced tensor has none.
 
     Raises:
         ValueError: shapes, dtypes, devices or values do not fit.
     """
+    if torch.compiler.is_compiling():
+        return  # jit has run all of this before it has the graph captured
     if tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"tokens must be [B, T] int32 or int64, not {list(tokens.shape)} {tokens.dtype}"
@@ -77,7 +80,7 @@ def check_inputs(
         positions=positions,
     )
     _check_state(params, state)
-    if tokens.device.type == "cpu":
+    if tokens.device.type == "cpu" and not tracing_here.active:
         _check_values(params, state, tokens, lengths, positions)
 
 

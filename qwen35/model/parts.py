@@ -6,7 +6,8 @@ What has weights takes the tokens of all batches together, the mixers each batch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,12 @@ from .config import Config
 from .params import Params
 from .rope import rope_table
 from .stacked_layers import like
-from .state import State
+from .state import State, capacity_of
 from .tokens import last_token
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Rows of a batch, and the tokens of theirs that are read. See `decoder.forward`."""
 
     state: State
@@ -63,7 +65,7 @@ class Part(NamedTuple):
     def within_capacity(self, x: Tensor) -> Tensor:
         """x [B, T, H], or [B, 1, H] of each row's last token, but NaN for tokens that found the
         cache full: who compiled this can't be told otherwise, and beside a layer it is nothing."""
-        capacity = self.state.capacity
+        capacity = capacity_of(self.state.layers)
         if capacity is None:
             return x
         slot = self.state.position[:, None] + self.step

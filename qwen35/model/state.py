@@ -76,10 +76,15 @@ class State(NamedTuple):
     @property
     def capacity(self) -> int | None:
         """Tokens that the KV caches hold; None for a model without attention layers."""
-        for layer in self.layers:
-            if isinstance(layer, AttentionState):
-                return layer.value.shape[2]
-        return None
+        return capacity_of(self.layers)
+
+
+def capacity_of(layers: Sequence[DeltaNetState | AttentionState]) -> int | None:
+    """`State.capacity`, of its layers: TorchDynamo knows no properties of a NamedTuple."""
+    for layer in layers:
+        if isinstance(layer, AttentionState):
+            return layer.value.shape[2]
+    return None
 
 
 @dataclass(frozen=True)

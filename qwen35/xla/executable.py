@@ -1,15 +1,10 @@
-"""Compile and run graphs by torch-xla: what `jit` leaves to its backend.
-
-Another backend of `jit` is one more module like this one: what a compiled `Target` is, to be called
-with the arguments' leaves. `staged` compiles.
-"""
+"""Run graphs that torch-xla has compiled; `staged` compiles them."""
 
 from __future__ import annotations
 
 import functools
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +12,11 @@ from torch.utils import _pytree
 
 from . import private, trees
 from .devices import check_alive, next_seed, on_xla_cpu, run_pending, run_pending_of
+from .donation import check_distinct, consume
 from .environment import xla
 from .target import Target
 from .tracing import Trace
-from .unusable import Donated
+from .trees import picker
 
 
 def lower(
@@ -160,40 +156,4 @@ def make_ready(
             flat.ready = True
     check_alive(name, loose)
     if donated:
-        _check_distinct(name, donated, loose, frozen)
-
-
-def consume(donated: tuple[torch.Tensor, ...]) -> None:
-    """Mark the tensors whose memory a graph has taken."""
-    for tensor in donated:
-        tensor.__class__ = Donated
-
-
-def _check_distinct(
-    name: str,
-    donated: tuple[torch.Tensor, ...],
-    loose: tuple[torch.Tensor, ...],
-    frozen: trees.FrozenTrees,
-) -> None:
-    """Raise ValueError if a donated tensor's data is passed more than once.
-
-    `loose` holds the donated tensors first, then the others outside frozen trees.
-    """
-    handles = private._get_tensors_handle(loose)
-    shared = len(set(handles)) < len(handles) and not set(handles[: len(donated)]).isdisjoint(
-        handle for handle, count in Counter(handles).items() if count > 1
-    )
-    identities = set(map(id, donated))
-    if shared or not all(identities.isdisjoint(flat.ids) for _, flat in frozen):
-        raise ValueError(
-            f"{name}: a donated tensor appears twice in the arguments; "
-            "a tensor that is donated must be passed once"
-        )
-
-
-def picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
-    """Return a function that picks these elements of a sequence, as a tuple."""
-    if len(indices) == 1:
-        (index,) = indices
-        return lambda sequence: (sequence[index],)
-    return itemgetter(*indices) if indices else lambda sequence: ()
+        check_distinct(name, donated, private._get_tensors_handle(loose), frozen)

@@ -7,7 +7,8 @@ graph directly from then on. This is the mechanism behind torch-xla's dynamo bri
 plain functions over pytrees.
 
 What is here is of any backend: signatures, the graphs by signature, errors and reports. Tracing,
-compiling and running are torch-xla's own, in `executable` and `tracing`.
+compiling and running are a backend's own: torch-xla's in `tracing`, `staged` and `executable`,
+those of torch.compile in `dynamo`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import Any
 import torch
 
 from . import trees
+from .backends import Backend, Graph
 from .chains import CannotCut
 from .devices import release_host_memory
-from .executable import Executable, initialize_cache, lower, placements
+from .executable import Executable, initialize_cache
 from .observers import CompileEvent, announce, on_compile
-from .staged import Staged, compile_graph
+from .staged import Xla
 from .target import Target
 from .turns import tracing_here, turn
 from .unusable import UNUSABLE
@@ -35,29 +37,38 @@ def jit(
     function: Callable,
     *,
     donate: Sequence[str] = (),
+    backend: str | None = None,
     cache_dir: str | None = None,
     progress: Callable[[CompileEvent], None] | None = None,
 ) -> Jitted:
-    """Return `function`, compiled by XLA once per signature of its arguments.
+    """Return `function`, compiled by XLA or torch.compile once per signature of its arguments.
 
-    Arguments and results are pytrees. Tensors in the arguments must be on the XLA device
+    Arguments and results are pytrees. Tensors in the arguments must be on the backend's device
     (`device_put`); everything else in them is static: the function is compiled once per value.
     The signature is the trees' structure and static content, and each tensor's shape, dtype and
-    device. Positional, keyword and default arguments that bind alike share one compilation.
+    device; for torch.compile its strides, too. Positional, keyword and default arguments that bind
+    alike share one compilation.
 
-    `function` must be pure. It runs once per signature, on symbolic values: what it reads from
-    its closure (tensors too) is fixed then, as are non-tensor results. It must not modify an
-    argument in place or read a tensor's value (`item()`, `bool()`, printing); both raise. A call
-    of a jitted function inside another one is traced as part of the outer one. Random numbers
-    differ from call to call and follow `torch_xla.manual_seed`. Results do not track gradients:
-    an argument that requires them is a ValueError while grad mode is on (differentiate inside).
-    Calls from several threads take turns, with each other and with `device_put`, `init_state`, …;
-    a thread's own operations on XLA tensors have to wait while another thread calls.
+    `function` must be pure. It runs on symbolic values when a signature is compiled, and not
+    again: what it reads from its closure (tensors too) is fixed then, as are non-tensor results.
+    It must not modify an argument in place or read a tensor's value (`item()`, `bool()`,
+    printing); both raise. A call of a jitted function inside another one is traced as part of the
+    outer one. Random numbers differ from call to call and follow `torch_xla.manual_seed`, or
+    `torch.manual_seed` under torch.compile. Results do not track gradients: an argument that
+    requires them is a ValueError while grad mode is on (differentiate inside, which torch.compile
+    can't). Calls from several threads take turns, with each other and with `device_put`,
+    `init_state`, …; a thread's own operations on XLA tensors have to wait while another calls.
 
     Args:
         donate: names of parameters whose tensors the call consumes, so that results can reuse
             their memory. Any later use of such a tensor raises RuntimeError. Aliases of it (views,
-            `detach()`) lose their memory too. A frozen tree (`register_frozen`) can't be donated.
+            `detach()`) lose their memory too; under torch.compile, which reuses none, they keep
+            it, and it is free when they are gone. A frozen tree (`register_frozen`) can't be
+            donated.
+        backend: None is XLA, for tensors on the XLA device. Else the name of one of torch.compile's
+            (`torch.compiler.list_backends()`): "inductor" and "aot_eager" for tensors on the CPU,
+            "openxla" for the XLA device, "neuron" for TorchNeuron's device "neuron". The function
+            is one graph (`fullgraph=True`) of static shapes (`dynamic=False`).
         cache_dir: directory of a compilation cache that outlives the process, where the platform
             can read it back; it has to be given before the process compiles anything, and is one
             for the whole process. XLA:CPU of torch-xla 2.9 writes executables that it can't
@@ -65,11 +76,13 @@ def jit(
             (NEURON_COMPILE_CACHE_URL) besides.
         progress: an observer of this function's compilations alone, see `on_compile`.
 
-    Raises ValueError for a name in `donate` that is no parameter; calls raise ValueError for a
-    tensor that is not on the XLA device (naming its path), an argument that can't be hashed, or a
-    donated tensor that is also passed elsewhere, and RuntimeError for a donated tensor.
+    Raises ValueError for a name in `donate` that is no parameter, or a backend that is not there;
+    calls raise ValueError for a tensor that is not on the backend's device (naming its path), an
+    argument that can't be hashed, or a donated tensor that is also passed elsewhere, and
+    RuntimeError for a donated tensor, or a function that torch.compile can't take as one graph.
     """
-    return Jitted(function, (donate,) if isinstance(donate, str) else donate, cache_dir, progress)
+    names = (donate,) if isinstance(donate, str) else donate
+    return Jitted(function, names, backend, cache_dir, progress)
 
 
 class Jitted:
@@ -79,8 +92,9 @@ class Jitted:
         self,
         function: Callable,
         donate: Sequence[str],
-        cache_dir: str | None,
-        progress: Callable[[CompileEvent], None] | None,
+        backend: str | None = None,
+        cache_dir: str | None = None,
+        progress: Callable[[CompileEvent], None] | None = None,
     ):
         functools.update_wrapper(self, function)
         try:
@@ -95,10 +109,13 @@ class Jitted:
                 f"{name} are {', '.join(signature.parameters) or 'none'}"
             )
         self._target = Target(function, name, signature, frozenset(donate))
+        self._backend = _backend(backend)
         if cache_dir is not None:
+            if backend is not None:
+                raise ValueError(f"cache_dir is XLA's: backend {backend!r} has a cache of its own")
             initialize_cache(cache_dir)
         self._progress = progress
-        self._graphs: dict[tuple, Executable | Staged] = {}
+        self._graphs: dict[tuple, Graph] = {}
         kinds = {parameter.kind for parameter in signature.parameters.values()}
         plain = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD}
         # How many positional arguments need no binding, because they are all there is.
@@ -115,7 +132,7 @@ class Jitted:
         return [graph.signature for graph in self._graphs.values()]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if tracing_here.active:
+        if torch.compiler.is_compiling() or tracing_here.active:
             return self._target.function(*args, **kwargs)
         values = self._bind(args, kwargs)
         with turn:
@@ -135,16 +152,17 @@ class Jitted:
 
     def _graph(
         self, values: tuple, leaves: list[torch.Tensor], key: tuple, frozen: trees.FrozenTrees
-    ) -> Executable | Staged:
+    ) -> Graph:
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = self._compile(values, leaves, frozen)
         return graph
 
     def lower(self, *args: Any, **kwargs: Any) -> str:
-        """Return the HLO text of the graph for these arguments, without compiling or running it.
+        """Return the text of the graph for these arguments, without compiling or running it.
 
-        The text starts with "HloModule". Donation does not show in it.
+        It is HLO, which starts with "HloModule"; of torch.compile, the FX graph as Python code.
+        Donation does not show in it.
         """
         if tracing_here.active:
             raise RuntimeError(
@@ -153,7 +171,7 @@ class Jitted:
         values = self._bind(args, kwargs)
         with turn:
             leaves, _, frozen = self._flatten(values)
-            return lower(self._target, values, leaves, frozen)
+            return self._backend.lower(self._target, values, leaves, frozen)
 
     def _bind(self, args: tuple, kwargs: dict) -> tuple:
         """Return one value per parameter, defaults filled in."""
@@ -182,12 +200,12 @@ class Jitted:
                 if type(leaf) in UNUSABLE
             )
             raise RuntimeError(f"{self._target.name}: argument {path} has no value: {kind.reason}")
-        key += placements(leaves, frozen)
+        key += self._backend.placements(leaves, frozen)
         return leaves, tuple(key), frozen
 
     def _compile(
         self, values: tuple, leaves: list[torch.Tensor], frozen: trees.FrozenTrees
-    ) -> Executable | Staged:
+    ) -> Graph:
         start = time.perf_counter()
         described = ", ".join(
             f"{name}={trees.describe(value)}"
@@ -201,8 +219,8 @@ class Jitted:
 
         with on_compile(self._progress):
             try:
-                of_target = (self._target, signature, values, leaves, frozen)
-                graph = compile_graph(*of_target, report, _graph_of)
+                arguments = (self._target, signature, values, leaves, frozen)
+                graph = self._backend.compile(*arguments, report)
             except BaseException:
                 report("failed")
                 raise
@@ -211,11 +229,20 @@ class Jitted:
         return graph
 
 
+def _backend(name: str | None) -> Backend:
+    """Return XLA for None, else what torch.compile knows by this name."""
+    if name is None:
+        return Xla(_graph_of)
+    from .dynamo import TorchCompile  # importing TorchDynamo takes seconds
+
+    return TorchCompile(name)
+
+
 def _graph_of(body: Callable[..., Any], donates: bool, values: tuple) -> Executable:
     """Return the graph of a chain's body for these arguments, compiled unless it has been."""
     jitted = _jitted_body(body, donates)
     graph = jitted._graph(values, *jitted._flatten(values))
-    if isinstance(graph, Staged):
+    if not isinstance(graph, Executable):
         raise CannotCut("a run of it has runs of its own")
     return graph
 
@@ -224,4 +251,4 @@ def _graph_of(body: Callable[..., Any], donates: bool, values: tuple) -> Executa
 def _jitted_body(body: Callable[..., Any], donates: bool) -> Jitted:
     """Return the graphs of a body, which all functions share that run it."""
     *_, state = inspect.signature(body).parameters
-    return Jitted(body, (state,) if donates else (), None, None)
+    return Jitted(body, (state,) if donates else ())

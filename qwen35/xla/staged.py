@@ -13,14 +13,53 @@ from torch.utils import _pytree
 from . import chains, trees
 from .chains import Body, CannotCut
 from .devices import device_name, run_pending_of
-from .executable import Executable, Shape, consume, make_ready, picker
+from .donation import consume
+from .executable import Executable, Shape, lower, make_ready, placements
 from .target import Target
 from .tracing import Trace
+from .trees import picker
 
 # Compiles a body for some arguments, unless that has been done: graph_of(body, donates, values),
 # where `donates` says whether a run consumes its state.
 GraphOf = Callable[[Body, bool, tuple], Executable]
 Picker = Callable[[Sequence], tuple]
+
+
+class Xla:
+    """torch-xla as a `backends.Backend`.
+
+    Args:
+        graph_of: gives the graph of a chain's body.
+    """
+
+    def __init__(self, graph_of: GraphOf):
+        self._graph_of = graph_of
+
+    def placements(self, leaves: list[torch.Tensor], frozen: trees.FrozenTrees) -> list[str]:
+        """Return how tensors are split over devices."""
+        return placements(leaves, frozen)
+
+    def compile(
+        self,
+        target: Target,
+        signature: str,
+        values: tuple,
+        leaves: list[torch.Tensor],
+        frozen: trees.FrozenTrees,
+        report: Callable[[str], None],
+    ) -> Executable | Staged:
+        """Compile as `Backend.compile` does."""
+        return compile_graph(target, signature, values, leaves, frozen, report, self._graph_of)
+
+    def lower(
+        self,
+        target: Target,
+        values: tuple,
+        leaves: list[torch.Tensor],
+        frozen: trees.FrozenTrees,
+    ) -> str:
+        """Return the graph as HLO text."""
+        return lower(target, values, leaves, frozen)
 
 
 def compile_graph(
@@ -93,8 +132,7 @@ class Staged:
         self.needs_no_grad = first.needs_no_grad
         self._first = first
         self._retired: deque[tuple[torch.Tensor, ...]] = deque(maxlen=2)
-        of_frozen = {start + index for start, flat in frozen for index in range(len(flat.leaves))}
-        donated, kept = target.split_by_donation(values, of_frozen)
+        donated, kept = target.split_by_donation(values, trees.of_frozen(frozen))
         self._donated, self._kept = picker(donated), picker(kept)
 
         pool = _with_stand_ins(first.example(leaves))

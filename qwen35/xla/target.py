@@ -43,6 +43,42 @@ class Target:
             "call it under torch.no_grad(), or differentiate inside the function"
         )
 
+    def check_tensors(self, values: tuple, device: str, instead: str) -> None:
+        """Refuse tensors that no graph can take.
+
+        Args:
+            device: the kind of device that all have to be on.
+            instead: what the error says of a tensor elsewhere.
+
+        Raises:
+            ValueError: a tensor is elsewhere, or requires gradients while grad mode is on.
+        """
+        for path, leaf in self.named_leaves(values):
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            if leaf.device.type != device:
+                raise ValueError(f"{self.name}: argument {path} is on {leaf.device}, but {instead}")
+            if leaf.requires_grad and torch.is_grad_enabled():
+                self.refuse_gradients(values)
+
+    def refuse_reading(self) -> NoReturn:
+        """Raise RuntimeError: the function depends on a tensor's value."""
+        raise RuntimeError(
+            f"{self.name} reads the value of a tensor while it is traced (item(), "
+            "bool(), int(), cpu(), printing, or an operation that XLA lacks): a compiled "
+            "function can't depend on values"
+        )
+
+    def refuse_modified(self, path: str) -> NoReturn:
+        """Raise ValueError: the function modifies an argument."""
+        raise ValueError(f"{self.name} modifies its argument {path} in place: return the new value")
+
+    def refuse_result(self, device: torch.device, wanted: str) -> NoReturn:
+        """Raise ValueError: a result is on another device than those that are wanted."""
+        raise ValueError(
+            f"{self.name} returns a tensor on {device}: results have to be on {wanted}"
+        )
+
     def split_by_donation(
         self, values: tuple, frozen: Container[int]
     ) -> tuple[list[int], list[int]]:

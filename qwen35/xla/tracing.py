@@ -63,9 +63,7 @@ class Trace:
         self._consumed = consumed
         self.body: chains.Body | None = None
         self.needs_no_grad = any(leaf.requires_grad for leaf in leaves)
-        self._frozen = {
-            start + offset for start, flat in frozen for offset in range(len(flat.leaves))
-        }
+        self._frozen = trees.of_frozen(frozen)
 
     def __enter__(self) -> Trace:
         self._sort_arguments()
@@ -94,19 +92,8 @@ class Trace:
     def _sort_arguments(self) -> None:
         """Tell consumed tensors from others; refuse what is not on XLA or requires gradients."""
         target = self._target
-        tensors = (
-            (path, leaf)
-            for path, leaf in target.named_leaves(self._values)
-            if isinstance(leaf, torch.Tensor)
-        )
-        for path, leaf in tensors:
-            if leaf.device.type != "xla":
-                raise ValueError(
-                    f"{target.name}: argument {path} is on {leaf.device}, but jit runs on the "
-                    'XLA device: use device_put(tree, "xla")'
-                )
-            if leaf.requires_grad and torch.is_grad_enabled():
-                target.refuse_gradients(self._values)
+        here = 'jit runs on the XLA device: use device_put(tree, "xla")'
+        target.check_tensors(self._values, "xla", here)
         donated, kept = target.split_by_donation(self._values, self._frozen)
         self.donated = [index for index in donated if index not in self._consumed]
         self.kept = [index for index in kept if index not in self._consumed]
@@ -131,11 +118,7 @@ class Trace:
             tracing_here.active = False
         self._check_unmodified(handles)
         if _count_reads() != reads:
-            raise RuntimeError(
-                f"{self._target.name} reads the value of a tensor while it is traced (item(), "
-                "bool(), int(), cpu(), printing, or an operation that XLA lacks): a compiled "
-                "function can't depend on values"
-            )
+            self._target.refuse_reading()
         self._arrange_results(result, handles)
         self._find_inputs(handles)
         if self.donated:
@@ -166,10 +149,7 @@ class Trace:
             tensor_paths, self._stand_ins, pending, handles, strict=True
         ):
             if changed or private._get_tensors_handle([tensor])[0] != handle:
-                raise ValueError(
-                    f"{self._target.name} modifies its argument {path} in place: "
-                    "return the new value"
-                )
+                self._target.refuse_modified(path)
 
     def _arrange_results(self, result: Any, handles: list[int]) -> None:
         """Decide for each leaf of the result where it comes from: graph, argument or constant."""
@@ -189,10 +169,7 @@ class Trace:
                 order.append(("passed", leaf.place))
                 continue
             if leaf.device.type != "xla":
-                raise ValueError(
-                    f"{self._target.name} returns a tensor on {leaf.device}: results have to be "
-                    "on the XLA device"
-                )
+                self._target.refuse_result(leaf.device, "the XLA device")
             if not private._check_tensor_need_materialization([leaf])[0]:
                 index = shareable.get(private._get_tensors_handle([leaf])[0])
                 if index is not None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ class FlatTree:
     `leaves` are its tensors in order, `ids` their identities, `key` an object that is the same for
     every tree of equal structure, shapes, dtypes, devices and static content. The rest is jit's:
     `ready` once the leaves are known to hold values rather than pending computations, `sharding`
-    once it has asked how they are split over devices.
+    once it has asked how they are split over devices, `strides` and `memory`, what
+    identifies that, once it has asked for those.
     """
 
-    __slots__ = ("ids", "key", "leaves", "ready", "reference", "sharding")
+    __slots__ = ("ids", "key", "leaves", "memory", "ready", "reference", "sharding", "strides")
 
     def __init__(self, reference: weakref.ref, leaves: list[torch.Tensor], key: FrozenKey):
         self.reference = reference  # kept for its callback, which drops this entry
@@ -35,6 +37,8 @@ class FlatTree:
         self.key = key
         self.ready = False
         self.sharding: str | None = None
+        self.strides: tuple[tuple[int, ...], ...] | None = None
+        self.memory: frozenset[int] | None = None
 
 
 class FrozenKey:
@@ -49,6 +53,12 @@ class FrozenKey:
 
 # The frozen trees in some arguments, each with the index of its first leaf among all leaves.
 FrozenTrees = list[tuple[int, FlatTree]]
+
+
+def of_frozen(frozen: FrozenTrees) -> set[int]:
+    """Return the indices of the leaves that belong to frozen trees."""
+    return {start + offset for start, flat in frozen for offset in range(len(flat.leaves))}
+
 
 _frozen_classes: set[type] = set()
 _flat_trees: dict[int, FlatTree] = {}
@@ -206,6 +216,14 @@ def first_tensor(tree: Any) -> torch.Tensor | None:
 def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     """Return `tree` with every tensor t, in the order of `flatten`, replaced by `function(t)`."""
     return _pytree.tree_map_only(torch.Tensor, function, tree)
+
+
+def picker(indices: Sequence[int]) -> Callable[[Sequence], tuple]:
+    """Return a function that picks these elements of a sequence, as a tuple."""
+    if len(indices) == 1:
+        (index,) = indices
+        return lambda sequence: (sequence[index],)
+    return itemgetter(*indices) if indices else lambda sequence: ()
 
 
 def describe(tree: Any) -> str:
