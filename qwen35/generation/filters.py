@@ -95,4 +95,4 @@ def _largest_below(weight: Tensor, distance: Tensor, target: Tensor, split: Spli
 def _rounds(bits: int, together: int) -> list[tuple[int, int]]:
     """Lists rounds of at most `together` bits: how many each finds, and how many then remain."""
     ends = [*range(together, bits, together), bits]
-    return [(end - start, bits - end) for start, end in zip([0, *ends], ends, strict=False)]
+    return [(end - start, bits - end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -44,9 +44,9 @@ def generate(
 ) -> list[Completion]:
     """Continues a batch of prompts, of any lengths, and returns one `Completion` for each.
 
-    On XLA parameters the steps run compiled: one prefill graph, one decode graph; where any of the
-    prompts has an image or a video, one prefill graph that takes embeddings too, and those of
-    the vision tower (see `encode_images`).
+    On XLA parameters, and on those whose `Runtime` names a backend, the steps run compiled: one
+    prefill graph, one decode graph; where any of the prompts has an image or a video, one prefill
+    graph that takes embeddings too, and those of the vision tower (see `encode_images`).
 
     Args:
         params: the parameters, on the device to run on.
@@ -203,7 +203,9 @@ class _Call:
         self._params = params
         mesh = params.runtime.mesh
         # Where nothing is compiled, empty rows would only cost time.
-        size = buckets.rows(len(prompts), mesh.dp if mesh else 1) if self.ahead else len(prompts)
+        size = len(prompts)
+        if steps.are_compiled(params):
+            size = buckets.rows(size, mesh.dp if mesh else 1)
         self._empty = size - len(prompts)
         prompts = [*prompts, *[[]] * self._empty]
         samplings = [*(row.sampling for row in rows), *[Sampling()] * self._empty]

@@ -1,4 +1,6 @@
-"""The steps that all generation is made of, compiled on XLA and eager on the CPU.
+"""The steps that all generation is made of, compiled on XLA and eager on the CPU, or compiled by
+the backend of torch.compile that the parameters' `Runtime` names. What takes no parameters, but a
+few small tensors, is eager on the CPU always.
 
 `prefill` reads a chunk of each row's prompt, `choose` takes each row's next token from its logits
 and `decode` reads that; `decode_and_choose` is both in one graph, where nothing comes in between.
@@ -74,7 +76,12 @@ def put_pieces(
 
 def run_ahead(params: Params) -> bool:
     """Tells whether a step returns before it has run, so that another can be started behind it."""
-    return params.device.type == "xla"
+    return params.device.type != "cpu"
+
+
+def are_compiled(params: Params) -> bool:
+    """Tells whether steps are graphs, one for each shape of their arguments."""
+    return params.device.type != "cpu" or params.runtime.backend is not None
 
 
 def masks(device: str) -> Callable[..., Tensor]:

@@ -46,6 +46,8 @@ class Runtime:
             "plain".
         segments: into how many equal runs jit cuts a step's layers, each a graph that is compiled
             once (`segments`); 1 is one graph of all, "auto" a run for each period of their kinds.
+        backend: which of torch.compile's compiles steps (`jit`), such as "inductor" on the CPU;
+            None is XLA on the XLA device, and no compilation on the CPU. Of one device.
         forms_of_device: whether placing chose `forms`, and so chooses again on another device.
         kernel_plan: what the NKI kernels can do in two ways (`kernels.Plan`).
     """
@@ -56,6 +58,7 @@ class Runtime:
     chunk: int = 64
     forms: str = "auto"
     segments: int | str = 1
+    backend: str | None = None
     forms_of_device: bool = dataclasses.field(default=False, repr=False)
     kernel_plan: Plan = DEFAULT_PLAN
 
@@ -68,6 +71,8 @@ class Runtime:
         if self.segments != "auto":
             object.__setattr__(self, "segments", integer("segments", self.segments, 1, 1024))
         size = 1 if self.mesh is None else self.mesh.size
+        if self.backend is not None and size > 1:
+            raise ValueError(f"backend {self.backend!r} is for one device, not {size} ranks")
         if self.rank is None and size > 1:
             return
         rank = as_integer(self.rank)
@@ -292,4 +297,4 @@ for _static in (Config, VisionConfig, Runtime):
     pytree.register_constant(_static)
 for _parameters in (Params, VisionParams):
     pytree.register_dataclass(_parameters)
-    register_frozen(_parameters)
+    register_frozen(_parameters, lambda parameters: parameters.runtime.backend)

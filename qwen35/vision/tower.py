@@ -73,7 +73,7 @@ def _run(
     grid: Sequence[Sequence[int]],
 ) -> Tensor:
     config, mesh = vision.config, vision.runtime.mesh
-    patches = device_put(patches, "cpu") if patches.device.type == "xla" else patches
+    patches = device_put(patches, "cpu")
     sizes = parse_grid(config, patches, grid)
     copies = mesh.dp if mesh is not None and vision.runtime.rank is None else 1
     parts = []
@@ -83,7 +83,7 @@ def _run(
             group = Frames(*(torch.cat([tensor] * copies) for tensor in group))
         # Padding is cut off here, on the host: on the device that would be a graph per count.
         out = step(vision, device_put(group, vision.device.type))
-        out = device_put(out, "cpu") if out.device.type == "xla" else out
+        out = device_put(out, "cpu")
         tokens = out.shape[1] * count // group.patches.shape[1]
         parts.append(out[:frames, :tokens].flatten(0, 1))
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Run functions compiled on the XLA device, and as they are on the CPU."""
+"""Run functions compiled, and as they are on the CPU where no backend is chosen for that."""
 
 from __future__ import annotations
 
@@ -10,29 +10,63 @@ import torch
 
 from . import trees
 from .jit import Jitted
+from .turns import tracing_here
 
 
-class Compiled(Jitted):
-    """What `compiled` returns: `Jitted` for XLA tensors, the function itself for CPU tensors."""
+class Compiled:
+    """What `compiled` returns: the `Jitted` of each backend, and the function itself."""
+
+    def __init__(self, function: Callable[..., Any], donate: tuple[str, ...]):
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._donate = donate
+        self._jitted = {None: Jitted(function, donate)}
+
+    @property
+    def compile_count(self) -> int:
+        """The number of compilations so far."""
+        return sum(jitted.compile_count for jitted in self._jitted.values())
+
+    @property
+    def signatures(self) -> list[str]:
+        """One readable line for each compilation."""
+        return [line for jitted in self._jitted.values() for line in jitted.signatures]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _on_cpu(args, kwargs):
-            return self._target.function(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
+        if torch.compiler.is_compiling() or tracing_here.active:
+            return self._function(*args, **kwargs)
+        return (self._of(args, kwargs) or self._function)(*args, **kwargs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile for these arguments as `Jitted.compile` does; for CPU tensors there is nothing
-        to do."""
-        if not _on_cpu(args, kwargs):
-            super().compile(*args, **kwargs)
+        """Compile for these arguments as `Jitted.compile` does; where the function itself would
+        run, there is nothing to do."""
+        jitted = self._of(args, kwargs)
+        if jitted is not None:
+            jitted.compile(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> str:
+        """Return the text of the graph for these arguments, as `Jitted.lower` does."""
+        return (self._of(args, kwargs) or self._jitted[None]).lower(*args, **kwargs)
+
+    def _of(self, args: tuple, kwargs: dict[str, Any]) -> Jitted | None:
+        """Return what compiles for these arguments; None if nothing does."""
+        backend = trees.backend_of((*args, *kwargs.values()))
+        if backend is None and _on_cpu(args, kwargs):
+            return None
+        if backend not in self._jitted:
+            self._jitted[backend] = Jitted(self._function, self._donate, backend)
+        return self._jitted[backend]
 
 
 def compiled(function: Callable[..., Any], *, donate: tuple[str, ...] = ()) -> Compiled:
-    """Return `function` as compiled graphs on XLA tensors, eager on CPU tensors.
+    """Return `function` as compiled graphs, or eager on CPU tensors.
+
+    The first frozen tree among its arguments says which backend of `jit` compiles it
+    (`register_frozen`). Where none does, tensors on the CPU run it as it is, others by XLA.
 
     There is one for each function and donation in a process, so that all who run a function share
     its graphs. It is kept for good: `jit` is for functions that come and go. Where arguments hold
-    both kinds of tensors, the first decides.
+    tensors of both kinds, the first decides.
 
     Args:
         function: as for `jit`.
@@ -43,7 +77,7 @@ def compiled(function: Callable[..., Any], *, donate: tuple[str, ...] = ()) -> C
 
 @functools.cache
 def _compiled(function: Callable[..., Any], donate: tuple[str, ...]) -> Compiled:
-    return Compiled(function, donate, None, None)
+    return Compiled(function, donate)
 
 
 def _on_cpu(args: tuple, kwargs: dict[str, Any]) -> bool:

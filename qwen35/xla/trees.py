@@ -61,16 +61,19 @@ def of_frozen(frozen: FrozenTrees) -> set[int]:
 
 
 _frozen_classes: set[type] = set()
+_backends: dict[type, Callable[[Any], str | None]] = {}
 _flat_trees: dict[int, FlatTree] = {}
 _frozen_keys: weakref.WeakValueDictionary[tuple, FrozenKey] = weakref.WeakValueDictionary()
 
 
-def register_frozen(cls: type) -> type:
+def register_frozen(cls: type, backend: Callable[[Any], str | None] | None = None) -> type:
     """Declare that instances of `cls` never change after construction. Usable as a decorator.
 
     `cls` must be a node type of `torch.utils._pytree` (register it there first), allow weak
     references, and never replace a tensor that it holds. jit then flattens each instance once and
-    recognises it by identity afterwards. Raises ValueError when `cls` is not a registered node.
+    recognises it by identity afterwards. `backend` tells of an instance which backend of jit is
+    wanted for functions of it, None if none in particular (`compiled`). Raises ValueError when
+    `cls` is not a registered node.
     """
     if cls not in _pytree.SUPPORTED_NODES:
         raise ValueError(
@@ -78,7 +81,19 @@ def register_frozen(cls: type) -> type:
             "torch.utils._pytree.register_dataclass (or another) before register_frozen"
         )
     _frozen_classes.add(cls)
+    if backend is not None:
+        _backends[cls] = backend
     return cls
+
+
+def backend_of(values: Sequence[Any]) -> str | None:
+    """Return the backend that the first of these values wants which is a frozen tree and has a
+    say."""
+    for value in values:
+        wanted = _backends.get(type(value))
+        if wanted is not None:
+            return wanted(value)
+    return None
 
 
 def flatten(tree: Any, leaves: list[torch.Tensor], key: list, frozen: FrozenTrees) -> None:

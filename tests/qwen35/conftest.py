@@ -274,14 +274,25 @@ def reference(text_config, tmp_path_factory) -> Callable[[str], Reference]:
 
     @functools.cache
     def build(name: str) -> Reference:
-        config = Qwen3_5TextConfig(**text_config(name), attn_implementation="eager")
-        model = Qwen3_5ForCausalLM(config).eval()
-        perturb(model, seed=SEEDS.get(name, 0))
-        directory = tmp_path_factory.mktemp(name)
-        model.save_pretrained(directory)
-        return Reference(name, model, directory)
+        return made_of(text_config(name), name, tmp_path_factory.mktemp(name))
 
     return build
+
+
+def made_of(config: dict, name: str, directory: Path) -> Reference:
+    """A random transformers model of a configuration, saved to a directory."""
+    model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**config, attn_implementation="eager")).eval()
+    perturb(model, seed=SEEDS.get(name, 0))
+    model.save_pretrained(directory)
+    return Reference(name, model, directory)
+
+
+@pytest.fixture(scope="session")
+def two_layers(text_config, tmp_path_factory) -> Reference:
+    """A model of one layer of each kind, for what takes seconds a layer."""
+    name = "value_heads_x2_tied"
+    config = text_config(name, num_hidden_layers=2)
+    return made_of(config, name, tmp_path_factory.mktemp("two_layers"))
 
 
 class _Letters:

@@ -6,7 +6,6 @@ bit for bit; inductor fuses them, and may differ by rounding.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import shutil
 
@@ -21,12 +20,8 @@ CASE = "value_heads_x2_tied"
 
 
 @pytest.fixture(scope="module")
-def small(load):
-    """Parameters of two layers, one of each kind: capturing a graph takes a second a layer."""
-    params = load(CASE)
-    kinds = params.config.layer_types[:2]
-    config = dataclasses.replace(params.config, num_hidden_layers=2, layer_types=kinds)
-    return dataclasses.replace(params, layers=params.layers[:2], config=config)
+def small(two_layers):
+    return qwen35.load(two_layers.directory)
 
 
 def assert_steps_are_eager_ones(params, backend, tolerance, length=9, steps=3):

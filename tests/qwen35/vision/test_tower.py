@@ -16,6 +16,7 @@ from qwen35.model.params import VisionParams
 from qwen35.vision import frames
 from qwen35.vision import tower as vision
 from qwen35.xla import compiled as compiled_functions
+from qwen35.xla.observers import on_compile
 
 # Activations are near 1 (10 at most): room for sums in another order, and nothing else.
 assert_close = functools.partial(torch.testing.assert_close, rtol=0, atol=2e-5)
@@ -119,6 +120,19 @@ def test_hidden_and_merged_are_those_of_transformers(tower, name, grid):
     hidden, merged = case.expected(patches, grid)
     assert_close(vision.image_hidden_states(case.params, patches, grid), hidden)
     assert_close(qwen35.encode_images(case.params, patches, grid), merged)
+
+
+def test_a_backend_of_torch_compile_computes_the_same(tower):
+    """One graph for each size of frames; its operations run one by one, so that bits are equal."""
+    case = tower()
+    grid = case.grid("mixed")
+    patches = case.patches(grid)
+    captured = case.params.with_runtime(backend="aot_eager")
+    with on_compile() as seen:
+        merged = qwen35.encode_images(captured, patches, grid)
+    assert seen.count == len({height * width for _, height, width in grid})
+    assert torch.equal(merged, qwen35.encode_images(case.params, patches, grid))
+    assert_close(merged, case.expected(patches, grid)[1])
 
 
 def test_one_layer_of_the_27b_tower(build_tower):
