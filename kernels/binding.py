@@ -40,6 +40,7 @@ DEFAULT_PLAN = Plan()
 STEP = Kernel("nki_recurrent", "gated_delta_step")
 CHUNK = Kernel("nki_chunk", "gated_delta_chunk")
 PREFILL = Kernel("nki_fused", "gated_delta_prefill")
+KERNELS = (STEP, CHUNK, PREFILL)
 
 # What the kernels take. Their modules can be imported only where `nki` is, so the limits stand
 # here too; a test holds them together.

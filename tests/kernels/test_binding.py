@@ -5,6 +5,7 @@ test_neuron_graph; that the kernels are right, for test_nki_*.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -354,3 +355,48 @@ def test_the_runtimes_plan_reaches_every_kernel(params, monkeypatch):
     assert [static["float16"] for _, _, static in recorder.calls] == [False] * 6 + [True] * 6
     # Of float32: the engine changes no bit, and there are no 16-bit operands.
     assert torch.equal(logits[plan], logits[binding.DEFAULT_PLAN])
+
+
+# --- as operators of torch ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "heads"), [(torch.float32, (1, 3)), (torch.bfloat16, (2, 4))])
+@pytest.mark.parametrize("kernel", binding.KERNELS)
+def test_an_operator_is_functional_and_says_what_it_gives(kernel, dtype, heads):
+    """torch's own check of custom operators: nothing is modified or aliased that the schema does
+    not say, and shapes, dtypes and strides without values are those with."""
+    tokens = () if kernel is binding.STEP else (5 if kernel is binding.CHUNK else 128,)
+    key_heads, value_heads = heads
+    query, key = torch.randn(2, 1, *tokens, key_heads, 16).to(dtype)
+    value = torch.randn(1, *tokens, value_heads, 16).to(dtype)
+    decay, beta = torch.rand(2, 1, *tokens, value_heads)
+    state = torch.randn(1, value_heads, 16, 16)
+    decay = decay if kernel is binding.STEP else -decay
+    operator = getattr(torch.ops.qwen35, f"emulated_{kernel.function}").default
+    names = ("test_schema", "test_faketensor")
+    for exact in (True, False):
+        operands = (query, key, value, decay, beta, state, exact)
+        torch.library.opcheck(operator, operands, test_utils=names)
+
+
+@pytest.mark.parametrize(("tokens", "kernel"), [(1, binding.STEP), (5, binding.CHUNK)])
+def test_a_captured_graph_has_a_node_for_each_layers_kernel(tokens, kernel):
+    """And it takes what the layer has: results are the emulator's, bit for bit."""
+    params = qwen35.init_params(
+        Config.from_dict(CONFIG), runtime=qwen35.Runtime(kernels="emulator")
+    )
+    layers = params.config.layer_types.count("linear_attention")
+    with torch.no_grad():  # a state of each layer's own, so that no other would do
+        empty = qwen35.init_state(params, 2, 16)
+        _, state = qwen35.prefill(params, empty, torch.tensor([[7, 8], [9, 6]]))
+    read = qwen35.jit(qwen35.prefill, backend="aot_eager")
+    ids = torch.arange(2 * tokens).reshape(2, tokens)
+    text = read.lower(params, state, ids)
+    calls = re.findall(r"torch\.ops\.qwen35\.(\w+)\(", text)
+    assert calls == [f"emulated_{kernel.function}"] * layers
+    logits, new = read(params, state, ids)
+    with torch.no_grad():
+        expected, wanted = qwen35.prefill(params, state, ids)
+    assert torch.equal(logits, expected)
+    for mine, theirs in zip(new.layers, wanted.layers, strict=True):
+        assert all(map(torch.equal, mine, theirs))
