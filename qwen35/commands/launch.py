@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # that inductor looks for
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -29,7 +33,7 @@ class Launch:
 
     Attributes:
         runtime: of this process's rank.
-        device: "cpu" or "xla".
+        device: "cpu" or "xla", or "neuron" of TorchNeuron.
         prints: whether this is the one process whose output is the command's.
         processes: how many run together.
     """
@@ -50,21 +54,27 @@ class Launch:
 def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
     """Starts the ranks that --tp, --dp and --timeout ask for; see `start_ranks`.
 
-    A device of "neuron" is "xla" on a machine where that is one; elsewhere it is refused.
+    A device of "neuron" is "xla" on a machine where that is one; elsewhere it is refused. Where
+    --compile names a backend of torch.compile, the device is that backend's.
 
     Under torchrun the standard output of all ranks but the first goes nowhere, and a rank that
     fails says so, with its number.
     """
-    if device == "neuron":
+    backend = getattr(options, "compile", None)  # not every command compiles
+    if backend is not None:
+        device = _device_of(backend, device)
+    elif device == "neuron":
         check_neuron()
         device = "xla"
+    if device == "xla" or (device is None and not launched()):
+        _check_torch_xla()
     with contextlib.ExitStack() as stack:
         dp = getattr(options, "dp", 1)  # not every command has replicas
         ranks = stack.enter_context(start_ranks(options.tp, device, options.timeout, dp))
         if not ranks.first:
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
-        runtime = Runtime(mesh=ranks.mesh, rank=ranks.rank)
+        runtime = Runtime(mesh=ranks.mesh, rank=ranks.rank, backend=backend)
         try:
             yield Launch(runtime, ranks.device, ranks.first, ranks.processes)
         except Exception as error:
@@ -73,6 +83,34 @@ def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
                     f"qwen35: rank {ranks.rank}: {type(error).__name__}: {error}", file=sys.stderr
                 )
             raise
+
+
+def _device_of(backend: str, device: str | None) -> str:
+    """Returns where a backend of torch.compile runs.
+
+    Raises:
+        ValueError: it is not there, or --device names another.
+    """
+    from ..xla.dynamo import device_of  # importing TorchDynamo takes seconds
+
+    wanted = device_of(backend)
+    if device not in (None, wanted):
+        raise ValueError(f"--compile {backend} runs on --device {wanted}, not on {device}")
+    if backend == "inductor" and not any(map(shutil.which, _COMPILERS)):
+        raise ValueError(
+            f"--compile inductor needs a C++ compiler, one of {', '.join(_COMPILERS)}: none is "
+            "installed"
+        )
+    return wanted
+
+
+def _check_torch_xla() -> None:
+    """Raises ValueError if torch-xla is not installed."""
+    if importlib.util.find_spec("torch_xla") is None:
+        raise ValueError(
+            "the XLA device, which is the default, needs torch-xla, and it is not installed: "
+            "--device cpu runs without, and --compile inductor compiles there"
+        )
 
 
 def with_engine(engine: Engine, work: Callable[[], None]) -> None:

@@ -65,6 +65,11 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": "xla compiles (default), neuron does so on a Neuron device or not at all, cpu runs "
         "plain torch operations (default under torchrun)",
     },
+    "compile": {
+        "metavar": "BACKEND",
+        "help": "have a backend of torch.compile compile, such as inductor on the cpu (which needs "
+        "a C++ compiler); default: XLA on xla, none on cpu",
+    },
     "check_finite": {
         "flag": "--no-check-finite",
         "action": "store_false",

@@ -26,6 +26,21 @@ from .trees import picker
 _DEVICES = {"openxla": "xla", "neuron": "neuron"}
 
 
+def device_of(backend: str) -> str:
+    """Return the kind of device that a backend of torch.compile wants tensors on.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise ValueError(
+            f"no backend {backend!r}: torch.compile has {', '.join(known)} here, and without one "
+            "XLA compiles"
+        )
+    return _DEVICES.get(backend, "cpu")
+
+
 class TorchCompile:
     """A backend of torch.compile as a `backends.Backend`.
 
@@ -37,14 +52,8 @@ class TorchCompile:
     """
 
     def __init__(self, name: str):
-        known = torch.compiler.list_backends(exclude_tags=())
-        if name not in known:
-            raise ValueError(
-                f"backend must be None, for XLA, or one that torch.compile has here, "
-                f"{', '.join(known)}; not {name!r}"
-            )
         self._name = name
-        self._device = _DEVICES.get(name, "cpu")
+        self._device = device_of(name)
 
     def placements(
         self, leaves: list[torch.Tensor], frozen: trees.FrozenTrees

@@ -23,26 +23,29 @@ def params(two_layers):
     return qwen35.load(two_layers.directory)
 
 
-def assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, backend):
-    """And none of the steps is compiled again, or in two pieces."""
+def assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, backend, tolerance):
+    """Log probabilities are those of eager steps; no step is compiled again, or in two pieces."""
     tokens, chosen, logits = two_layers.greedy(PROMPT, STEPS)
     best, second = logits.topk(2).values.unbind(-1)
     assert (best - second).min() > 1e-3, "a near tie would tell nothing"
     compiled = params.with_runtime(backend=backend)
-    sampling = qwen35.Sampling(ignore_eos=True)
+    sampling = qwen35.Sampling(ignore_eos=True, logprobs=2)
+    how = {"max_new_tokens": STEPS, "sampling": sampling}
+    eager = qwen35.generate(params, letters, tokens.tolist(), **how)
     counters.clear()
     for count in (3, 0):  # prefill, choose, decode and choose
         with on_compile() as seen:
-            said = qwen35.generate(
-                compiled, letters, tokens.tolist(), max_new_tokens=STEPS, sampling=sampling
-            )
+            said = qwen35.generate(compiled, letters, tokens.tolist(), **how)
         assert [list(row.tokens) for row in said] == chosen.tolist()
+        for row, other in zip(said, eager, strict=True):
+            for mine, theirs in zip(row.logprobs, other.logprobs, strict=True):
+                assert mine.logprob == pytest.approx(theirs.logprob, rel=0, abs=tolerance)
         assert seen.count == count
     assert counters["stats"]["unique_graphs"] == 3 and not counters["graph_break"]
 
 
 def test_greedy_tokens_are_those_of_transformers(params, two_layers, letters):
-    assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, "aot_eager")
+    assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, "aot_eager", 0)
 
 
 @pytest.mark.slow
@@ -50,7 +53,7 @@ def test_greedy_tokens_are_those_of_transformers(params, two_layers, letters):
     not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler"
 )
 def test_greedy_tokens_by_inductor(params, two_layers, letters):
-    assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, "inductor")
+    assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, "inductor", 1e-5)
 
 
 @pytest.mark.slow

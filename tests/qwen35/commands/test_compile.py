@@ -1,0 +1,111 @@
+"""`--compile`: a backend of torch.compile at the command line, and a machine without torch-xla."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+import qwen35
+from qwen35.commands import cli
+
+ROOT = Path(__file__).resolve().parents[3]
+PROMPT = ("--prompt", "The capital of France", "--greedy", "--max-new-tokens", "3")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A random checkpoint of one layer of each kind, with the demo's tokenizer."""
+    directory = tmp_path_factory.mktemp("small")
+    config = qwen35.Config.from_pretrained(ROOT / "demo")
+    kinds = ("linear_attention", "full_attention")
+    config = dataclasses.replace(config, num_hidden_layers=2, layer_types=kinds)
+    qwen35.save(qwen35.init_params(config), directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "demo" / name, directory)
+    return directory
+
+
+def said(capsys, directory, *options):
+    assert cli.main(["generate", "--model", str(directory), *PROMPT, *options]) == 0
+    return capsys.readouterr()
+
+
+def test_a_backend_on_the_cpu_says_the_same(small, capsys):
+    """Where no --device is given, it is the backend's; what it compiles is shown."""
+    eager = said(capsys, small, "--device", "cpu")
+    compiled = said(capsys, small, "--compile", "aot_eager")
+    assert compiled.out == eager.out
+    assert "compiling decode and choose" in compiled.err and "compiling" not in eager.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--compile", "inductro"], "no backend 'inductro': torch.compile has"),
+        (["--compile", "inductor", "--device", "xla"], "inductor runs on --device cpu, not on xla"),
+        (["--compile", "openxla", "--device", "cpu"], "openxla runs on --device xla, not on cpu"),
+    ],
+)
+def test_a_backend_that_cannot_be_is_one_line(small, capsys, options, message):
+    assert cli.main(["generate", "--model", str(small), *PROMPT, *options]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("qwen35: error: ") and message in line
+
+
+def test_inductor_without_a_compiler_is_one_line(small, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert cli.main(["generate", "--model", str(small), *PROMPT, "--compile", "inductor"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--compile inductor needs a C++ compiler" in line
+
+
+@pytest.fixture(scope="module")
+def without_xla(tmp_path_factory):
+    """run(*arguments): `qwen35` in an environment that has this one's packages but torch-xla's."""
+    directory = tmp_path_factory.mktemp("without_xla")
+    venv.create(directory, symlinks=True)
+    lent = directory / "lent" / "site-packages"
+    lent.mkdir(parents=True)
+    for site in [path for path in sys.path if path.endswith("-packages")]:
+        for entry in Path(site).iterdir():
+            unwanted = ("torch_xla", "_XLAC", "libtpu", "qwen35", "__editable__")
+            if not entry.name.startswith(unwanted) and entry.suffix != ".pth":
+                (lent / entry.name).symlink_to(entry)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        code = f"import sys; sys.path[:0] = {[str(ROOT), str(lent)]}; import runpy; "
+        code += f"sys.argv[1:] = {list(arguments)}; runpy.run_module('qwen35', run_name='__main__')"
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH",)}
+        python = directory / "bin/python"
+        return subprocess.run(
+            [python, "-c", code], env=environment, capture_output=True, text=True, timeout=600
+        )
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler"
+)
+def test_generate_compiles_without_torch_xla(small, without_xla, capsys):
+    options = ("generate", "--model", str(small), *PROMPT)
+    compiled = without_xla(*options, "--device", "cpu", "--compile", "inductor")
+    assert compiled.returncode == 0, compiled.stderr
+    assert compiled.stdout == said(capsys, small, "--device", "cpu").out
+    assert "compiling prefill" in compiled.stderr
+
+
+@pytest.mark.slow
+def test_without_torch_xla_the_default_device_is_a_line_that_says_so(small, without_xla):
+    refused = without_xla("generate", "--model", str(small), *PROMPT)
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    assert "needs torch-xla, and it is not installed: --device cpu runs without" in line
