@@ -5,16 +5,21 @@ it has not run on a device. There, a function under `@nki.jit` takes torch-xla's
 returns such: the call becomes one node of the graph that is being traced, in HLO a custom call to
 `AwsNeuronCustomNativeKernel`, which neuronx-cc links with the code of the rest. The results are
 new tensors; that the new state takes the old one's memory is up to the graph's donated arguments.
+
+On TorchNeuron's device "neuron" a kernel is an operator, made by its `nki_op` (SDK 2.33).
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 
 import torch
 from torch import Tensor
 
-from .binding import Kernel
+from .binding import KERNELS, Kernel
+from .operators import define
 
 # Physical cores of a logical one, by the kind of device that the runtime reports: Trainium2 with
 # NEURON_LOGICAL_NC_CONFIG=1, and with 2.
@@ -23,13 +28,14 @@ CORES = {"NC_v3": 1, "NC_v3d": 2}
 
 def missing(device: torch.device) -> str | None:
     """What NKI kernels lack to run on tensors of `device`, or None if nothing."""
-    if device.type != "xla":
+    if device.type not in ("xla", "neuron"):
         return f"tensors on a Neuron device, not on {device.type!r}"
-    import torch_xla.runtime
+    if device.type == "xla":
+        import torch_xla.runtime
 
-    platform = torch_xla.runtime.device_type()
-    if platform != "NEURON":
-        return f"tensors on a Neuron device, not on torch-xla's {platform!r}"
+        platform = torch_xla.runtime.device_type()
+        if platform != "NEURON":
+            return f"tensors on a Neuron device, not on torch-xla's {platform!r}"
     try:
         # The public package index has a placeholder of the name `nki`, which lacks this.
         import nki.language  # noqa: F401 - only whether it imports matters
@@ -44,8 +50,30 @@ def launch(kernel: Kernel, *operands: Tensor, **static: bool) -> tuple[Tensor, T
     Raises:
         ValueError: the device is not a Trainium2.
     """
+    if operands[0].device.type == "neuron":
+        if not torch.compiler.is_compiling():  # before a graph is captured, jit comes by without
+            define_operators()
+        return getattr(torch.ops.qwen35, kernel.function)(*operands, **static)
+    return _run(kernel, *operands, cores=_cores(operands[0].device), **static)
+
+
+def _run(kernel: Kernel, *operands: Tensor, cores: int, **static: bool) -> tuple[Tensor, Tensor]:
     function = getattr(importlib.import_module(f".{kernel.module}", __package__), kernel.function)
-    return function[_cores(operands[0].device)](*operands, **static)
+    return function[cores](*operands, **static)
+
+
+@functools.cache
+def define_operators() -> None:
+    """Define an operator for each kernel by TorchNeuron's `nki_op`, once in a process.
+
+    As many cores run a kernel together as the runtime and the compiler are told to: two of
+    Trainium2's are a logical one, unless NEURON_LOGICAL_NC_CONFIG says otherwise.
+    """
+    from torch_neuronx import nki_op
+
+    cores = int(os.environ.get("NEURON_LOGICAL_NC_CONFIG", "2"))
+    for kernel in KERNELS:
+        define(nki_op, kernel.function, kernel, functools.partial(_run, cores=cores))
 
 
 def _cores(device: torch.device) -> int:

@@ -18,22 +18,22 @@ Result = TypeVar("Result")
 
 
 def device_put(tree: Any, device: str) -> Any:
-    """Return `tree`, any pytree, with every tensor on `device`: "cpu" or "xla"; or "meta", which
-    keeps of a tensor its shape and dtype.
+    """Return `tree`, any pytree, with every tensor on `device`: "cpu", "xla", or TorchNeuron's
+    "neuron"; or "meta", which keeps of a tensor its shape and dtype.
 
     Tensors that are there already are not copied, and where all are, `tree` itself is returned.
     The result does not track gradients. Leaves other than tensors stay as they are. Raises
     ValueError for another device, RuntimeError if the XLA device can't be had.
     """
-    if str(device) not in ("cpu", "xla", "meta"):
-        raise ValueError(f'device must be "cpu", "xla" or "meta", got {device!r}')
+    if str(device) not in ("cpu", "xla", "neuron", "meta"):
+        raise ValueError(f'device must be "cpu", "xla", "neuron" or "meta", got {device!r}')
     target = str(device)
     tensors = trees.tensors(tree)
     if all(tensor.device.type == target for tensor in tensors):
         return tree
     with torch.no_grad():
-        if target == "meta":
-            moved = iter([tensor.to("meta") for tensor in tensors])
+        if target in ("meta", "neuron"):
+            moved = iter([tensor.to(target) for tensor in tensors])
         elif target == "xla":
             moved = iter([_upload(tensor) for tensor in tensors])
         else:
@@ -52,7 +52,7 @@ def _download(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     remote = [tensor for tensor in tensors if tensor.device.type == "xla"]
     with turn:
         fetched = iter(private._xla_get_cpu_tensors(remote))  # one sync for all pending work
-    return [next(fetched) if t.device.type == "xla" else t for t in tensors]
+    return [next(fetched) if t.device.type == "xla" else t.to("cpu") for t in tensors]
 
 
 def platform() -> str:
