@@ -93,7 +93,8 @@ class Runtime:
             ValueError: forms of another device.
         """
         free = self.forms == "auto" or self.forms_of_device
-        chosen = forms.resolve("auto" if free else self.forms, device)
+        usual = "auto" if self.backend is None else "plain"  # which is what any backend knows
+        chosen = forms.resolve(usual if free else self.forms, device)
         return dataclasses.replace(self, forms=chosen, forms_of_device=free)
 
     def changed(self, device: str, **changes: Any) -> Runtime:

@@ -31,7 +31,8 @@ def assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, 
     compiled = params.with_runtime(backend=backend)
     sampling = qwen35.Sampling(ignore_eos=True, logprobs=2)
     how = {"max_new_tokens": STEPS, "sampling": sampling}
-    eager = qwen35.generate(params, letters, tokens.tolist(), **how)
+    eager = qwen35.device_put(params, "cpu").with_runtime(backend=None)
+    eager = qwen35.generate(eager, letters, tokens.tolist(), **how)
     counters.clear()
     for count in (3, 0):  # prefill, choose, decode and choose
         with on_compile() as seen:
@@ -54,6 +55,14 @@ def test_greedy_tokens_are_those_of_transformers(params, two_layers, letters):
 )
 def test_greedy_tokens_by_inductor(params, two_layers, letters):
     assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, "inductor", 1e-5)
+
+
+@pytest.mark.slow
+def test_greedy_tokens_by_openxla(params, two_layers, letters):
+    """torch-xla's own way of torch.compile, on the XLA device; in the plain forms."""
+    remote = qwen35.device_put(params.with_runtime(backend="openxla"), "xla")
+    assert remote.runtime.forms == "plain"
+    assert_greedy_tokens_are_those_of_transformers(remote, two_layers, letters, "openxla", 1e-5)
 
 
 @pytest.mark.slow
