@@ -105,11 +105,6 @@ class Batch:
         self._ending = [self._model_ends] * self.slots  # what ends each slot's row
         self._ends = self._ends_of(self._ending)
 
-    def grow(self, capacity: int) -> None:
-        """Gives every slot more room."""
-        self.rows = self.rows._replace(state=grow(self.rows.state, capacity))
-        self.capacity = capacity
-
     def warm_up(self) -> None:
         """Compiles all that slots of this capacity need."""
         pictures = self.params.vision is not None

@@ -98,9 +98,10 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = integer("max_bytes", max_bytes, 0)
-        self._root = _Node((), (), None)
-        self._recent: OrderedDict[_Node, None] = OrderedDict()  # nodes with a snapshot
-        self._bytes = 0
+        self._root: _Node
+        self._recent: OrderedDict[_Node, None]  # nodes with a snapshot
+        self._bytes: int
+        self.clear()
         self._counts = dict.fromkeys(
             ("lookups", "hits", "prompt_tokens", "saved_tokens", "evictions"), 0
         )
@@ -149,7 +150,18 @@ class PrefixCache:
         if self.known(keys) < start:
             self._counts["evictions"] += 1
             return
-        keys = tuple(keys)
+        try:
+            self._insert(tuple(keys), kv, snapshot)
+        except BaseException:
+            self.clear()  # a tree that is changed by half is none
+            raise
+
+    def clear(self) -> None:
+        """Drops everything held; the counts of what was done stay."""
+        root, recent = _Node((), (), None), OrderedDict[_Node, None]()
+        self._root, self._recent, self._bytes = root, recent, 0
+
+    def _insert(self, keys: tuple[int, ...], kv: KV, snapshot: Snapshot) -> None:
         node, depth = self._root, 0
         for child, common in list(self._path(keys)):  # before an edge is cut
             node = child if common == len(child.keys) else self._split(child, common)
@@ -168,12 +180,6 @@ class PrefixCache:
         self._recent.move_to_end(node, last=self._bytes_alone(node) <= self.max_bytes)
         while self._bytes > self.max_bytes and self._recent:
             self._evict()
-
-    def clear(self) -> None:
-        """Drops everything held; the counts of what was done stay."""
-        self._root = _Node((), (), None)
-        self._recent.clear()
-        self._bytes = 0
 
     def _path(self, keys: Sequence[int]) -> Iterator[tuple[_Node, int]]:
         """Yields the nodes along `keys`, each with how many of its keys are the same."""

@@ -47,7 +47,9 @@ class Schedule:
             fails in a request everywhere alike is told to this function.
 
     Attributes:
-        waiting, running: requests in the queue; by slot, None where it is idle.
+        waiting, filling, running: requests in the queue; the one whose prompt is being read, or
+            None; and those by slot, None where it is idle. One that has not ended stands in exactly
+            one of these, between any two calls and whatever those raised.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class Schedule:
         note: Callable[[str], None] | None,
     ) -> None:
         self.waiting: deque[Request] = deque()
+        self.filling: Filling | None = None
         self.running: list[Request | None] = [None] * settings.slots
-        self._filling: Filling | None = None
+        self._torn = False  # a step has begun to change what runs, and not come to its end
         self._batch = batch
         self._keeper = keeper
         self._settings = settings
@@ -70,19 +73,23 @@ class Schedule:
     @property
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
-        return not self.waiting and self._filling is None and not any(self.running)
+        return not self.waiting and self.filling is None and not any(self.running)
 
     def step(self, now: float) -> list[Piece]:
         """Reads some of a prompt, adds a token to every running request, and returns them.
 
         See `Engine.step` for what goes wrong.
         """
+        if self._torn:  # a second interrupt came while a first one's harm was mended
+            self._reset(RuntimeError("interrupted"))
         self._expire(now)
         pieces: list[Piece] = []
         try:
+            self._torn = True
             self._advance(pieces, self._read_prompts())
             if self.idle:
                 self._settle()
+            self._torn = False
         except BaseException as error:
             if self._note is not None:
                 raise
@@ -94,19 +101,22 @@ class Schedule:
     def cancel(self, number: int) -> None:
         """Ends the request of this id, which has not ended."""
         request = next(request for request in self._present() if request.id == number)
-        with self._guard(request):
-            self._end(request, "cancelled")
+        self._end(request, "cancelled")
         if self.idle:
             self._settle()
 
     def make_room(self, needed: int) -> None:
-        """Grows the slots where a request needs more tokens than they hold."""
-        if needed > self._batch.capacity:
-            self._batch.grow(min(buckets.doubling(needed), self._settings.max_capacity))
-            if self._filling is not None:
-                row = self._filling.row
-                row = row._replace(state=grow(row.state, self._batch.capacity))
-                self._filling = self._filling._replace(row=row)
+        """Grows the slots, and the row beside them, where a request needs more tokens than they
+        hold: all at once, or nothing."""
+        batch, filling = self._batch, self.filling
+        if needed <= batch.capacity:
+            return
+        capacity = min(buckets.doubling(needed), self._settings.max_capacity)
+        rows = batch.rows._replace(state=grow(batch.rows.state, capacity))
+        if filling is not None:
+            row = filling.row._replace(state=grow(filling.row.state, capacity))
+            filling = filling._replace(row=row)
+        batch.rows, batch.capacity, self.filling = rows, capacity, filling
 
     # -- prompts ------------------------------------------------------------------------------
 
@@ -133,23 +143,23 @@ class Schedule:
         their slots then. Where none of several is free, a prompt is read ahead for the next that
         is: it is read beside decoding, which a single slot's graphs don't do."""
         while True:
-            if self._filling is None:
+            if self.filling is None:
                 if not self.waiting or self._busy == self._settings.slots == 1:
                     return None
-                request = self.waiting.popleft()
+                request = self.waiting[0]
                 with self._guard(request, alike=False):
-                    self._filling = self._start(request)
-            elif not self._filling.whole:
-                return self._filling
+                    self.filling = self._start(request)
+                    self.waiting.popleft()  # not before: what interrupts the start loses no request
+            elif not self.filling.whole:
+                return self.filling
             elif self._busy == self._settings.slots:
                 return None
             else:
-                with self._guard(self._filling.request, alike=False):
-                    self._join(self._filling)
+                self._join(self.filling)
 
     def _read_piece(self, active: Sequence[bool]) -> None:
         """Reads a piece of the prompt that is being read, and decodes the active slots."""
-        filling, piece = self._filling, None
+        filling, piece = self.filling, None
         if filling is not None:
             with self._guard(filling.request, alike=False):
                 piece = reading.next_piece(self._batch, filling)
@@ -158,13 +168,13 @@ class Schedule:
                 self._batch.decode(active)
             return
         row = self._batch.prefill(filling.row, piece, active)
-        self._filling = filling._replace(row=row, done=filling.next_end(self._batch.chunk))
+        self.filling = filling._replace(row=row, done=filling.next_end(self._batch.chunk))
 
     def _keep_piece(self) -> None:
         """Keeps what has been read of a prompt in the cache where it should be."""
-        if self._filling is not None:
-            with self._guard(self._filling.request, alike=False):
-                self._filling = reading.keep_piece(self._keeper, self._filling)
+        if self.filling is not None:
+            with self._guard(self.filling.request, alike=False):
+                self.filling = reading.keep_piece(self._keeper, self.filling)
 
     @property
     def _busy(self) -> int:
@@ -176,10 +186,10 @@ class Schedule:
         return reading.start(self._batch, self._keeper, request, self._settings.snapshot_every)
 
     def _join(self, filling: Filling) -> None:
-        """Gives the request a slot."""
+        """Gives the request a slot. What fails here may have consumed what all slots share."""
         request, slot = filling.request, self.running.index(None)
         self._batch.put(slot, filling.row, request.sampling, request.tokens, request.ends)
-        self.running[slot], self._filling = request, None
+        self.running[slot], self.filling = request, None
 
     # -- slots --------------------------------------------------------------------------------
 
@@ -212,7 +222,8 @@ class Schedule:
                 with self._guard(request):
                     pieces.append(request.choose(token, logprob, now))
                     if request.done:
-                        self._leave(slot, self._decoded(request))
+                        self.running[slot] = None
+                        self._keep(request, slot, self._decoded(request))
         if not self._batch.ahead:
             self._decode(0, reads)
         if reads:
@@ -238,10 +249,9 @@ class Schedule:
         elif any(active):
             self._batch.decode(active)
 
-    def _leave(self, slot: int, decoded: Sequence[int]) -> None:
-        """Frees a slot, and keeps its state for a prompt that goes on from there."""
-        request, self.running[slot] = self.running[slot], None
-        if self._keeper is not None and request is not None:
+    def _keep(self, request: Request, slot: int, decoded: Sequence[int]) -> None:
+        """Keeps the state of a request that leaves its slot, for a prompt that goes on there."""
+        if self._keeper is not None:
             self._keeper.keep((*request.keys, *decoded), self._batch.take(slot))
 
     def _settle(self) -> None:
@@ -253,30 +263,30 @@ class Schedule:
 
     def _present(self) -> list[Request]:
         """Lists the requests that have not ended."""
-        filling = [self._filling.request] if self._filling is not None else []
+        filling = [self.filling.request] if self.filling is not None else []
         return [*self.waiting, *filling, *filter(None, self.running)]
 
     def _expire(self, now: float) -> None:
         for request in self._present():
             if request.deadline is not None and now >= request.deadline:
-                with self._guard(request):
-                    self._end(request, "timeout")
+                self._end(request, "timeout")
 
     def _end(self, request: Request, reason: str) -> None:
-        """Takes a request out between two steps, wherever it is."""
-        request.finish_reason = reason
-        if request in self.running:
-            self._leave(self.running.index(request), request.new_tokens)
-        self._forget(request)
-        request.finish()
+        """Ends a request between two steps, wherever it is."""
+        with self._guard(request):
+            if request in self.running:
+                self._keep(request, self.running.index(request), request.new_tokens)
+            self._take_out(request, reason)
+            request.finish()
 
-    def _forget(self, request: Request) -> None:
-        if self._filling is not None and self._filling.request is request:
-            self._filling = None
-        if request in self.waiting:
-            self.waiting.remove(request)
-        if request in self.running:
-            self.running[self.running.index(request)] = None
+    def _take_out(self, request: Request, reason: str, error: Exception | None = None) -> None:
+        """Ends a request and takes it out of where it stands, both or nothing."""
+        waiting = deque(other for other in self.waiting if other is not request)
+        running = [None if other is request else other for other in self.running]
+        here = self.filling is not None and self.filling.request is request
+        places = waiting, None if here else self.filling, running
+        request.error = error
+        (self.waiting, self.filling, self.running), request.finish_reason = places, reason
 
     @contextlib.contextmanager
     def _guard(self, request: Request, alike: bool = True) -> Iterator[None]:
@@ -293,16 +303,15 @@ class Schedule:
                 if not alike:
                     raise
                 self._note(f"request {request.id}: {error!r} ")
-            request.finish_reason, request.error = "error", error
-            self._forget(request)
+            self._take_out(request, "error", error)
 
     def _reset(self, error: BaseException) -> None:
         """Ends all requests that have a state: a step that failed may have consumed it."""
-        filling = [] if self._filling is None else [self._filling.request]
+        cause = error if isinstance(error, Exception) else RuntimeError("interrupted")
+        filling = [] if self.filling is None else [self.filling.request]
         for request in (*filling, *filter(None, self.running)):
-            request.finish_reason = "error"
-            request.error = error if isinstance(error, Exception) else RuntimeError("interrupted")
-        self.running, self._filling = [None] * len(self.running), None
+            self._take_out(request, "error", cause)
         self._batch.reset()
         if self._keeper is not None:
             self._keeper.clear()
+        self._torn = False
