@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks.values import integer
+from ..checks.values import integer, positive_number, shown
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import State
@@ -128,6 +128,11 @@ class Engine:
             QueueFull: as many requests wait as may.
             ValueError: the prompt is empty or does not fit, or settings are out of range.
         """
+        if timeout is not None:
+            timeout = positive_number("timeout", timeout)
+        if isinstance(boundaries, str) or not isinstance(boundaries, Iterable):
+            raise ValueError(f"boundaries must be prompt lengths, not {shown(boundaries)}")
+        lengths = tuple(integer("boundaries", length, 0) for length in boundaries)
         row, seen = encode_prompt(self.batch.params, self._tokenizer, prompt, template)
         tokens, pictures = tuple(row), seen if seen is not None and seen.images.grid else None
         if max_new_tokens is None:
@@ -145,7 +150,7 @@ class Engine:
             sampling=sampling,
             thinking=thinking and thinking.behind(self._tokenizer, tokens),
             deadline=None if timeout is None else now + timeout,
-            boundaries=tuple(boundaries),
+            boundaries=lengths,
             submitted=now,
             pictures=pictures,
         )
@@ -170,8 +175,13 @@ class Engine:
         return grammar_for(self._tokenizer, sampling, prompt, vocabulary, ends)
 
     def cancel(self, request: Request) -> None:
-        """Ends a request, which keeps what it has; one that has ended stays as it is."""
+        """Ends a request, which keeps what it has; one that has ended stays as it is.
+
+        Raises:
+            ValueError: it is another engine's.
+        """
         if not request.done:
+            self._schedule.check_own(request)
             self._cancel(request.id)
 
     @everywhere
@@ -220,9 +230,10 @@ class Engine:
     def stream(self, request: Request) -> Iterator[Piece]:
         """Steps until the request has ended, and yields its pieces; others go on besides.
 
-        Raises the exception that ended it, if one did.
+        Raises the exception that ended it, if one did; ValueError for another engine's request.
         """
         while not request.done:
+            self._schedule.check_own(request)
             yield from (piece for piece in self.step() if piece.row == request.id)
         if request.error is not None:
             raise request.error

@@ -105,6 +105,15 @@ class Schedule:
         if self.idle:
             self._settle()
 
+    def check_own(self, request: Request) -> None:
+        """Checks that a request that has not ended is one of these.
+
+        Raises:
+            ValueError: it is another engine's.
+        """
+        if request not in self._present():
+            raise ValueError(f"request {request.id} is not this engine's, which never got it")
+
     def make_room(self, needed: int) -> None:
         """Grows the slots, and the row beside them, where a request needs more tokens than they
         hold: all at once, or nothing."""

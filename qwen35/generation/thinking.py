@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..checks.values import integer, shown, token_ids
 from ..prompts.tokenizer import TokenizerLike
 
 THINK, THINK_END = "<think>", "</think>"
@@ -24,6 +25,14 @@ class ThinkingBudget(NamedTuple):
     end: int
     close: tuple[int, ...]
     begin: tuple[int, ...] = ()
+
+    def check(self, vocabulary: int) -> None:
+        """Raises ValueError for a number of tokens that is none, or ids outside the vocabulary."""
+        integer("thinking.tokens", self.tokens, 0)
+        for name, ids in (("end", (self.end,)), ("close", self.close), ("begin", self.begin)):
+            if not isinstance(ids, tuple | list):
+                raise ValueError(f"thinking.{name} must be token ids, not {shown(ids)}")
+            token_ids(f"thinking.{name}", ids, vocabulary)
 
     def behind(self, tokenizer: TokenizerLike, prompt: Sequence[int]) -> ThinkingBudget:
         """Returns the budget of what follows a prompt, which may have begun the thought."""

@@ -601,6 +601,19 @@ def test_long_soak(params):
             {"sampling": Sampling(logprobs=0), "thinking": ThinkingBudget(1, 2, (2,))},
             ["thinking", "logprobs"],
         ),
+        ([1], {"timeout": "x"}, ["timeout", "'x'"]),
+        ([1], {"timeout": float("nan")}, ["timeout", "nan"]),
+        ([1], {"timeout": -1}, ["timeout", "-1"]),
+        ([1], {"boundaries": 5}, ["boundaries", "5"]),
+        ([1], {"boundaries": "ab"}, ["boundaries", "'ab'"]),
+        ([1], {"boundaries": ("a",)}, ["boundaries", "'a'"]),
+        ([1], {"boundaries": (1.5,)}, ["boundaries", "1.5"]),
+        ([1], {"sampling": {"seed": 1}}, ["sampling", "Sampling", "seed"]),
+        ([1], {"thinking": (1, 2, (3,))}, ["thinking", "ThinkingBudget", "(1, 2, (3,))"]),
+        ([1], {"thinking": ThinkingBudget("x", 2, (2,))}, ["thinking.tokens", "'x'"]),
+        ([1], {"thinking": ThinkingBudget(1, 2, 2)}, ["thinking.close", "2"]),
+        ([1], {"thinking": ThinkingBudget(1, 2, (999,))}, ["thinking.close", "999"]),
+        ([1], {"thinking": ThinkingBudget(1, 999, (2,))}, ["thinking.end", "999"]),
     ],
 )
 def test_bad_requests(params, prompt, options, words):
@@ -609,6 +622,16 @@ def test_bad_requests(params, prompt, options, words):
         engine.submit(prompt, **{"max_new_tokens": 1, **options})
     assert all(word in str(error.value) for word in words)
     assert engine.idle
+
+
+def test_a_request_of_another_engine_is_refused(params):
+    """Of the same number, so that cancelling it would end one of this engine's."""
+    engines = [engine_for(params) for _ in range(2)]
+    own, other = (engine.submit([1], max_new_tokens=2) for engine in engines)
+    for misuse in (engines[0].cancel, lambda request: list(engines[0].stream(request))):
+        with pytest.raises(ValueError, match="request 0 is not this engine's"):
+            misuse(other)
+    assert not own.done and not other.done
 
 
 @pytest.mark.parametrize(
