@@ -8,12 +8,15 @@ in Python.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree
 
@@ -99,10 +102,10 @@ def backend_of(values: Sequence[Any]) -> str | None:
 def flatten(tree: Any, leaves: list[torch.Tensor], key: list, frozen: FrozenTrees) -> None:
     """Append the tensors of `tree` to `leaves`, and to `key` what tells it from other trees.
 
-    The key holds node types, lengths, static contexts, static leaves with their type (1, 1.0 and
-    True differ), and per tensor its shape, dtype, device and requires_grad. Frozen trees met on
-    the way are appended to `frozen`, with the index of their first leaf. Raises `NotHashable` for
-    a leaf that is neither tensor nor hashable.
+    The key holds node types, lengths, static contexts and leaves as `_identity` tells them apart,
+    and per tensor its shape, dtype, device and requires_grad. Frozen trees met on the way are
+    appended to `frozen`, with the index of their first leaf. Raises `NotHashable` for a leaf that
+    is neither tensor nor hashable.
     """
     kind = type(tree)
     if kind is torch.Tensor:
@@ -111,14 +114,14 @@ def flatten(tree: Any, leaves: list[torch.Tensor], key: list, frozen: FrozenTree
     elif tree is None or kind is bool or kind is int or kind is str:
         key += (kind, tree)
     elif kind is float:
-        key += (kind, tree.hex())  # unlike ==, tells -0.0 from 0.0 and finds nan again
+        key += (kind, tree.hex())
     elif kind in _frozen_classes:
         flat = flatten_frozen(tree)
         frozen.append((len(leaves), flat))
         leaves += flat.leaves
         key.append(flat.key)
     elif kind is dict:
-        key += (kind, tuple(tree))
+        key += (kind, tuple(map(_identity, tree)))
         for child in tree.values():
             flatten(child, leaves, key, frozen)
     elif kind is tuple or kind is list or (isinstance(tree, tuple) and hasattr(tree, "_fields")):
@@ -131,11 +134,11 @@ def flatten(tree: Any, leaves: list[torch.Tensor], key: list, frozen: FrozenTree
             key += (tree.shape, tree.dtype, tree.device, tree.requires_grad)
     elif kind in _pytree.SUPPORTED_NODES:
         children, context = _pytree.SUPPORTED_NODES[kind].flatten_fn(tree)
-        key += (kind, _hashable(context), len(children))
+        key += (kind, _identity(context), len(children))
         for child in children:
             flatten(child, leaves, key, frozen)
     else:
-        key += (kind, _hashable(tree))
+        key.append(_identity(tree))
 
 
 def flatten_frozen(tree: Any) -> FlatTree:
@@ -146,7 +149,7 @@ def flatten_frozen(tree: Any) -> FlatTree:
     leaves: list[torch.Tensor] = []
     key: list = []
     children, context = _pytree.SUPPORTED_NODES[type(tree)].flatten_fn(tree)
-    key += (type(tree), _hashable(context), len(children))
+    key += (type(tree), _identity(context), len(children))
     for child in children:
         flatten(child, leaves, key, [])
     full = tuple(key)
@@ -170,17 +173,36 @@ class NotHashable(ValueError):
         self.value = value
 
 
-def _hashable(value: Any) -> Any:
-    """Return `value`, with lists and dicts (contexts of torch's own nodes) as tuples."""
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return (type(value), *map(_hashable, value))
-    if type(value) is dict:
-        return (dict, *((k, _hashable(v)) for k, v in value.items()))
+def _identity(value: Any) -> Any:
+    """Return what stands for a static value in a key: equal for two of one type and of equal bits.
+
+    By `==`, 1, 1.0 and True are one value and so are 0.0 and -0.0, and no NaN is found again. Here
+    they are told apart, inside of containers and dataclasses too; objects of other classes are
+    what their own `==` says.
+    """
+    kind = type(value)
+    if value is None or kind is str or kind is bool or kind is int:
+        return kind, value
+    if isinstance(value, float):
+        return kind, float.hex(value)
+    if isinstance(value, complex | Decimal | np.generic):
+        return kind, repr(value)
+    if isinstance(value, tuple) or kind is list:
+        return kind, *map(_identity, value)
+    if kind is dict:
+        return kind, *((_identity(key), _identity(entry)) for key, entry in value.items())
+    if kind is frozenset:
+        return kind, frozenset(map(_identity, value))
+    if kind is range or kind is slice:
+        return kind, *map(_identity, (value.start, value.stop, value.step))
+    if dataclasses.is_dataclass(kind) and kind.__hash__ not in (None, object.__hash__):
+        compared = (field.name for field in dataclasses.fields(value) if field.compare)
+        return kind, *(_identity(getattr(value, name)) for name in compared)
     try:
         hash(value)
     except TypeError:
         raise NotHashable(value) from None
-    return value
+    return kind, value
 
 
 def named_leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,10 @@
 """jit as a library function: results against plain Python and eager torch on the CPU."""
 
+import copy
 import dataclasses
 import functools
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -12,8 +14,11 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, defaultdict, namedtuple
+from decimal import Decimal
+from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,10 +130,65 @@ def test_positional_keyword_and_default_arguments_share_a_compilation(on):
     assert fn.compile_count == 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    value: object
+
+
+_numbers = st.one_of(
+    st.sampled_from([0, 1, True, False, 0.0, -0.0, 1.0, float("nan"), complex(0.0, -0.0), 1 + 0j]),
+    st.sampled_from([np.float32(0.0), np.float32(-0.0), np.float64(1.0), np.int64(1), np.bool_(1)]),
+    st.sampled_from(
+        [np.float16("nan"), Decimal("1.0"), Decimal("1.00"), Decimal("-0"), Fraction(1)]
+    ),
+    st.floats(width=16),
+)
+static_values = st.recursive(
+    _numbers | st.sampled_from([None, "", "1", "nan", b"1", torch.float32, torch.bool, ...]),
+    lambda values: st.one_of(
+        st.lists(values, max_size=2),
+        st.lists(values, max_size=2).map(tuple),
+        st.builds(Pair, values, values),
+        st.builds(Setting, values),
+        st.builds(lambda key, value: {key: value}, _numbers, values),
+    ),
+    max_leaves=4,
+)
+
+
+def bits(value):
+    """A text that two values share if they are of one type and of equal bits, all through."""
+    kind = type(value).__name__
+    if isinstance(value, Setting):
+        return f"Setting({bits(value.value)})"
+    if isinstance(value, dict):
+        return f"dict({[(bits(key), bits(entry)) for key, entry in value.items()]})"
+    if isinstance(value, list | tuple):
+        return f"{kind}({[bits(entry) for entry in value]})"
+    return f"{kind}:{value!r}"
+
+
+@settings(max_examples=200, deadline=None)
+@given(values=st.lists(static_values, min_size=2, max_size=4))
+def test_static_values_are_one_where_type_and_bits_are(values):
+    """As leaves, as keys, inside of containers and of constants."""
+    keys = []
+    for value in values:
+        key = []
+        trees.flatten(copy.deepcopy(value), [], key, [])  # so that no NaN is the same object
+        keys.append(tuple(key))
+    for (one, first), (other, second) in itertools.combinations(zip(values, keys, strict=True), 2):
+        same = first == second and hash(first) == hash(second)
+        assert same == (bits(one) == bits(other)), (one, other)
+
+
 def test_static_values_of_equal_hash_stay_apart(on):
     fn = on.jit(lambda x, flag: (x, type(flag).__name__, repr(flag)))
     x = on.put(torch.ones(1))
     values = [1, True, 1.0, 0.0, -0.0, None, "1", float("nan"), float("nan"), (1,), [1]]
+    if on.name is None:  # TorchDynamo traces no `repr` of these
+        values += [np.float32(0.0), np.float32(-0.0), Setting(1), Setting(True), range(0, 3, 2)]
+        values += [range(0, 4, 2), complex(0.0, -0.0), complex(0.0, 0.0)]
     for value in values:
         assert_same(fn(x, value), (torch.ones(1), type(value).__name__, repr(value)))
     assert fn.compile_count == len(values) - 1  # the second nan is the first one's again
