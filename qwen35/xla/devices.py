@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -12,9 +13,15 @@ import torch
 
 from . import private, trees
 from .environment import xla
-from .turns import tracing_here, turn
+from .turns import begin, check_process, tracing_here, turn
+from .unusable import Unusable
 
 Result = TypeVar("Result")
+
+_LOST = (
+    "an argument has lost its value: it shares memory with a tensor that was donated, or its "
+    "computation failed"
+)
 
 
 def device_put(tree: Any, device: str) -> Any:
@@ -23,7 +30,8 @@ def device_put(tree: Any, device: str) -> Any:
 
     Tensors that are there already are not copied, and where all are, `tree` itself is returned.
     The result does not track gradients. Leaves other than tensors stay as they are. Raises
-    ValueError for another device, RuntimeError if the XLA device can't be had.
+    ValueError for another device, RuntimeError if the XLA device can't be had, as in a process
+    that was forked from one that uses it.
     """
     if str(device) not in ("cpu", "xla", "neuron", "meta"):
         raise ValueError(f'device must be "cpu", "xla", "neuron" or "meta", got {device!r}')
@@ -31,6 +39,8 @@ def device_put(tree: Any, device: str) -> Any:
     tensors = trees.tensors(tree)
     if all(tensor.device.type == target for tensor in tensors):
         return tree
+    if target == "xla" or any(tensor.device.type == "xla" for tensor in tensors):
+        check_process()
     with torch.no_grad():
         if target in ("meta", "neuron"):
             moved = iter([tensor.to(target) for tensor in tensors])
@@ -120,6 +130,7 @@ def at_once(device: torch.device, make: Callable[[], Result]) -> Result:
     thread comes in between. Inside a traced function it is part of that."""
     if device.type != "xla" or tracing_here.active:
         return make()
+    check_process()
     with turn:
         result = make()
         run_pending_of([leaf for leaf in trees.tensors(result) if leaf.device.type == "xla"])
@@ -136,8 +147,39 @@ def anything_pending() -> bool:
 
 def run_pending() -> None:
     """Run every pending computation of the process."""
-    if anything_pending():
+    if not anything_pending():
+        return
+    try:
         private._xla_sync_live_tensors(device_name(), devices=[], wait=True)
+    except RuntimeError:
+        # Some tensor has lost its value in an operation that failed: run what others wait for.
+        run_pending_of(all_pending())
+
+
+def all_pending() -> list[torch.Tensor]:
+    """Return every tensor of the process that is a computation which has not run."""
+    return [tensor for tensor in _all_tensors() if _is_pending(tensor)]
+
+
+def _all_tensors() -> list[torch.Tensor]:
+    """Return every tensor of this process that the collector knows, each kept alive by the list.
+
+    What only autograd holds belongs to C++, which would free it under our reference to it
+    whenever a graph goes, and leave an object behind that fails on everything.
+    """
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    for tensor in tensors:
+        tensor._fix_weakref()  # the reference is ours to count now, as of one that was weak
+    return tensors
+
+
+def _is_pending(tensor: torch.Tensor) -> bool:
+    try:
+        if isinstance(tensor, Unusable) or tensor.device.type != "xla":
+            return False
+        return private._check_tensor_need_materialization([tensor])[0]
+    except RuntimeError:  # it lost its value in an operation that failed, or C++ has freed it
+        return False
 
 
 @contextlib.contextmanager
@@ -165,10 +207,17 @@ def check_alive(name: str, tensors: Sequence[torch.Tensor]) -> None:
     # Running a graph waits for that as well, but unlike this keeps the interpreter's lock.
     private._xla_sync_multi(tensors[:1], devices=[], wait=False, sync_xla_data=False)
     if True in map(private._is_placecholder, tensors):
-        raise RuntimeError(
-            f"{name}: an argument has lost its value: it shares memory with a tensor that was "
-            "donated, or its computation failed"
-        )
+        raise RuntimeError(f"{name}: {_LOST}")
+
+
+def explained(name: str, error: RuntimeError) -> RuntimeError:
+    """Return what to raise where a call failed: of XLA's words for memory that is gone, ours.
+
+    A copy that shares a donated tensor's memory has data of its own, of which XLA alone knows.
+    """
+    words = ("IsDeleted()", "deleted or donated", "Check failed: data()->tensor_data")
+    gone = any(phrase in str(error) for phrase in words)
+    return RuntimeError(f"{name}: {_LOST}") if gone else error
 
 
 def next_seed() -> torch.Tensor:
@@ -183,4 +232,5 @@ def next_seed() -> torch.Tensor:
 @functools.cache
 def device_name() -> str:
     """Return the process's XLA device. Every step needs it, and torch-xla takes 0.1 ms to tell."""
+    begin()
     return str(xla().device())

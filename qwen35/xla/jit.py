@@ -24,12 +24,12 @@ import torch
 from . import trees
 from .backends import Backend, Graph
 from .chains import CannotCut
-from .devices import release_host_memory
+from .devices import explained, release_host_memory
 from .executable import Executable, initialize_cache
 from .observers import CompileEvent, announce, on_compile
 from .staged import Xla
 from .target import Target
-from .turns import tracing_here, turn
+from .turns import check_process, tracing_here, turn
 from .unusable import UNUSABLE
 
 
@@ -61,10 +61,11 @@ def jit(
 
     Args:
         donate: names of parameters whose tensors the call consumes, so that results can reuse
-            their memory. Any later use of such a tensor raises RuntimeError. Aliases of it (views,
-            `detach()`) lose their memory too; under torch.compile, which reuses none, they keep
-            it, and it is free when they are gone. A frozen tree (`register_frozen`) can't be
-            donated.
+            their memory. Any later use of such a tensor raises RuntimeError. Aliases of it lose
+            their memory too, and so do its copies by `clone()`, `copy.deepcopy` or `copy_`, which
+            share it on XLA: what jit returns does not, so that `jit(lambda tree: tree)` copies.
+            Under torch.compile, which reuses no memory, all these keep it, and it is free when
+            they are gone. A frozen tree (`register_frozen`) can't be donated.
         backend: None is XLA, for tensors on the XLA device. Else the name of one of torch.compile's
             (`torch.compiler.list_backends()`): "inductor" and "aot_eager" for tensors on the CPU,
             "openxla" for the XLA device, "neuron" for TorchNeuron's device "neuron". The function
@@ -79,7 +80,8 @@ def jit(
     Raises ValueError for a name in `donate` that is no parameter, or a backend that is not there;
     calls raise ValueError for a tensor that is not on the backend's device (naming its path), an
     argument that can't be hashed, or a donated tensor that is also passed elsewhere, and
-    RuntimeError for a donated tensor, or a function that torch.compile can't take as one graph.
+    RuntimeError for a donated tensor, a function that torch.compile can't take as one graph, or in
+    a process that was forked from one that uses XLA.
     """
     names = (donate,) if isinstance(donate, str) else donate
     return Jitted(function, names, backend, cache_dir, progress)
@@ -110,6 +112,7 @@ class Jitted:
             )
         self._target = Target(function, name, signature, frozenset(donate))
         self._backend = _backend(backend)
+        self._uses_xla = isinstance(self._backend, Xla) or backend == "openxla"
         if cache_dir is not None:
             if backend is not None:
                 raise ValueError(f"cache_dir is XLA's: backend {backend!r} has a cache of its own")
@@ -135,17 +138,24 @@ class Jitted:
         if torch.compiler.is_compiling() or tracing_here.active:
             return self._target.function(*args, **kwargs)
         values = self._bind(args, kwargs)
+        if self._uses_xla:
+            check_process()
         with turn:
-            leaves, key, frozen = self._flatten(values)
-            graph = self._graph(values, leaves, key, frozen)
-            if graph.needs_no_grad and torch.is_grad_enabled():
-                self._target.refuse_gradients(values)
-            return graph(leaves, frozen)
+            try:
+                leaves, key, frozen = self._flatten(values)
+                graph = self._graph(values, leaves, key, frozen)
+                if graph.needs_no_grad and torch.is_grad_enabled():
+                    self._target.refuse_gradients(values)
+                return graph(leaves, frozen)
+            except RuntimeError as error:
+                raise explained(self._target.name, error) from error.__cause__
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile for these arguments, unless that has been done, without running: no argument is
         consumed, and the values of tensors do not matter."""
         values = self._bind(args, kwargs)
+        if self._uses_xla:
+            check_process()
         with turn:
             leaves, key, frozen = self._flatten(values)
             self._graph(values, leaves, key, frozen)
@@ -169,6 +179,8 @@ class Jitted:
                 f"{self._target.name}.lower() can't be called inside a traced function"
             )
         values = self._bind(args, kwargs)
+        if self._uses_xla:
+            check_process()
         with turn:
             leaves, _, frozen = self._flatten(values)
             return self._backend.lower(self._target, values, leaves, frozen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import inspect
 import math
@@ -13,6 +12,7 @@ from torch.utils import _pytree
 
 from . import chains, private, trees
 from .devices import (
+    all_pending,
     anything_pending,
     check_alive,
     device_name,
@@ -22,7 +22,7 @@ from .devices import (
 )
 from .target import Target
 from .turns import tracing_here
-from .unusable import Escaped, Unusable
+from .unusable import Escaped
 
 
 class Trace:
@@ -83,9 +83,8 @@ class Trace:
         if anything_pending():
             # The function has stored a traced tensor somewhere (or raised, and the traceback
             # holds its local variables). torch-xla crashes on a tensor that is cleared and used.
-            for tensor in _all_tensors():
-                if _is_pending(tensor):
-                    tensor.__class__ = Escaped
+            for tensor in all_pending():
+                tensor.__class__ = Escaped
             private._clear_pending_irs(device_name())
         private._xla_set_rng_seed(self._seed)  # compiling must not change the random sequence
 
@@ -300,27 +299,6 @@ def _shape_and_dtype(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
 def _computed_copy(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor that the graph computes, equal to `tensor` (`clone` would share its data)."""
     return tensor.permute(tuple(range(tensor.dim())))
-
-
-def _all_tensors() -> list[torch.Tensor]:
-    """Return every tensor of this process that the collector knows, each kept alive by the list.
-
-    What only autograd holds belongs to C++, which would free it under our reference to it
-    whenever a graph goes, and leave an object behind that fails on everything.
-    """
-    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
-    for tensor in tensors:
-        tensor._fix_weakref()  # the reference is ours to count now, as of one that was weak
-    return tensors
-
-
-def _is_pending(tensor: torch.Tensor) -> bool:
-    try:
-        if isinstance(tensor, Unusable) or tensor.device.type != "xla":
-            return False
-        return private._check_tensor_need_materialization([tensor])[0]
-    except RuntimeError:  # it lost its value in an operation that failed, or C++ has freed it
-        return False
 
 
 def _count_reads() -> int:

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree
 
-from qwen35.xla import tracing, trees
+from qwen35.xla import devices, trees
 from qwen35.xla.devices import device_put
 from qwen35.xla.environment import xla
 from qwen35.xla.jit import jit
@@ -342,6 +342,30 @@ def test_result_that_is_an_argument_is_its_value_and_survives_donating_the_resul
     assert_same((a, out[2]), (expected, expected))
 
 
+@pytest.mark.parametrize("copied", [torch.clone, copy.deepcopy, torch.Tensor.detach])
+def test_a_copy_that_shares_donated_memory_is_refused_and_one_by_jit_lives(copied):
+    consume = jit(lambda a: a * 0, donate=("a",))
+    a = on_xla(torch.tensor([1.0, 2.0]))
+    lost, kept = copied(a), jit(lambda tree: tree)({"a": a})
+    consume(a)
+    assert_same(kept, {"a": torch.tensor([1.0, 2.0])})
+    with pytest.raises(RuntimeError, match="shares memory with a tensor that was donated"):
+        jit(lambda x: x + 1)(lost)
+    double = jit(lambda x: x * 2)
+    double(a_new := on_xla(torch.ones(2)))
+    with pytest.raises(RuntimeError, match="shares memory with a tensor that was donated"):
+        double(lost)  # which compiles nothing
+    with pytest.raises(RuntimeError):
+        lost.cpu()
+    with pytest.raises(RuntimeError):
+        (lost + 1).cpu()
+    # What has failed stays without a value, and is nobody else's business.
+    assert_same(jit(lambda x: x * 3)(a_new), torch.full((2,), 3.0))
+    pending = a_new + 1
+    consume(on_xla(torch.ones(2)))
+    assert_same(pending, torch.full((2,), 2.0))
+
+
 def test_duplicate_results_are_separate_tensors(on):
     def f(x):
         y = x + 1
@@ -596,13 +620,13 @@ def leaking(x, leaks):
 
 def test_tensors_that_autograd_frees_while_pending_ones_are_sought(monkeypatch, capfd):
     graph = [held_by_autograd_alone()[0]]
-    is_pending = tracing._is_pending
+    is_pending = devices._is_pending
 
     def free_the_graph(tensor):
         graph.clear()
         return is_pending(tensor)
 
-    monkeypatch.setattr(tracing, "_is_pending", free_the_graph)
+    monkeypatch.setattr(devices, "_is_pending", free_the_graph)
     leaks = []
     fn = jit(lambda x: leaking(x, leaks))
     assert_same(fn(on_xla(torch.ones(2))), torch.full((2,), 2.0))
