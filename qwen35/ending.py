@@ -6,6 +6,7 @@ It imports nothing slow: a command calls `exit_code` first and imports the rest 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -19,10 +20,11 @@ _INTERRUPTED = "\nqwen35: interrupted\n"
 def exit_code(command: Callable[[], int]) -> int:
     """Calls a command and returns its exit code, or that of what stopped it.
 
-    Ctrl-C gives 130 and a line on standard error, a reader of standard output that has gone 141.
+    Ctrl-C gives 130 and a line on standard error, a reader of standard output that has gone 141,
+    standard output that can't be written otherwise 2, as on a full disk.
 
     Raises:
-        SystemExit: 143, at SIGTERM; or the command's own.
+        SystemExit: 143, at SIGTERM; 129, at SIGHUP; or the command's own.
     """
     try:
         with _handled_signals():
@@ -35,16 +37,61 @@ def exit_code(command: Callable[[], int]) -> int:
         sys.stderr.write(_INTERRUPTED)
         return 130
     except BrokenPipeError:
-        # The reader has gone; without this the interpreter complains again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return 141
+    except OSError as error:
+        _give_up_output()
+        sys.stderr.write(f"qwen35: error: standard output can't be written: {error}\n")
+        return 2
+
+
+def guard_streams() -> None:
+    """Makes standard streams usable that are closed, and a standard error that is full harmless.
+
+    A file that is opened while one of their numbers is free would get it, and the messages of all
+    libraries with it. What a person can't be told is no reason to fail.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which gets the lowest free number, so this one
+            os.set_inheritable(number, True)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+    how = {"encoding": getattr(sys.stderr, "encoding", None), "errors": "backslashreplace"}
+    lenient = io.BufferedWriter(_Lenient(2, "w", closefd=False))
+    sys.stderr = io.TextIOWrapper(lenient, line_buffering=True, **how)
+
+
+class _Lenient(io.FileIO):
+    """A file that takes whatever is written, also where there is no room or nobody who reads."""
+
+    def write(self, data: bytes) -> int | None:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def stop_at_signals() -> None:
+    """Lets Ctrl-C end this process at once: the command is over, and there is nothing to say."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _give_up_output() -> None:
+    """Lets nothing more be written: else the interpreter tries, and complains, when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def _handled_signals() -> Iterator[None]:
-    """Ends the block at SIGTERM as at Ctrl-C: files aside and child processes go with it.
+    """Ends the block at SIGTERM and SIGHUP as at Ctrl-C: files aside and child processes go too.
 
-    Inside of an import both end the process at once: torch's aborts where an exception comes up
+    Inside of an import they end the process at once: torch's aborts where an exception comes up
     from Python code that it calls, and there is nothing to clear up.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -64,6 +111,8 @@ def _handled_signals() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, terminate)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
         before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:

@@ -139,6 +139,8 @@ def _converse(chat: Chat, screen: Screen, warm: Callable[[], None]) -> None:
         except ConversationFull as error:
             note(f"error: {error}: {_ROOM}")
         except (ValueError, OSError) as error:
+            if screen.lost:  # no line that comes could be answered either
+                raise
             note(f"error: {error}")
         except Exception as error:
             # A conversation is worth more than a line that failed, unless processes that were to

@@ -30,10 +30,15 @@ class Screen:
     Args:
         thoughts: whether thoughts are shown.
         marked: show them in what is no terminal too, between "<think>" and "</think>".
+
+    Attributes:
+        thoughts: as above, and may be changed.
+        lost: whether standard output can't be written any more.
     """
 
     def __init__(self, thoughts: bool, marked: bool = False) -> None:
         self.thoughts = thoughts
+        self.lost = False
         self._marked = marked
         self._terminal = sys.stdout.isatty()
         self._style = _DIMMED if self._terminal else _MARKED
@@ -72,7 +77,11 @@ class Screen:
             self._last = ""
 
     def _write(self, text: str) -> None:
-        print(text, end="", flush=True)
+        try:
+            print(text, end="", flush=True)
+        except OSError:
+            self.lost = True
+            raise
 
 
 def screen_for(options: argparse.Namespace) -> Screen:

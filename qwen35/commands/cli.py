@@ -1,7 +1,8 @@
 """The `qwen35` command.
 
 Standard output carries results only; progress, timings and errors go to standard error. Exit
-codes: 0 success, 1 findings, 2 bad input, 130 interrupted, 141 the reader has gone, 143 terminated.
+codes: 0 success, 1 findings, 2 bad input or output that can't be written, 129 hung up, 130
+interrupted, 141 the reader has gone, 143 terminated.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ the repository ships two toys, demo and demo_vision.
 """
 _EPILOG = """\
 `qwen35 COMMAND --help` explains a command, with examples. Results go to standard output, progress
-and errors to standard error. Exit codes: 0 success, 2 bad input, 130 interrupted, 143 terminated.
+and errors to standard error. Exit codes: 0 success, 2 bad input or output that can't be written,
+129 hung up, 130 interrupted, 141 nobody reads the output, 143 terminated.
 """
 
 

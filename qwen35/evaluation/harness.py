@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from ..checks.extras import exit_unless_installed
-from ..ending import exit_code
+from ..ending import exit_code, guard_streams
 
 __all__ = ["Qwen35LM"]
 
@@ -26,6 +26,7 @@ if __name__ == "__main__":
         cli_evaluate()
         return 0
 
+    guard_streams()
     exit_unless_installed("lm_eval", "lm-eval", "evals")
     sys.exit(exit_code(command))
 

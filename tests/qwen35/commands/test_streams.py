@@ -1,0 +1,135 @@
+"""Standard streams that are closed, full or read by nobody; signals at any time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+DEMO = str(ROOT / "demo")
+SECONDS = 120  # after which a command hangs
+ANSWER = ["--max-new-tokens", "8", "--device", "cpu"]
+COMMANDS = {
+    "info": ["info", DEMO],
+    "chat": ["chat", "--model", DEMO, "--no-thinking", *ANSWER],
+    "generate": ["generate", "--model", DEMO, "--prompt", "a", *ANSWER],
+    "perplexity": ["eval", "perplexity", "--model", DEMO, "--text", "LICENSE", "--device", "cpu"],
+    "convert": ["convert", "--tp", "2", DEMO],
+}
+
+
+def run(name: str, redirections: str, folder: Path) -> subprocess.CompletedProcess:
+    """A command in a shell of its own, with `redirections`; "hi" comes through standard input."""
+    words = [sys.executable, "-m", "qwen35", *COMMANDS[name]]
+    words += [str(folder / "out")] if name == "convert" else []
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f'"$@" {redirections}', "bash", *words],
+        input="hi\n",
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        cwd=ROOT,
+    )
+
+
+# What is redirected, what the exit code is, and what standard error has to say.
+STREAMS = [
+    ("info", ">/dev/full", 2, "No space left"),
+    ("info", "2>&-", 0, ""),
+    ("chat", ">/dev/full", 2, "No space left"),
+    ("chat", "| head -c 1", 141, ""),
+]
+MORE_STREAMS = [
+    ("chat", "<&-", 0, ""),
+    ("chat", "2>&-", 0, ""),
+    ("chat", "2>/dev/full", 0, ""),
+    ("chat", ">&- 2>&- <&-", 0, ""),
+    ("info", ">&-", 0, ""),
+    ("info", "2>/dev/full >/dev/full", 2, ""),
+    ("generate", "<&-", 0, ""),
+    ("generate", ">/dev/full", 2, "No space left"),
+    ("generate", "2>&-", 0, ""),
+    ("generate", "2>/dev/full", 0, ""),
+    ("generate", "| true", 141, ""),
+    ("perplexity", ">/dev/full", 2, "No space left"),
+    ("perplexity", "2>&-", 0, ""),
+    ("convert", ">&- 2>&-", 0, ""),
+    ("convert", "2>/dev/full", 0, ""),
+]
+
+
+def check_streams(name, redirections, code, words, folder):
+    done = run(name, redirections, folder)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and words in done.stderr
+    if not words:
+        assert "error" not in done.stderr
+    if name == "chat" and code == 0 and "<&-" not in redirections:
+        assert done.stdout.strip() and "tokens read" not in done.stdout, "notes are no answers"
+
+
+@pytest.mark.parametrize(("name", "redirections", "code", "words"), STREAMS)
+def test_streams_that_do_not_work(name, redirections, code, words, tmp_path):
+    check_streams(name, redirections, code, words, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "redirections", "code", "words"), MORE_STREAMS)
+def test_more_streams_that_do_not_work(name, redirections, code, words, tmp_path):
+    check_streams(name, redirections, code, words, tmp_path)
+
+
+CODES = {
+    signal.SIGINT: {130, -signal.SIGINT},  # the latter once the command is over
+    signal.SIGTERM: {143, -signal.SIGTERM},
+    signal.SIGHUP: {129, -signal.SIGHUP},
+    signal.SIGPIPE: set(),
+}
+
+
+def interrupt(name: str, number: int, after: float, folder: Path) -> int:
+    """Sends a signal so many seconds after a command's start; checks its end and returns its code.
+
+    Before the command's first line is run it is Python that ends: by the signal, for Ctrl-C with a
+    traceback of its own.
+    """
+    words = [sys.executable, "-m", "qwen35", *COMMANDS[name]]
+    words += [str(folder / "out")] if name == "convert" else []
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        time.sleep(after)
+        process.send_signal(number)
+        _, errors = process.communicate("hi\n" * 3, timeout=SECONDS)
+    except BrokenPipeError:
+        errors = process.stderr.read()
+        process.wait(SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode in CODES[number] | {0}, (process.returncode, errors)
+    assert "Traceback" not in errors, errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left of its session
+    return process.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", list(CODES))
+@pytest.mark.parametrize("name", ["generate", "chat", "perplexity", "convert"])
+def test_a_signal_ends_a_command_with_its_code(name, number, tmp_path):
+    """Early, while it imports, loads and computes; what ends before has succeeded."""
+    codes = {interrupt(name, number, after, tmp_path) for after in (0.25, 0.7, 1.2, 1.7)}
+    assert codes & (CODES[number] or {0})
