@@ -1,13 +1,11 @@
-"""Errors and interrupts at lines that an engine runs, drawn at random for as long as is asked.
+"""Errors and interrupts at lines that an engine runs, drawn at random.
 
 All lines of its requests, 45,000 with each kind, take some two hours on one core.
 """
 
 from __future__ import annotations
 
-import random
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,16 +27,13 @@ from engine_faults import (
 )
 
 
-@pytest.mark.slow
-def test_exceptions_at_random_lines(request):
-    minutes = request.config.getoption("--minutes", default=None)
-    if not minutes:
-        pytest.skip("--minutes says for how long")
-    draw = random.Random(request.config.getoption("--seed", default=0))
-    params = qwen35.init_params(CONFIG, device="xla")
+def test_exceptions_at_random_lines(campaign):
+    if not campaign.full:
+        pytest.skip("compiles; every line has its turn in tests/qwen35/generation")
+    params, on_cpu = qwen35.init_params(CONFIG, device="xla"), qwen35.init_params(CONFIG)
     alone = [
         qwen35.generate(
-            qwen35.init_params(CONFIG),
+            on_cpu,
             Letters(),
             [one.prompt],
             max_new_tokens=one.new_tokens,
@@ -50,14 +45,12 @@ def test_exceptions_at_random_lines(request):
     serve(new_engine(params))  # compiles
     injector = Injector()
     serve(new_engine(params), injector)
-    lines, count, ended = len(injector.seen), 0, 0
-    end = time.monotonic() + 60 * float(minutes)
-    while time.monotonic() < end:
+    lines = len(injector.seen)
+    for number in campaign.numbers("exceptions at lines of an engine"):
+        draw = campaign.random(number)
         kind, place = draw.choice((Failed, Interrupted)), draw.randrange(lines)
         injector = Injector(kind, place)
         try:
-            ended += check_served(serve(new_engine(params), injector), alone, injector)
+            check_served(serve(new_engine(params), injector), alone, injector)
         except AssertionError as error:
             raise AssertionError(f"{kind.__name__} at line {place}: {injector.raised}") from error
-        count += 1
-    print(f"{count} exceptions at {lines} lines; {ended} of {count * len(ASKED)} requests ended")
