@@ -18,6 +18,7 @@ from torch.utils import _pytree
 
 from . import trees
 from .capture import Build, Capture, run_on_fake_tensors
+from .devices import device_put
 from .donation import check_distinct, consume
 from .target import Target
 from .trees import picker
@@ -81,7 +82,10 @@ class TorchCompile:
 
         report("trace")
         capture = self._capture(target, values, leaves, frozen, build)
-        return CompiledGraph(target, signature, values, leaves, frozen, capture)
+        graph = CompiledGraph(target, signature, values, leaves, frozen, capture)
+        if self._device == "xla":
+            graph.run_on_zeros(leaves)
+        return graph
 
     def lower(
         self,
@@ -152,6 +156,21 @@ class CompiledGraph:
         self._results = picker(capture.result_order)
         self._shared = [index in of_frozen for index in capture.result_order]
         self._spec = capture.spec
+
+    def run_on_zeros(self, leaves: list[torch.Tensor]) -> None:
+        """Run the graph once, with zeros for all but frozen trees.
+
+        torch-xla compiles at the first call, and takes inputs that then share data, as results that
+        happen to be equal may, for one and the same in all later calls.
+        """
+        if self._run is None:
+            return
+        given = list(leaves)
+        for index in self._loose:
+            zeros = torch.zeros(leaves[index].shape, dtype=leaves[index].dtype)
+            given[index] = device_put(zeros, "xla")
+        with torch.no_grad():
+            self._run(*self._inputs(given + self._constants))
 
     def __call__(self, leaves: list[torch.Tensor], frozen: trees.FrozenTrees) -> Any:
         donated, kept = self._donated(leaves), self._kept(leaves)

@@ -21,12 +21,23 @@ needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler"
 )
 # A backend, and how far its log probabilities may be from those of eager steps.
-BACKENDS = [("aot_eager", 0), pytest.param("inductor", 1e-5, marks=needs_compiler)]
+BACKENDS = [
+    ("aot_eager", 0),
+    pytest.param("inductor", 1e-5, marks=needs_compiler),
+    ("openxla", 1e-5),
+]
 
 
 @pytest.fixture(scope="module")
 def params(two_layers):
     return qwen35.load(two_layers.directory)
+
+
+def placed(params, backend):
+    """Parameters whose steps a backend compiles, where it wants them."""
+    return qwen35.device_put(
+        params.with_runtime(backend=backend), "xla" if backend == "openxla" else "cpu"
+    )
 
 
 def assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, backend, tolerance):
@@ -64,7 +75,7 @@ def test_greedy_tokens_by_inductor(params, two_layers, letters):
 @pytest.mark.slow
 def test_greedy_tokens_by_openxla(params, two_layers, letters):
     """torch-xla's own way of torch.compile, on the XLA device; in the plain forms."""
-    remote = qwen35.device_put(params.with_runtime(backend="openxla"), "xla")
+    remote = placed(params, "openxla")
     assert remote.runtime.forms == "plain"
     assert_greedy_tokens_are_those_of_transformers(remote, two_layers, letters, "openxla", 1e-5)
 
@@ -76,7 +87,7 @@ def test_sampled_tokens_are_those_of_eager_steps(params, letters, backend, toler
     prompts = [[1, 2, 3], [5, 6, 7, 8, 9]]
     eager, compiled = (
         qwen35.generate(one, letters, prompts, max_new_tokens=STEPS, sampling=SAMPLED)
-        for one in (params, params.with_runtime(backend=backend))
+        for one in (params, placed(params, backend))
     )
     assert [row.tokens for row in compiled] == [row.tokens for row in eager]
     for row, other in zip(compiled, eager, strict=True):
@@ -86,14 +97,16 @@ def test_sampled_tokens_are_those_of_eager_steps(params, letters, backend, toler
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler), "openxla"]
+)
 def test_an_engine_says_what_it_says_eagerly_and_reads_no_donated_state(params, letters, backend):
     """More requests than slots: rows are prefilled beside others, put into slots and taken."""
     prompts = [[1, 2, 3], [5, 6, 7, 8, 9], [4], [2, 2]]
     how = {"slots": 2, "capacity": 24, "prefill_sizes": 1}
     eager = qwen35.Engine(params, letters, **how)
     expected = [said.tokens for said in eager.map(prompts, max_new_tokens=STEPS)]
-    engine = qwen35.Engine(params.with_runtime(backend=backend), letters, **how)
+    engine = qwen35.Engine(placed(params, backend), letters, **how)
     before = engine.batch.rows
     assert [said.tokens for said in engine.map(prompts, max_new_tokens=STEPS)] == expected
     held = [before.logits, before.state.position, *itertools.chain(*before.state.layers)]

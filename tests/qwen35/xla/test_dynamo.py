@@ -166,3 +166,13 @@ def test_tensors_of_another_device_are_refused_by_the_backends_name():
         tensor = qwen35.device_put(torch.ones(1), device)
         with pytest.raises(ValueError, match=rf"argument x is on {device}.*{backend!r} runs on"):
             jit(lambda x: x, backend=backend)(tensor)
+
+
+def test_openxla_tells_arguments_apart_that_shared_data_in_the_first_call():
+    """As results may that are passed on: whatever the first call is given, the graph has both."""
+    first, second = qwen35.device_put((torch.tensor([1.0]), torch.tensor([2.0])), "xla")
+    subtract = jit(lambda a, b: a - b, backend="openxla")
+    calls = (((first, first.detach()), 0.0), ((second, first), 1.0), ((first, second), -1.0))
+    for operands, difference in calls:
+        assert subtract(*operands).cpu().tolist() == [difference]
+    assert subtract.compile_count == 1
