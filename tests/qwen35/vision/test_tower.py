@@ -125,7 +125,11 @@ def test_hidden_and_merged_are_those_of_transformers(tower, name, grid):
 
 @pytest.mark.parametrize(
     ("backend", "tolerance"),
-    [("aot_eager", 0), pytest.param("inductor", 2e-5, marks=pytest.mark.slow)],
+    [
+        ("aot_eager", 0),
+        pytest.param("inductor", 2e-5, marks=pytest.mark.slow),
+        pytest.param("openxla", 2e-5, marks=pytest.mark.slow),
+    ],
 )
 def test_a_backend_of_torch_compile_computes_the_same(tower, backend, tolerance):
     """One graph for each size of frames. By aot_eager its operations run one by one, so that bits
@@ -135,9 +139,10 @@ def test_a_backend_of_torch_compile_computes_the_same(tower, backend, tolerance)
     case = tower()
     grid = case.grid("mixed")
     patches = case.patches(grid)
-    captured = case.params.with_runtime(backend=backend)
+    device = "xla" if backend == "openxla" else "cpu"
+    captured = qwen35.device_put(case.params.with_runtime(backend=backend), device)
     with on_compile() as seen:
-        merged = qwen35.encode_images(captured, patches, grid)
+        merged = qwen35.encode_images(captured, patches, grid).cpu()
     assert seen.count == len({height * width for _, height, width in grid})
     eager = qwen35.encode_images(case.params, patches, grid)
     torch.testing.assert_close(merged, eager, rtol=0, atol=tolerance)
