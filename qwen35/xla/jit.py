@@ -226,10 +226,11 @@ class Jitted:
         signature = f"{self._target.name}({described})"
 
         def report(phase: str) -> None:
-            seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start - inside.seconds
             announce(CompileEvent(self._target.name, signature, phase, seconds))
 
-        with on_compile(self._progress):
+        # Runs of layers are compiled inside, and tell of their own seconds.
+        with on_compile() as inside, on_compile(self._progress):
             try:
                 arguments = (self._target, signature, values, leaves, frozen)
                 graph = self._backend.compile(*arguments, report)

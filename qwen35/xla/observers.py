@@ -15,7 +15,7 @@ class CompileEvent(NamedTuple):
     name: str
     signature: str
     phase: str
-    seconds: float  # since the start of this compilation
+    seconds: float  # since the start of this compilation, without those of compilations inside it
 
 
 Report = Callable[[CompileEvent], None]

@@ -1,5 +1,7 @@
 """`chain` under jit: the same values as its loop, a graph for each run that is another."""
 
+import time
+
 import pytest
 import torch
 from torch.utils import _pytree as pytree
@@ -96,6 +98,15 @@ def test_runs_of_other_signatures_have_graphs_of_their_own():
 
 def drawing(carry, around, kept, state):
     return carry + 1, torch.rand(4, device=carry.device)
+
+
+def test_seconds_of_runs_are_counted_once():
+    sizes = (5, 6, 7, 8)  # which no other test's graphs have
+    values = device_put(made(sizes=sizes), "xla")
+    start = time.perf_counter()
+    with on_compile() as seen:
+        jit(layers).compile(*values)
+    assert seen.count == 1 + len(sizes) and 0 < seen.seconds <= time.perf_counter() - start
 
 
 def test_runs_that_draw_draw_different_numbers():
