@@ -19,12 +19,13 @@ import sys, time
 from qwen35.commands import cli
 from qwen35.files import saved_state
 
-def save_slowly(tensors, file, metadata):
+def save_slowly(file, tensors, header):
     file.write_bytes(b"half of it")
     print("writing", flush=True)
     time.sleep(60)
 
-saved_state.save_file = save_slowly
+assert saved_state.write_tensors
+saved_state.write_tensors = save_slowly
 sys.exit(cli.main(["chat", "--model", sys.argv[1], "--device", "cpu", "--no-thinking"]))
 """
 

@@ -96,8 +96,8 @@ CODES = {
 def interrupt(name: str, number: int, after: float, folder: Path) -> int:
     """Sends a signal so many seconds after a command's start; checks its end and returns its code.
 
-    Before the command's first line is run it is Python that ends: by the signal, for Ctrl-C with a
-    traceback of its own.
+    What comes before Python runs the command's first line, some hundredths of a second after the
+    start, ends Python itself: at Ctrl-C with a traceback.
     """
     words = [sys.executable, "-m", "qwen35", *COMMANDS[name]]
     words += [str(folder / "out")] if name == "convert" else []
@@ -128,8 +128,8 @@ def interrupt(name: str, number: int, after: float, folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", list(CODES))
-@pytest.mark.parametrize("name", ["generate", "chat", "perplexity", "convert"])
+@pytest.mark.parametrize("name", ["chat", "convert"])
 def test_a_signal_ends_a_command_with_its_code(name, number, tmp_path):
     """Early, while it imports, loads and computes; what ends before has succeeded."""
-    codes = {interrupt(name, number, after, tmp_path) for after in (0.25, 0.7, 1.2, 1.7)}
+    codes = {interrupt(name, number, after, tmp_path) for after in (0.3, 0.9, 1.8)}
     assert codes & (CODES[number] or {0})

@@ -24,7 +24,7 @@ import qwen35
 from qwen35.generation import prefix_cache, reading, schedule
 
 # Where requests change their places, and what all of them share changes hands.
-CRITICAL = {f"generation/{name}.py" for name in ("schedule", "keeping", "reading")}
+CRITICAL = {f"generation/{name}.py" for name in ("schedule", "keeping")}
 
 
 @pytest.fixture(scope="module")
@@ -185,19 +185,18 @@ def test_what_raises_between_two_steps_of_a_request_ends_no_other(on_xla, alone)
     """Every line of what moves requests, in turn an error and an interrupt; and some elsewhere."""
     kinds = itertools.cycle((Failed, Interrupted))
     critical = [places[len(places) // 2] for places in lines(on_xla[1], CRITICAL)]
-    others = range(0, len(on_xla[1]), 2111)
+    others = range(0, len(on_xla[1]), 4999)
     outcomes = sweep(on_xla, alone, list(zip(kinds, [*critical, *others], strict=False)))
     assert outcomes["whole"] > 1000 and 0 < outcomes["ended"] < outcomes["whole"] / 2
 
 
 @pytest.mark.slow
 def test_what_raises_at_any_line_ends_what_it_has_to(on_xla, alone):
-    """Every line once; those of generation as an error and as an interrupt."""
+    """Half of the lines of generation, and some of the others', as an error or an interrupt."""
     places = []
     for number, found in enumerate(lines(on_xla[1], None)):
         place = found[number * 7919 % len(found)]
-        of_engine = on_xla[1][place][0].startswith("generation/")
-        chosen = (Failed, Interrupted) if of_engine else ((Failed, Interrupted)[number % 2],)
-        places += [(kind, place) for kind in chosen]
+        if number % (2 if on_xla[1][place][0].startswith("generation/") else 8) == 0:
+            places.append(((Failed, Interrupted)[number // 8 % 2], place))
     outcomes = sweep(on_xla, alone, places)
-    assert outcomes["whole"] > 5000 and outcomes["ended"] > 500
+    assert outcomes["whole"] > 1500 and outcomes["ended"] > 100
