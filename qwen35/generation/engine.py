@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks.values import integer, positive_number, shown
+from ..checks.values import integer, is_number, shown
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import State
@@ -128,8 +128,8 @@ class Engine:
             QueueFull: as many requests wait as may.
             ValueError: the prompt is empty or does not fit, or settings are out of range.
         """
-        if timeout is not None:
-            timeout = positive_number("timeout", timeout)
+        if timeout is not None and not (is_number(timeout) and timeout >= 0):
+            raise ValueError(f"timeout must be a number of seconds, not {shown(timeout)}")
         if isinstance(boundaries, str) or not isinstance(boundaries, Iterable):
             raise ValueError(f"boundaries must be prompt lengths, not {shown(boundaries)}")
         lengths = tuple(integer("boundaries", length, 0) for length in boundaries)

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from ..reports.tables import markdown_table
-from ..xla.progress import hidden
+from ..xla.progress import Bar, NoBar, progress_bar
 
 # Of the largest value of an output. In float32 sums of other orders differ by 5e-6; a bfloat16 has
 # 8 bits, and the layers round one after the other.
@@ -134,7 +133,7 @@ def compare(
     phases = dict.fromkeys(call.phase for call in calls)
     results = {(e, p): Compared(p, e) for e in ENDINGS for p in phases}
     total = len(ENDINGS) * (len(phases) + len(calls))
-    with tqdm(total=total, desc="run", disable=hidden(progress), leave=False) as bar:
+    with progress_bar("run", total, "step", progress, leave=False) as bar:
         for ending in ENDINGS:
             with tempfile.TemporaryDirectory() as scratch:
                 place = {"directory": str(directory.resolve()), "checkpoint": str(checkpoint)}
@@ -152,7 +151,7 @@ def compare(
 
 
 def _run(
-    scratch: Path, job: dict[str, Any], calls: Sequence[Call], bar: tqdm
+    scratch: Path, job: dict[str, Any], calls: Sequence[Call], bar: Bar | NoBar
 ) -> tuple[str, str] | None:
     """Runs a job in a process of its own; returns the phase that it failed in and why, or None.
 
@@ -179,7 +178,6 @@ def _run(
                 if "why" in event:
                     return event["phase"], event["why"]
                 job["ran"] += event["done"] == "run"
-                bar.set_postfix_str(f"{event['phase']}.{job['ending']}")
                 bar.update()
         if child.returncode == 0:
             return None

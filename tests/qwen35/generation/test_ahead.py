@@ -62,7 +62,8 @@ def requests(draw):
     sampling, thinking = draw(SAMPLINGS), None
     if sampling.logprobs is None:
         closes = st.sampled_from([(41, 40, 42), (40,), ()])
-        budgets = st.builds(ThinkingBudget, st.integers(0, 4), st.just(40), closes)
+        begins = st.lists(TOKENS, max_size=2).map(tuple)
+        budgets = st.builds(ThinkingBudget, st.integers(0, 4), st.just(40), closes, begins)
         thinking = draw(st.none() | budgets)
     return Asked(
         prompt,
