@@ -178,7 +178,7 @@ def _run(
                 if "why" in event:
                     return event["phase"], event["why"]
                 job["ran"] += event["done"] == "run"
-                bar.update()
+                bar.update(1)
         if child.returncode == 0:
             return None
         errors.seek(0)
