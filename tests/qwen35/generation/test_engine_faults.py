@@ -182,12 +182,13 @@ def lines(seen, files):
 
 
 def test_what_raises_between_two_steps_of_a_request_ends_no_other(on_xla, alone):
-    """Every line of what moves requests, in turn an error and an interrupt; and some elsewhere."""
+    """Every third line of what moves requests, in turn an error and an interrupt; and some
+    elsewhere. Of all lines half are the slow test's, and the campaign's any."""
     kinds = itertools.cycle((Failed, Interrupted))
-    critical = [places[len(places) // 2] for places in lines(on_xla[1], CRITICAL)]
-    others = range(0, len(on_xla[1]), 4999)
+    critical = [places[len(places) // 2] for places in lines(on_xla[1], CRITICAL)[::3]]
+    others = range(0, len(on_xla[1]), 9973)
     outcomes = sweep(on_xla, alone, list(zip(kinds, [*critical, *others], strict=False)))
-    assert outcomes["whole"] > 1000 and 0 < outcomes["ended"] < outcomes["whole"] / 2
+    assert outcomes["whole"] > 300 and 0 < outcomes["ended"] < outcomes["whole"] / 2
 
 
 @pytest.mark.slow
