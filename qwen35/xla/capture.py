@@ -140,6 +140,7 @@ def _arguments(
     remaining = iter(tensors)
     mapped = trees.map_tensors(lambda _: next(remaining), values)
     arguments = dict(zip(target.parameters, mapped, strict=True))
+    # typeshed asks for an OrderedDict; Python's own `bind` gives a dict.
     bound = inspect.BoundArguments(target.signature, arguments)  # type: ignore[arg-type]
     return bound.args, bound.kwargs
 

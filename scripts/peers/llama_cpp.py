@@ -28,9 +28,9 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "qwen35")]
 
 import alternation  # noqa: E402 - of the folders just named
-import real_vocabulary  # noqa: E402
+import real_vocabulary  # noqa: E402 - likewise
 
-import qwen35  # noqa: E402
+import qwen35  # noqa: E402 - stands behind those two
 
 # This project's name of a precision, and llama.cpp's.
 PRECISIONS = {"bfloat16": "bf16", "int8": "q8_0"}

@@ -256,6 +256,21 @@ def line_kinds(file: str) -> tuple[frozenset[int], frozenset[int]]:
     return withs, frozenset(others)
 
 
+def each_alone(params):
+    """What `generate` gives for each request by itself."""
+    return [
+        qwen35.generate(
+            params,
+            Letters(),
+            [one.prompt],
+            max_new_tokens=one.new_tokens,
+            sampling=one.sampling,
+            capacity=48,
+        )[0]
+        for one in ASKED
+    ]
+
+
 def new_engine(params: qwen35.Params) -> Engine:
     """An engine of two slots with little room everywhere."""
     return Engine(params, Letters(), clock=Clock(), **SETTINGS)

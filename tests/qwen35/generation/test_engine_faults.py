@@ -12,10 +12,10 @@ from engine_faults import (
     Failed,
     Injector,
     Interrupted,
-    Letters,
     check_cache,
     check_served,
     check_whole,
+    each_alone,
     new_engine,
     serve,
 )
@@ -34,18 +34,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def alone(params):
-    """What `generate` gives for each request by itself."""
-    return [
-        qwen35.generate(
-            params,
-            Letters(),
-            [one.prompt],
-            max_new_tokens=one.new_tokens,
-            sampling=one.sampling,
-            capacity=48,
-        )[0]
-        for one in ASKED
-    ]
+    return each_alone(params)
 
 
 def once(monkeypatch, owner, name, error, after=0):
