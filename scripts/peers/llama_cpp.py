@@ -75,6 +75,7 @@ def main() -> int:
         for ours, theirs in PRECISIONS.items():
             converted = Path(temporary) / f"{theirs}.gguf"
             command = [sys.executable, convert, saved, "--outtype", theirs, "--outfile", converted]
+            command.append("--no-mtp")  # a text model alone is saved, without prediction layers
             subprocess.run(command, check=True, stdout=sys.stderr)
             sides = {
                 "llama.cpp": peer(bench, converted, options.threads),
