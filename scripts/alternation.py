@@ -49,6 +49,7 @@ def prepared(
     package: Any,
     params: Any,
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    capacity: int = 1024,
 ) -> Steps:
     """What is timed of a model, through the public names of a package `qwen35` alone.
 
@@ -56,6 +57,7 @@ def prepared(
         package: the module.
         params: its parameters, on the device where they are to be timed.
         around: makes a context in which the package's code runs.
+        capacity: tokens that a state has room for; 520 at least.
     """
     device, config = params.device.type, params.config
     wrap = package.jit if device == "xla" else lambda step, donate=(): step
@@ -78,7 +80,7 @@ def prepared(
         def run() -> torch.Tensor:
             nonlocal state
             if state is None:  # in the round that is not counted
-                state = package.init_state(params, rows, 1024)
+                state = package.init_state(params, rows, capacity)
             for _ in range(steps):
                 logits, state = decode(params, state, token)
             state = state._replace(position=state.position * 0 + 512)
@@ -91,7 +93,7 @@ def prepared(
         "decode, 1 row": decoding(1),
         "decode, 8 rows": decoding(8),
         "prefill of 512": lambda: timed(
-            lambda: prefill(params, package.init_state(params, 1, 1024), prompt)[0]
+            lambda: prefill(params, package.init_state(params, 1, capacity), prompt)[0]
         ),
     }
     if params.vision is not None:

@@ -93,7 +93,8 @@ def own(directory: Path, precision: str) -> alternation.Steps:
     """This project's steps with a checkpoint's weights in a precision."""
     quantized = None if precision == "bfloat16" else precision
     params = qwen35.load(directory, device="xla", weights=quantized, head=quantized)
-    return alternation.prepared(qwen35, params)
+    # As `generate` makes a state for so many tokens; llama-bench has room for no more than it runs.
+    return alternation.prepared(qwen35, params, capacity=640)
 
 
 def peer(bench: Path, model: Path, threads: int) -> alternation.Steps:

@@ -15,7 +15,7 @@ from .reductions import max_last, sum_last
 from .thin import WIDENED, is_thin, thin_matmul, widened
 
 _SCORES = 5 * 2**20  # over a cache, of all heads that exist at a time: 20 MiB
-_LARGE = 2**21  # bytes of a layer's values, from which a loop over them outweighs its start
+_LARGE = 2**19  # numbers of a layer's values, from which a loop over them outweighs its start
 # Within frames: queries and scores that attend at once, see `score_block`.
 _FRAME_QUERIES, _FRAME_SCORES = 128, 2**18
 
@@ -64,7 +64,7 @@ def _takes_thin_products(query: Tensor, key: Tensor, value: Tensor) -> bool:
     kv_heads, capacity = value.shape[1:3]
     rows = tokens * heads // kv_heads
     fits = is_thin(rows, size, capacity) and is_thin(rows, capacity, size)
-    large = value.dtype in WIDENED and value.nbytes >= _LARGE
+    large = value.dtype in WIDENED and value.numel() >= _LARGE
     return fits and large and not tracked(query, key, value)
 
 
