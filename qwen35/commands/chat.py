@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..sharding.torchrun import launched
 from .chat_input import messages, note
 from .chat_screen import Screen, screen_for
 from .options import add_sampling, add_shared, sampling_from, template_from
@@ -37,8 +38,8 @@ _ROOM = "/reset begins anew, /edit asks something shorter, --capacity N has more
 HELP = f"""\
 Chat with a model. Enter sends a message; Alt-Enter, or \\ before Enter, begins another line of it,
 and what is pasted may have any lines. Through a pipe a line is a message. The answer streams to
-standard output, in a terminal after the model's thoughts, dimmed. Ctrl-C stops an answer, Ctrl-D
-ends. Sampling follows the checkpoint's generation_config.json.
+standard output, in a terminal after the model's thoughts, dimmed. Ctrl-C stops an answer (under
+torchrun it ends the chat), Ctrl-D ends. Sampling follows the checkpoint's generation_config.json.
 
   qwen35 chat --model demo --no-thinking
   qwen35 chat --model DIR --system "You are brief." --thinking-budget 500
@@ -203,6 +204,8 @@ def _answer(chat: Chat, screen: Screen, request: Request) -> None:
                 for part in reader.push(piece.token, piece.text):
                     screen.show(part)
             if interrupted():
+                if launched():  # torchrun ends all ranks then
+                    raise KeyboardInterrupt
                 chat.engine.cancel(request)
     for part in reader.finish(request.text[shown:]):
         screen.show(part)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..sharding.torchrun import launched
+
 HELP = "/help lists commands; Alt-Enter, or \\ before Enter, begins another line"
 
 
@@ -28,6 +30,8 @@ def messages() -> Iterator[str]:
             note(f"error: the line is not UTF-8 text ({error})")
             continue
         except KeyboardInterrupt:
+            if launched():  # torchrun ends all ranks then
+                raise
             note("Ctrl-D or /exit ends")
             continue
         if not interactive and not message:
