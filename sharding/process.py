@@ -7,8 +7,8 @@ import datetime
 import functools
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -16,8 +16,11 @@ from torch import distributed
 from .mesh import Mesh
 from .torchrun import launched
 
+Item = TypeVar("Item")
+
 TIMEOUT = 60.0
-_UNTIL_TOLD = datetime.timedelta(days=365)
+UNLIMITED = 365 * 24 * 3600.0  # seconds
+_UNTIL_TOLD = datetime.timedelta(seconds=UNLIMITED)
 
 
 def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int:
@@ -55,6 +58,8 @@ def start(mesh: Mesh, *, backend: str = "gloo", timeout: float = TIMEOUT) -> int
         _groups(mesh)
         if mesh.dp > 1:
             _replicas_group(mesh)
+        if mesh.tp > 1:
+            calls_group(mesh)
     return distributed.get_rank()
 
 
@@ -210,10 +215,13 @@ def call_on_all_ranks(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def from_first(value: Any, mesh: Mesh) -> Any:
-    """Returns what the first of this rank's tensor-parallel peers calls it with."""
+    """Returns what the first of this rank's tensor-parallel peers calls it with; the others wait
+    for as long as that takes it."""
+    if mesh.tp == 1:
+        return value
     values = [value]
     first = mesh.rank(mesh.coordinates(distributed.get_rank())[0], 0)
-    distributed.broadcast_object_list(values, first, group=tp_group(mesh))
+    distributed.broadcast_object_list(values, first, group=calls_group(mesh))
     return values[0]
 
 
@@ -232,6 +240,20 @@ def gather_objects(value: Any, mesh: Mesh) -> list[Any]:
     everyone: list[Any] = [None] * mesh.dp
     distributed.all_gather_object(everyone, value, group=_replicas_group(mesh))
     return everyone
+
+
+def dealt(items: Sequence[Item], mesh: Mesh, rank: int) -> list[Item]:
+    """Returns those of some items that a rank's dp row handles: every dp-th."""
+    return list(items[mesh.coordinates(rank)[0] :: mesh.dp])
+
+
+def undealt(items: list[Item], mesh: Mesh) -> list[Item]:
+    """Joins what the dp rows made of the items that `dealt` gave them, one of each, in order.
+
+    It waits as `gather_objects`.
+    """
+    rows = gather_objects(items, mesh)
+    return [rows[place % mesh.dp][place // mesh.dp] for place in range(sum(map(len, rows)))]
 
 
 def gather_tensor(x: torch.Tensor, mesh: Mesh) -> list[torch.Tensor]:

@@ -86,9 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         add(command)
         add_shared(command, "device", "compile")
         add_shared(command, "tp", default=1)
-        if name != "agreement":  # the reference is one model
-            add_shared(command, "dp")
-        add_shared(command, "timeout", "check_finite", "json", "output")
+        add_shared(command, "dp", "timeout", "check_finite", "json", "output")
 
 
 def run(options: argparse.Namespace) -> int:

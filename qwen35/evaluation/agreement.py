@@ -23,6 +23,8 @@ from ..files.checkpoint import load
 from ..model.config import Config
 from ..model.params import Runtime
 from ..prompts.tokenizer import Tokenizer
+from ..sharding import process
+from ..sharding.mesh import Mesh
 from ..xla.progress import progress_bar
 from .models import Model, OfFirstRank, Qwen35Model
 from .reference import NAME, TransformersModel, require, require_peft
@@ -86,7 +88,8 @@ def measure(
 ) -> dict[str, Any]:
     """Compares a checkpoint here with the same checkpoint in transformers.
 
-    With one process per rank, transformers runs in the first, and all return the same.
+    With one process per rank, the dp rows of the mesh share the prompts out; transformers runs in
+    the first process of each. All return the same.
 
     The reference is transformers in float32 on the CPU, whatever is compared with it: this package
     in each of `dtypes`, and with bfloat16 among them transformers in bfloat16 too, which shows what
@@ -99,7 +102,7 @@ def measure(
         adapter: one in PEFT's form, which PEFT merges into the reference; as for `load`.
         max_new_tokens: the most tokens to write after each.
         device: "xla" or "cpu", where this package runs.
-        runtime: on which ranks, of one dp row.
+        runtime: on which ranks.
 
     Returns:
         Plain values for JSON: the settings, and `comparisons`, for each its `model`, `dtype`,
@@ -125,12 +128,14 @@ def measure(
             f"max_position_embeddings of {config.max_context}"
         )
     ends = frozenset((*config.eos_token_ids, *tokenizer.end_token_ids))
+    mesh, rank = runtime.mesh, runtime.rank
+    replicas = mesh if mesh is not None and rank is not None and mesh.dp > 1 else None
+    if replicas is not None:
+        prompts = process.dealt(prompts, replicas, runtime.own_rank)
 
     def transformers(dtype: str) -> Model:
         make = functools.partial(TransformersModel, directory, dtype, adapter)
-        if runtime.mesh is None or runtime.rank is None:
-            return make()
-        return OfFirstRank(make, runtime.mesh, runtime.rank)
+        return make() if mesh is None or rank is None else OfFirstRank(make, mesh, rank)
 
     reference = transformers("float32")
     continuations = reference.greedy(prompts, max_new_tokens, ends)
@@ -164,6 +169,7 @@ def measure(
             max_new_tokens=max_new_tokens,
             decode=tokenizer.decode,
             progress=progress,
+            replicas=replicas,
         )
         ours = name != NAME
         made = {"weights": weights if ours else None, "head": head if ours else None}
@@ -188,6 +194,7 @@ def agreement(
     max_new_tokens: int,
     decode: Callable[[list[int]], str],
     progress: bool = False,
+    replicas: Mesh | None = None,
 ) -> dict[str, Any]:
     """Compares a candidate with the reference.
 
@@ -197,6 +204,8 @@ def agreement(
         ends: tokens that end a text.
         max_new_tokens: the most that the continuations could have.
         decode: token ids to text, for people.
+        replicas: of processes whose dp rows each have some of the prompts (`process.dealt`): what
+            is returned is of all.
 
     Returns:
         Plain values for JSON. Teacher-forced, over all positions at which a token of a continuation
@@ -209,16 +218,18 @@ def agreement(
         the i-th token `kl_mean`, `kl_max` and `equal`, the share of prompts alike up to it.
     """
     written = candidate.greedy(prompts, max_new_tokens, ends)
-    entries, compared = [], []
+    pairs: list[tuple[dict[str, Any], Compared]] = []
     rows = list(zip(prompts, continuations, written, strict=True))
     with progress_bar("compare", len(rows), "prompt", progress) as bar:
         for prompt, wanted, got in rows:
             tokens, count = [*prompt, *wanted[:-1]], len(wanted)
             known = reference.logits(tokens, count)
             here = compare(known, candidate.logits(tokens, count))
-            compared.append(here)
-            entries.append(_entry(list(prompt), list(wanted), got, known, here, decode))
+            pairs.append((_entry(list(prompt), list(wanted), got, known, here, decode), here))
             bar.update(1)
+    if replicas is not None:
+        pairs = process.undealt(pairs, replicas)
+    entries, compared = [entry for entry, _ in pairs], [here for _, here in pairs]
     lengths = sum(entry["positions"] for entry in entries)
     everywhere = Compared(*(torch.cat(column) for column in zip(*compared, strict=True)))
     equal = sum(entry["equal_tokens"] * entry["positions"] for entry in entries)

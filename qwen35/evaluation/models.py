@@ -1,4 +1,4 @@
-"""The models that `agreement` compares: this package's, and one that only the first process has."""
+"""The models that `agreement` compares: this package's, and one that one process of several has."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class Model(Protocol):
 
 
 class OfFirstRank:
-    """A `Model` that only the first of several processes has; the others get its answers.
+    """A `Model` that only the first process of a tp group has; the others get its answers.
 
     Args:
         make: makes the model, where it is.
-        mesh: of the processes; its ranks are of one dp row.
+        mesh: of the processes.
         rank: this process's.
     """
 
     def __init__(self, make: Callable[[], Model], mesh: Mesh, rank: int) -> None:
         self._mesh = mesh
-        self._model = make() if rank == 0 else None
+        self._model = make() if mesh.coordinates(rank)[1] == 0 else None
 
     def logits(self, tokens: Sequence[int], last: int) -> Tensor:
         answer = self._model.logits(tokens, last) if self._model is not None else None

@@ -15,7 +15,7 @@ from ..model.params import Params
 from ..model.rows import take_state
 from ..model.state import State, init_state
 from ..prompts.inputs import Ids, encode_row, encode_rows
-from ..sharding.process import gather_objects
+from ..sharding.process import dealt, undealt
 from ..xla.compiled import compiled
 from ..xla.devices import device_put
 from ..xla.progress import Bar, NoBar, progress_bar, show_compilations
@@ -68,9 +68,7 @@ def score(
     mesh, rank = params.runtime.mesh, params.runtime.rank
     if mesh is None or mesh.dp == 1 or rank is None:
         return _score(params, rows, batch, chunk, progress)
-    own = rows[mesh.coordinates(rank)[0] :: mesh.dp]
-    shares = gather_objects(_score(params, own, batch, chunk, progress), mesh)
-    return [shares[row % mesh.dp][row // mesh.dp] for row in range(len(rows))]
+    return undealt(_score(params, dealt(rows, mesh, rank), batch, chunk, progress), mesh)
 
 
 def _score(

@@ -101,16 +101,21 @@ JAPAN, TOKYO = "What is the capital of Japan?", "The capital of Japan is Tokyo."
 
 @pytest.mark.slow
 def test_perplexity_and_agreement_in_processes():
-    """Perplexity on two machines of tp 2: nats to 1e-5, and only the first of all prints."""
+    """On two machines of tp 2: nats to 1e-5, prompts shared out, only the first of all prints."""
     command = ["-m", "qwen35", "eval", "perplexity", "--model", DEMO, "--text"]
     command += [str(EVALS / "story.txt"), "--window", "256", "--json"]
     alone = result_of(run(sys.executable, *command, "--device", "cpu"))["total"]
     total = result_of(two_machines(2, *command, "--tp", "2", "--dp", "2"))["total"]
     assert total == pytest.approx(alone, rel=1e-5)
     command = ["-m", "qwen35", "eval", "agreement", "--model", DEMO, "--dtype", "float32"]
-    command += ["--max-new-tokens", "8", "--json", "--tp", "2"]
-    [compared] = result_of(torchrun(2, *command))["comparisons"]
+    command += ["--max-new-tokens", "8", "--json"]
+    [alone] = result_of(run(sys.executable, *command, "--device", "cpu"))["comparisons"]
+    [compared] = result_of(two_machines(2, *command, "--tp", "2", "--dp", "2"))["comparisons"]
     assert compared["top1"] == 1 and compared["equal_tokens"] == 1
+    assert compared["positions"] == alone["positions"]
+    for ours, theirs in zip(compared["prompts"], alone["prompts"], strict=True):
+        for name in ("prompt", "reference", "candidate", "positions", "top1", "top5"):
+            assert ours[name] == theirs[name]
 
 
 EVALUATIONS = """if True:
