@@ -23,10 +23,14 @@ def load_params(
         vision: whether a vision tower is loaded too; None: if the files hold it.
 
     Raises:
-        CheckpointError, ValueError: as `qwen35.load`; in all processes if in one.
+        CheckpointError, ValueError: as `qwen35.load`; in all processes if in one. Or their
+            checkpoints differ.
     """
     from ..files.checkpoint import load
+    from ..files.likeness import check_same_checkpoint
 
+    if ranks.processes > 1:
+        check_same_checkpoint(options.model, options.adapter)
     params = ranks.on_all_ranks(
         load,
         options.model,

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..checks.choices import DTYPES
 from ..checks.values import integer
 from ..files.checkpoint import load
+from ..files.likeness import check_same_checkpoint
 from ..model.config import Config
 from ..model.params import Runtime
 from ..prompts.tokenizer import Tokenizer
@@ -110,7 +111,7 @@ def measure(
 
     Raises:
         ValueError: transformers, or PEFT for an adapter, can't be imported; a prompt is empty or
-            too long.
+            too long; or the processes' checkpoints differ.
     """
     require()
     if adapter is not None:
@@ -129,6 +130,8 @@ def measure(
         )
     ends = frozenset((*config.eos_token_ids, *tokenizer.end_token_ids))
     mesh, rank = runtime.mesh, runtime.rank
+    if mesh is not None and mesh.size > 1 and rank is not None:
+        check_same_checkpoint(directory, adapter)
     replicas = mesh if mesh is not None and rank is not None and mesh.dp > 1 else None
     if replicas is not None:
         prompts = process.dealt(prompts, replicas, runtime.own_rank)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..checks.values import integer
 from ..files.checkpoint import load
+from ..files.likeness import check_same_checkpoint
 from ..generation.buckets import doubling
 from ..generation.generate import end_tokens, stream
 from ..generation.sampling_settings import Sampling
@@ -120,6 +121,8 @@ class Qwen35LM(TemplateLM):
             device = None if device == _LM_EVAL_DEVICE else device
             ranks = join_ranks(tp, device, dp=max(1, processes // tp))
             progress = progress and ranks.first
+            if ranks.processes > 1:
+                check_same_checkpoint(pretrained)
             self.params = load(
                 pretrained,
                 device=ranks.device,

@@ -45,6 +45,7 @@ from .checkpoint_files import (
     model_config,
     names_in_files,
 )
+from .likeness import check_same_checkpoint
 from .materialize import build_all, dematerialize, keep, materialize, values_to_read, with_tp_index
 from .presharded import is_presharded, load_rank, recorded_dtype
 from .quantized import QuantizedFile, Quantizing, compressed
@@ -100,8 +101,8 @@ def load(
             hold quantised have to become dense (or of another kind) for that, `weights="dense"`.
         progress: draw a progress bar on standard error.
         tp: short for the ranks of `sharding.launch.join_ranks`, on which it also sets `device`:
-            under torchrun this process is one of tp; otherwise all are here, on virtual devices
-            of XLA:CPU, which must come before anything else uses XLA.
+            under torchrun this process is one of tp, and the others load the same; otherwise all
+            are here, on virtual devices of XLA:CPU, which must come before anything else uses XLA.
 
     Returns:
         The parameter tree. Peak anonymous memory on the CPU is the tree plus one tensor.
@@ -126,6 +127,8 @@ def load(
         ranks = join_ranks(integer("tp", tp), "xla" if device == "xla" else None)
         device = ranks.device
         runtime = dataclasses.replace(runtime, mesh=ranks.mesh, rank=ranks.rank)
+        if ranks.processes > 1:
+            check_same_checkpoint(path, adapter)
     directory = hub.directory_of(path)
     made = next((kind for kind in (weights, head) if kind in KINDS), None)
     if made and is_presharded(directory):

@@ -15,7 +15,7 @@ from ..model.declarations import declare
 from ..model.dtypes import as_dtype
 from ..model.params import Runtime
 from ..sharding.mesh import Mesh
-from . import aside
+from . import aside, likeness
 from .adapter import Adapter
 from .checkpoint import load, save
 from .checkpoint_files import CheckpointFiles, model_config
@@ -86,7 +86,8 @@ def convert(
             continue
         runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
         params = load(source, dtype=dtype, runtime=runtime, vision=vision, adapter=adapter, **made)
-        written = write_rank(file, params, facts[rank])
+        content = {"content": likeness.digest(source, adapter)}
+        written = write_rank(file, params, facts[rank] | content)
         report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {written[:12]}")
 
 

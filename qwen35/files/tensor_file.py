@@ -172,6 +172,16 @@ class TensorSlice:
         """How much of the file a value takes."""
         return self.nbytes / math.prod(self._entry.shape)
 
+    def middle(self, count: int) -> bytes:
+        """Reads so many of its bytes, or all where it has no more, from its middle.
+
+        Raises:
+            CheckpointError: the file ends before.
+        """
+        buffer = bytearray(min(count, self.nbytes))
+        self._owner.fill(memoryview(buffer), self._entry.start + (self.nbytes - len(buffer)) // 2)
+        return bytes(buffer)
+
     def read(self) -> Tensor:
         """Reads all of it.
 

@@ -1,5 +1,6 @@
 """What the ranks of a test do; each function runs in every rank's process (see `worker`)."""
 
+import argparse
 import contextlib
 import dataclasses
 import os
@@ -14,6 +15,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 import qwen35
+from qwen35.commands.launch import Launch
+from qwen35.commands.loading import load_params
 from qwen35.generation import steps, together
 from qwen35.model.declarations import Units
 from qwen35.model.state_shares import gather_state, scatter_state
@@ -385,6 +388,15 @@ def bad_text_in_processes(
 def other_weights(mesh: Mesh, rank: int, paths: list[str]) -> None:
     """Each rank's engine has another checkpoint."""
     _engine_of_rank(mesh, rank, paths[rank])
+
+
+def loaded_by_a_command(mesh: Mesh, rank: int, paths: list[str]) -> None:
+    """Each rank's --model is another directory."""
+    process.start(mesh)
+    runtime = qwen35.Runtime(mesh=mesh, rank=rank)
+    names = {"dtype": "auto", "weights": None, "head": None, "adapter": None, "check_finite": True}
+    options = argparse.Namespace(model=paths[rank], **names)
+    load_params(options, Launch(runtime, "cpu", prints=not rank, processes=mesh.size))
 
 
 def engines_disagree(mesh: Mesh, rank: int, path: str) -> None:

@@ -1,13 +1,17 @@
 """What goes wrong is noticed: mutants fail, bad starts end soon with a clear error everywhere."""
 
 import re
+import shutil
 import time
+from pathlib import Path
 
 import models
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import qwen35
+from qwen35.files import likeness
 from qwen35.files.conversion import convert
 from qwen35.sharding import process, spmd
 from qwen35.sharding.collectives import all_gather, all_reduce
@@ -44,6 +48,33 @@ def test_a_rank_with_another_configuration_and_dtype(fail_ranks):
     text = fail_ranks("disagree", Mesh(tp=3), keep_going=True)
     assert on_every_rank(text, 3, "the ranks disagree: config is")
     assert on_every_rank(text, 3, "dtype is torch.float32 on rank 0 but torch.bfloat16 on rank 1")
+
+
+def changed(checkpoint: Path, directory: Path, name: str) -> Path:
+    """A copy in which one weight is another: the norms are not, as where an adapter was merged."""
+    shutil.copytree(checkpoint, directory)
+    tensors = load_file(directory / "model.safetensors")
+    tensors[name] = tensors[name] + 0.01
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_checkpoints_of_equal_norms_are_told_apart(converted, checkpoint, fail_ranks, tmp_path):
+    """And a copy, whose files have another time, is taken for what it is."""
+    one = checkpoint("two_layers")
+    other = changed(one, tmp_path / "other", "model.layers.1.mlp.down_proj.weight")
+    copy = shutil.copytree(one, tmp_path / "copy")
+    paths = [one, copy, other]
+    if converted:
+        for number, path in enumerate(paths):
+            convert(path, tmp_path / f"rank files {number}", 2, dtype="float32")
+            paths[number] = tmp_path / f"rank files {number}"
+    one, copy, other = paths
+    assert likeness.digest(one) == likeness.digest(copy)
+    arguments = {"paths": [str(one), str(other)], "keep_going": True}
+    text = fail_ranks("loaded_by_a_command", Mesh(tp=2), **arguments)
+    assert on_every_rank(text, 2, "ValueError: the ranks disagree: checkpoint is")
 
 
 def test_a_missing_rank_file_fails_every_rank(fail_ranks, checkpoint, tmp_path):
