@@ -69,17 +69,23 @@ def join_ranks(
         device = device or "cpu"
         rank = process.start(mesh, backend="gloo" if device == "cpu" else "xla", timeout=timeout)
         return Ranks(mesh if mesh.size > 1 else None, rank, device, mesh.size)
-    if dp > 1:
-        raise ValueError(
-            f"dp = {dp} is replicas, which need processes of their own: "
-            f"torchrun --nproc-per-node {mesh.size} -m qwen35 ..."
-        )
+    check_one_process(mesh, device)
     if tp == 1:
         return Ranks(None, 0, device or "xla", 1)
-    if device == "cpu":
-        raise ValueError(
-            f"tp = {tp} on CPU tensors needs one process per rank: "
-            f"torchrun --nproc-per-node {tp} -m qwen35 ..."
-        )
     spmd.start(mesh)
     return Ranks(mesh, None, "xla", 1)
+
+
+def check_one_process(mesh: Mesh, device: str | None) -> None:
+    """Raises a ValueError if the ranks of a mesh can't all be in a process that torchrun has not
+    started; device is as for `join_ranks`."""
+    if mesh.dp > 1:
+        raise ValueError(
+            f"dp = {mesh.dp} is replicas, which need processes of their own: "
+            f"torchrun --nproc-per-node {mesh.size} -m qwen35 ..."
+        )
+    if mesh.tp > 1 and device == "cpu":
+        raise ValueError(
+            f"tp = {mesh.tp} on CPU tensors needs one process per rank: "
+            f"torchrun --nproc-per-node {mesh.tp} -m qwen35 ..."
+        )

@@ -1,7 +1,8 @@
 """The process of one measurement: `python -m qwen35.bench MODULE.FUNCTION ARGUMENTS`.
 
 The function, of a module of this package, gets the arguments, a JSON object, by name. The record
-that it returns is the last line of standard output, as JSON.
+that it returns is the last line of standard output, as JSON. One of several ranks takes part in
+what the others' processes measure.
 """
 
 import importlib
@@ -9,17 +10,22 @@ import json
 import signal
 import sys
 
-from .records import to_plain
+from torch import distributed
+
+from ..sharding import process
+from .records import arguments_of, to_plain
 
 
 def main() -> int:
     module, function = sys.argv[1].split(".")
     measure = getattr(importlib.import_module(f"qwen35.bench.{module}"), function)
     try:
-        result = to_plain(measure(**json.loads(sys.argv[2])))
+        result = to_plain(measure(**arguments_of(measure, json.loads(sys.argv[2]))))
     except ValueError as error:  # bad input: the parent says it in one line
         result = {"error": str(error)}
     print(json.dumps(result))
+    if distributed.is_initialized():
+        process.stop()
     return 0
 
 

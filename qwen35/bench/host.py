@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
-from ..generation.engine import Engine
-from ..xla.devices import wait_for_device
+from .leading import timed_steps
+from .placement import Placement
 from .serving import TURN, busy_engine, load_endless
 from .statistics import median, ratio
 
@@ -32,9 +31,7 @@ def measure_host(
     slots: int,
     prompt: int,
     steps: int,
-    tp: int = 1,
-    weights: str | None = None,
-    head: str | None = None,
+    place: Placement = Placement(),
 ) -> HostWork:
     """Measures what a step costs the thread that calls it.
 
@@ -46,28 +43,17 @@ def measure_host(
         slots: of the engines.
         prompt: tokens of each request's.
         steps: of each engine that are timed.
-        tp, weights, head: as for `load_endless`.
+        place: where the model is.
     """
-    params, tokenizer = load_endless(model, tp, weights, head)
+    params, tokenizer = load_endless(model, place)
     engines = [busy_engine(params, tokenizer, slots, prompt, steps) for _ in range(2)]
     engines[1].batch.ahead = False
     turns = []
     for start in range(0, steps, TURN):
-        turns.append([_turn(engine, min(TURN, steps - start)) for engine in engines])
+        turns.append([timed_steps(engine, min(TURN, steps - start)) for engine in engines])
     ahead, behind = zip(*turns, strict=True)
     return HostWork(
-        work=median(work for _, work in ahead),
-        seconds=median(seconds for seconds, _ in ahead),
-        ahead=ratio([seconds for seconds, _ in ahead], [seconds for seconds, _ in behind]),
+        work=median(turn.work for turn in ahead),
+        seconds=median(turn.seconds for turn in ahead),
+        ahead=ratio([turn.seconds for turn in ahead], [turn.seconds for turn in behind]),
     )
-
-
-def _turn(engine: Engine, steps: int) -> tuple[float, float]:
-    """Takes some steps; returns the seconds and the calling thread's processor seconds of one."""
-    wait_for_device()
-    start, busy = time.perf_counter(), time.thread_time()
-    for _ in range(steps):
-        engine.step()
-    work = time.thread_time() - busy
-    wait_for_device()
-    return (time.perf_counter() - start) / steps, work / steps

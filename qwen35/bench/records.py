@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Record = TypeVar("Record")
@@ -25,6 +25,12 @@ def from_plain(kind: type[Record], plain: Mapping[str, Any]) -> Record:
     """
     hints = typing.get_type_hints(kind)
     return kind(**{name: _value(hints[name], value) for name, value in plain.items()})
+
+
+def arguments_of(function: Callable[..., Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a function's arguments, of which `to_plain` took records apart."""
+    hints = typing.get_type_hints(function)
+    return {name: _value(hints[name], value) for name, value in plain.items()}
 
 
 def _value(hint: Any, plain: Any) -> Any:

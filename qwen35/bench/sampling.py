@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..generation.engine import Engine
 from ..generation.sampling_settings import Sampling
 from ..reports.tables import markdown_table, milliseconds, times
-from ..xla.devices import wait_for_device
+from .leading import timed_steps
+from .placement import Placement
 from .records import medians, to_plain
 from .serving import TURN, busy_engine, load_endless
 from .statistics import median, ratio
@@ -49,9 +48,7 @@ def measure_draws(
     slots: Sequence[int],
     prompt: int,
     steps: int,
-    tp: int = 1,
-    weights: str | None = None,
-    head: str | None = None,
+    place: Placement = Placement(),
 ) -> DrawCosts:
     """Measures engines that sample in each of `KINDS`, a few steps each in turn.
 
@@ -60,9 +57,9 @@ def measure_draws(
         slots: of the engines, one after the other.
         prompt: tokens of each request's.
         steps: of each engine that are timed.
-        tp, weights, head: as for `load_endless`.
+        place: where the model is.
     """
-    params, tokenizer = load_endless(model, tp, weights, head)
+    params, tokenizer = load_endless(model, place)
     costs = []
     for count in slots:
         engines = {
@@ -72,7 +69,7 @@ def measure_draws(
         turns: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for start in range(0, steps, TURN):
             for kind, engine in engines.items():
-                turns[kind].append(_turn(engine, min(TURN, steps - start)))
+                turns[kind].append(timed_steps(engine, min(TURN, steps - start)).seconds)
         costs += [
             DrawCost(count, kind, median(seconds), ratio(turns[GREEDY], seconds))
             for kind, seconds in turns.items()
@@ -94,13 +91,3 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     ]
     head = ("rows", "sampling", "step", "over greedy")
     return f"## Sampling\n\n{markdown_table(head, table, left=(1,))}"
-
-
-def _turn(engine: Engine, steps: int) -> float:
-    """Takes some steps; returns the seconds of one, the last one's work on the device included."""
-    wait_for_device()
-    start = time.perf_counter()
-    for _ in range(steps):
-        engine.step()
-    wait_for_device()
-    return (time.perf_counter() - start) / steps

@@ -17,9 +17,10 @@ from ..generation.request import Request
 from ..generation.sampling_settings import Sampling
 from ..model.params import Params
 from ..prompts.tokenizer import Tokenizer
-from ..xla.devices import device_put, wait_for_device
+from ..xla.devices import device_put
+from .leading import lead, timed_steps
+from .placement import Placement, finish, meet
 from .statistics import median, poisson_arrivals, quantile, ratio
-from .text import load_text, start_device
 
 TURN = 8  # steps
 _PREFILLS = (PREFILL_CHUNK, 4 * PREFILL_CHUNK)  # tokens; which is the best depends on the machine
@@ -46,9 +47,7 @@ def measure_slots(
     slots: Sequence[int],
     prompt: int,
     steps: int,
-    tp: int = 1,
-    weights: str | None = None,
-    head: str | None = None,
+    place: Placement = Placement(),
 ) -> SlotRates:
     """Measures tokens per second while all slots are busy, medians over turns.
 
@@ -60,9 +59,9 @@ def measure_slots(
         slots: of the engines; speed-ups are over the first.
         prompt: tokens of each request's.
         steps: that are timed.
-        tp, weights, head: as for `load_endless`.
+        place: where the model is.
     """
-    params, tokenizer = load_endless(model, tp, weights, head)
+    params, tokenizer = load_endless(model, place)
     engines = [busy_engine(params, tokenizer, count, prompt, steps) for count in slots]
     turns = []
     for start in range(0, steps, TURN):
@@ -92,26 +91,27 @@ def busy_engine(
     new_tokens = steps + 2 + slots * -(-prompt // PREFILL_CHUNK)
     engine = Engine(params, tokenizer, slots=slots, capacity=prompt + new_tokens, cache_bytes=0)
     prompts = _prompts(params, slots, prompt)
-    requests = [
-        engine.submit(prompt, max_new_tokens=new_tokens, sampling=sampling) for prompt in prompts
-    ]
-    while None in engine.running:  # compiles on the way
+
+    def fill() -> None:
+        requests = [
+            engine.submit(prompt, max_new_tokens=new_tokens, sampling=sampling)
+            for prompt in prompts
+        ]
+        while None in engine.running:  # compiles on the way
+            engine.step()
+            _raise_errors(requests)
         engine.step()
-        _raise_errors(requests)
-    engine.step()
+
+    lead(engine, fill)
     return engine
 
 
 def _rate(engine: Engine, steps: int) -> float:
-    """Measures tokens per second over some steps, the last one's work on the device included."""
-    wait_for_device()
-    start = time.perf_counter()
-    tokens = sum(len(engine.step()) for _ in range(steps))
-    wait_for_device()
-    seconds = time.perf_counter() - start
-    if tokens != steps * len(engine.running):
-        raise RuntimeError(f"{tokens} tokens in {steps} steps: not all slots were busy")
-    return tokens / seconds
+    """Measures tokens per second over some steps."""
+    step = timed_steps(engine, steps)
+    if step.tokens != len(engine.running):
+        raise RuntimeError(f"{step.tokens:g} tokens in a step: not all slots were busy")
+    return step.tokens / step.seconds
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,7 @@ def measure_arrivals(
     new_tokens: int,
     shares: Sequence[float],
     seed: int,
-    tp: int = 1,
-    weights: str | None = None,
-    head: str | None = None,
+    place: Placement = Placement(),
 ) -> Arrivals:
     """Serves requests that arrive at random, independent of each other.
 
@@ -177,9 +175,9 @@ def measure_arrivals(
         prompt, new_tokens: the most tokens of each, drawn from a quarter of it up.
         shares: of the most requests per second.
         seed: of lengths and arrivals.
-        tp, weights, head: as for `load_endless`.
+        place: where the model is.
     """
-    params, tokenizer = load_endless(model, tp, weights, head)
+    params, tokenizer = load_endless(model, place)
     source = random.Random(seed)
 
     def drawn(most: int) -> int:
@@ -193,7 +191,8 @@ def measure_arrivals(
     def engine() -> Engine:
         return Engine(params, tokenizer, slots=slots, capacity=prompt + new_tokens, queue=requests)
 
-    engine().warm_up()
+    first = engine()
+    lead(first, first.warm_up)
     before = _rates(params, tokenizer, slots)
     loads = [_serve("saturated", engine(), work, [0.0] * len(work))]
     after = _rates(params, tokenizer, slots)  # a machine's speed wanders
@@ -215,14 +214,15 @@ def _rates(params: Params, tokenizer: Tokenizer, slots: int) -> tuple[float, flo
 
 
 def _prefill_rate(params: Params, tokens: int) -> float:
-    ids, length = device_put((torch.zeros(1, tokens).long(), torch.tensor([tokens])), "xla")
+    whole = torch.zeros(1, tokens).long(), torch.tensor([tokens])
+    ids, length = device_put(whole, params.device.type)
     seconds = []
     for _ in range(3):  # the first compiles, or finds the machine cold
         rows = steps.blank(params, 1, max(_PREFILLS))
-        wait_for_device()
+        meet(params)
         start = time.perf_counter()
         steps.prefill(params, rows, ids, length, None, None)
-        wait_for_device()
+        finish(params)
         seconds.append(time.perf_counter() - start)
     return tokens / min(seconds)
 
@@ -254,9 +254,7 @@ def measure_prefix(
     prefix: int,
     suffix: int,
     repeats: int,
-    tp: int = 1,
-    weights: str | None = None,
-    head: str | None = None,
+    place: Placement = Placement(),
 ) -> PrefixTimes:
     """Measures what the prefix cache saves.
 
@@ -264,13 +262,13 @@ def measure_prefix(
         model: a checkpoint directory.
         prefix, suffix: tokens that prompts share, and that follow.
         repeats: prefixes that are timed.
-        tp, weights, head: as for `load_endless`.
+        place: where the model is.
     """
-    params, tokenizer = load_endless(model, tp, weights, head)
+    params, tokenizer = load_endless(model, place)
     capacity = prefix + suffix + 1
     without = Engine(params, tokenizer, slots=1, capacity=capacity, cache_bytes=0)
     engine = Engine(params, tokenizer, slots=1, capacity=capacity)
-    engine.warm_up()
+    lead(engine, engine.warm_up)
     source = random.Random(0)
     for one in (without, engine):  # a first prompt takes longer than any later one
         _first_token(one, _prompts(params, 1, suffix, source)[0])
@@ -297,17 +295,27 @@ def measure_prefix(
 def _first_token(engine: Engine, prompt: list[int], boundary: int = 0) -> tuple[float, int]:
     """Runs a request for one token; returns its seconds, and tokens that came out of the cache."""
     boundaries = (boundary,) if boundary else ()
-    request = engine.submit(prompt, max_new_tokens=1, boundaries=boundaries)
-    for _ in engine.run():
-        pass
-    _raise_errors([request])
-    return request.first - request.submitted, request.cached_tokens
+
+    def run() -> tuple[float, int]:
+        request = engine.submit(prompt, max_new_tokens=1, boundaries=boundaries)
+        for _ in engine.run():
+            pass
+        _raise_errors([request])
+        return request.first - request.submitted, request.cached_tokens
+
+    return lead(engine, run)
 
 
 def _serve(
     load: str, engine: Engine, work: list[tuple[list[int], int]], times: list[float]
 ) -> LoadTimes:
     """Submits each request when its time has come, and runs the engine until all are done."""
+    return lead(engine, lambda: _serve_here(load, engine, work, times))
+
+
+def _serve_here(
+    load: str, engine: Engine, work: list[tuple[list[int], int]], times: list[float]
+) -> LoadTimes:
     compiled = engine.compile_count
     requests: list[Request] = []
     due: list[float] = []
@@ -349,18 +357,10 @@ def _raise_errors(requests: list[Request]) -> None:
             raise request.error
 
 
-def load_endless(
-    directory: str, tp: int = 1, weights: str | None = None, head: str | None = None
-) -> tuple[Params, Tokenizer]:
-    """Loads parameters and the tokenizer, both without end tokens: how much there is to do must not
-    depend on what the model writes.
-
-    Args:
-        directory: a checkpoint.
-        tp: ranks, on virtual devices.
-        weights, head: as for `load`.
-    """
-    params = load_text(directory, start_device(tp), {"weights": weights, "head": head})
+def load_endless(directory: str, place: Placement) -> tuple[Params, Tokenizer]:
+    """Loads parameters and the tokenizer of a checkpoint, both without end tokens: how much there
+    is to do must not depend on what the model writes."""
+    params = place.load(directory, place.start())
     config = dataclasses.replace(params.config, eos_token_id=None)
     hf = Tokenizer.from_pretrained(directory).hf
     return dataclasses.replace(params, config=config), Tokenizer(hf)

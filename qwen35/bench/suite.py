@@ -17,6 +17,7 @@ from ..reports.page import Plots
 from ..reports.provenance import processor_name, provenance
 from ..sharding import layout
 from ..sharding.mesh import Mesh
+from ..sharding.process import TIMEOUT
 from ..version import __version__
 from . import (
     host,
@@ -29,6 +30,7 @@ from . import (
     text,
     text_report,
 )
+from .placement import Placement
 from .processes import Job, alternate
 from .records import medians, to_plain
 
@@ -43,8 +45,10 @@ PARTS = {
     "compile": "compilation of models of many narrow layers, and what a decode step costs the host",
     "images": "the vision tower, an image prompt's first token, memory, compilation",
 }
+# Settings that are no positive integers.
+_NO_COUNTS = ("parts", "device", "timeout", "reference", "loads", "seed", "weights", "head")
 _PROMPT = 32  # tokens, of requests that keep slots busy
-ONE_DEVICE = frozenset(("memory", "compile", "images"))  # parts that take no ranks
+_ONE_DEVICE = {"memory", "compile", "images"}  # parts of one XLA device
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Settings:
 
     Attributes:
         parts: keys of `PARTS`.
-        tp: ranks that the model is split over, on virtual devices.
+        tp, dp, device, timeout: see `Placement`; ranks are virtual devices on "xla", else the
+            processes of torchrun.
         reference: measure transformers too.
         rounds, threads: see `alternate`.
         lengths: of prompts.
@@ -74,6 +79,9 @@ class Settings:
 
     parts: tuple[str, ...]
     tp: int = 1
+    dp: int = 1
+    device: str = "xla"
+    timeout: float = TIMEOUT
     reference: bool = True
     rounds: int = 3
     threads: int = 2
@@ -95,9 +103,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         counts: dict[str, Any] = {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("parts", "reference", "loads", "seed", "weights", "head")
+            name: value for name, value in vars(self).items() if name not in _NO_COUNTS
         }
         for name, value in counts.items():
             values = value if isinstance(value, tuple) else (value,)
@@ -109,15 +115,43 @@ class Settings:
             raise ValueError(f"loads must be shares above 0, such as 0.8, not {self.loads!r}")
 
     @property
+    def place(self) -> dict[str, Any]:
+        """Where this project's model is, as a job's argument."""
+        names = [field.name for field in dataclasses.fields(Placement)]
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def decodes(self) -> list[list[int]]:
         """Pairs of context and batch."""
         rows = [[context, 1] for context in self.contexts]
         return rows + [[self.contexts[0], batch] for batch in self.batches if batch > 1]
 
 
+def impossible(config: Config, ways: int, device: str) -> dict[str, str]:
+    """Returns parts that can't be measured, each with the reason.
+
+    Args:
+        config: of the model.
+        ways: ranks of all replicas.
+        device: of each, "cpu" or "xla".
+    """
+    reasons = {}
+    if config.vision is None:
+        reasons["images"] = "the checkpoint has no vision tower"
+    if device == "cpu":
+        reasons["host"] = "on CPU tensors all of a step is the host's work"
+    if ways > 1 or device == "cpu":
+        reasons |= dict.fromkeys(_ONE_DEVICE, "measured on one XLA device only, not on ranks")
+    return reasons
+
+
 def measure(
-    model: str, name: str, settings: Settings, say: Callable[[str], None]
-) -> dict[str, Any]:
+    model: str,
+    name: str,
+    settings: Settings,
+    say: Callable[[str], None],
+    rank: int | None = None,
+) -> dict[str, Any] | None:
     """Runs the measurements.
 
     Args:
@@ -125,24 +159,26 @@ def measure(
         name: what the report calls it.
         settings: what is measured.
         say: told what starts.
+        rank: as for `alternate`.
 
     Returns:
         Plain values: `model`, `dtype`, `device`, `versions`, `provenance`, `machine`, `settings`,
-        `parts` and, as they came, the `runs` of all jobs.
+        `parts` and, as they came, the `runs` of all jobs. None in all ranks but the first.
 
     Raises:
         ValueError: the checkpoint can't be used, or does not hold what is asked for.
     """
     config = Config.from_pretrained(model)
     check(config, settings)
-    runs = alternate(
-        _jobs(model, settings), rounds=settings.rounds, threads=settings.threads, say=say
-    )
+    rounds, threads = settings.rounds, settings.threads
+    runs = alternate(_jobs(model, settings), rounds=rounds, threads=threads, say=say, rank=rank)
+    if rank:
+        return None
     rates = to_plain(medians(runs["machine"]))
     return {
         "model": name,
         "dtype": "float32",
-        "device": "xla:cpu" if settings.tp == 1 else f"xla:cpu, {settings.tp} virtual devices",
+        "device": _device(settings, rank),
         "versions": _versions(settings.reference),
         "provenance": provenance(),
         "machine": rates | {"processor": processor_name(), "threads": settings.threads},
@@ -162,11 +198,9 @@ def check(config: Config, settings: Settings) -> None:
     if unknown or not settings.parts:
         raise ValueError(f"parts are {', '.join(PARTS)}; not {', '.join(unknown) or 'none'}")
     layout.check_split(axis_sizes(config.text_only()), Mesh(tp=settings.tp))
-    single = [part for part in settings.parts if part in ONE_DEVICE]
-    if settings.tp > 1 and single:
-        raise ValueError(f"{', '.join(single)}: measured on one device only, not at --tp")
-    if "images" in settings.parts and config.vision is None:
-        raise ValueError("images: the checkpoint has no vision tower")
+    for part, reason in impossible(config, settings.tp * settings.dp, settings.device).items():
+        if part in settings.parts:
+            raise ValueError(f"{part}: {reason}")
     limit = config.max_context
     longest = {
         "ttft": max(settings.lengths),
@@ -194,11 +228,11 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         "steps": settings.steps,
     }
     made = {"weights": settings.weights, "head": settings.head}
-    split = made | {"tp": settings.tp}
+    placed = {"place": settings.place}
     busy = {"model": model, "prompt": _PROMPT, "steps": settings.steps}
     jobs = {"machine": Job(machine.measure_rates, {})}
     if "ttft" in parts or "tpot" in parts:
-        jobs["text"] = Job(text.measure_ours, texts | split)
+        jobs["text"] = Job(text.measure_ours, texts | placed, split=True)
         jobs["text, transformers"] = Job(text.measure_reference, texts)
     if "images" in parts:
         pictures = {"model": model, "sides": settings.sides, "repeats": 2}
@@ -220,7 +254,8 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         jobs["compile"] = Job(text.measure_compilation, layers, once=True)
     if "throughput" in parts:
         prompt, new_tokens = settings.request_tokens
-        jobs["slots"] = Job(serving.measure_slots, busy | split | {"slots": settings.slots})
+        slots = {"slots": settings.slots}
+        jobs["slots"] = Job(serving.measure_slots, busy | placed | slots, split=True)
         jobs["arrivals"] = Job(
             serving.measure_arrivals,
             {
@@ -231,29 +266,28 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
                 "new_tokens": new_tokens,
                 "shares": settings.loads,
                 "seed": settings.seed,
-                **split,
+                **placed,
             },
             once=True,
+            split=True,
         )
     if "prefix" in parts:
         shared, rest = settings.prefix_tokens
         same = {"model": model, "prefix": shared, "suffix": rest, "repeats": 1}
-        jobs["prefix"] = Job(serving.measure_prefix, same | split)
+        jobs["prefix"] = Job(serving.measure_prefix, same | placed, split=True)
     if "sampling" in parts:
         few_and_many = sorted({min(settings.slots), max(settings.slots)})
-        jobs["sampling"] = Job(sampling.measure_draws, busy | split | {"slots": few_and_many})
+        some = {"slots": few_and_many}
+        jobs["sampling"] = Job(sampling.measure_draws, busy | placed | some, split=True)
     if "host" in parts:
         most = {"slots": max(settings.slots)}
-        for name, ranks in _host_jobs(settings).items():
-            jobs[name] = Job(host.measure_host, busy | made | most | {"tp": ranks})
+        one = {"place": settings.place | {"tp": 1, "dp": 1}}
+        jobs["host"] = Job(host.measure_host, busy | most | one)
+        if settings.tp > 1:
+            jobs["host, ranks"] = Job(host.measure_host, busy | most | placed, split=True)
     if not settings.reference:
         jobs = {name: job for name, job in jobs.items() if "transformers" not in name}
     return jobs
-
-
-def _host_jobs(settings: Settings) -> dict[str, int]:
-    """Names the jobs of the part `host`: one device, and the ranks in turn with it."""
-    return {"host": 1} | ({"host, ranks": settings.tp} if settings.tp > 1 else {})
 
 
 def _parts(settings: Settings, runs: dict[str, list[Any]]) -> dict[str, Any]:
@@ -271,8 +305,8 @@ def _parts(settings: Settings, runs: dict[str, list[Any]]) -> dict[str, Any]:
     if "sampling" in settings.parts:
         parts["sampling"] = sampling.rows(runs["sampling"])
     if "host" in settings.parts:
-        rounds = {ranks: runs[name] for name, ranks in _host_jobs(settings).items()}
-        parts["host"] = serving_report.host(rounds)
+        split = {settings.tp: runs["host, ranks"]} if settings.tp > 1 else {}
+        parts["host"] = serving_report.host({1: runs["host"]} | split)
     if "memory" in settings.parts:
         parts["memory"] = serving_report.memory(
             runs["memory"][0], runs.get("memory, transformers", [])
@@ -298,10 +332,14 @@ def render(result: dict[str, Any]) -> str:
         f"{rates['gemm_gflops']:.0f} GFLOP/s. {_rounds(settings['rounds'])} "
         "Ratios are transformers' time over this project's."
     ]
-    if settings["tp"] > 1:
+    if settings["tp"] > 1 and settings["device"] == "xla":
         sections.append(
             f"This project's figures are of {settings['tp']} ranks on virtual devices, which share "
             "these threads: they show what ranks cost, not what cores of their own would gain."
+        )
+    if settings["dp"] > 1:
+        sections.append(
+            f"{settings['dp']} replicas do the same at the same time. Figures are of the first."
         )
     if settings["weights"] or settings["head"]:
         sections.append(
@@ -343,6 +381,14 @@ def plots(result: dict[str, Any]) -> Plots:
     if "images" in parts:
         drawn |= images_report.plots(parts["images"]["rows"])
     return drawn
+
+
+def _device(settings: Settings, rank: int | None) -> str:
+    name = "cpu" if settings.device == "cpu" else "xla:cpu"
+    count = settings.tp * settings.dp
+    if count == 1:
+        return name
+    return f"{name}, {count} {'virtual devices' if rank is None else 'processes'}"
 
 
 def _versions(reference: bool) -> dict[str, str]:

@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from ..files.checkpoint import load
 from ..files.materialize import init_params
 from ..generation import buckets
 from ..generation.generate import PREFILL_CHUNK
 from ..graphs.summary import summarize
 from ..model.config import Config
 from ..model.decoder import decode, prefill
-from ..model.params import Params, Runtime
+from ..model.params import Params
 from ..model.presets import presets
 from ..model.state import State, init_state
 from ..model.state_shares import fetch_state, place_state
-from ..sharding.launch import join_ranks
-from ..xla.devices import device_put, run_pending_of, wait_for_device
+from ..xla.compiled import Compiled, compiled
+from ..xla.devices import at_once, device_put
 from ..xla.jit import jit
 from .machine import anonymous_memory, read_buffer, read_gbps, timed
+from .placement import Placement, in_processes, meet
 from .statistics import median
 
 
@@ -91,29 +91,26 @@ def measure_ours(
     lengths: Sequence[int],
     contexts: Sequence[Sequence[int]],
     steps: int,
-    tp: int = 1,
-    weights: str | None = None,
-    head: str | None = None,
+    place: Placement = Placement(),
 ) -> TextRun:
-    """Times this project, compiled.
+    """Times this project, compiled on XLA.
 
     Args:
         model: a checkpoint directory.
         lengths: of prompts.
-        contexts: pairs of tokens before a decode step, and rows of it.
+        contexts: pairs of tokens before a decode step, and rows of it, in each replica.
         steps: of decode that are timed.
-        tp: ranks, on virtual devices.
-        weights, head: as for `load`.
+        place: where the model is.
     """
-    runtime = start_device(tp)
+    ranks = place.start()
     start = time.perf_counter()
-    made = {"weights": weights, "head": head}
-    params = load_text(model, runtime, made)
+    params = place.load(model, ranks)
     loading = time.perf_counter() - start
-    # In what is timed from here on torch only copies results. Its threads for that would wait for
-    # more of it in a loop, on the cores that XLA computes on.
-    torch.set_num_threads(1)
-    prefill_step, decode_step = (jit(step, donate=("state",)) for step in (prefill, decode))
+    if params.device.type == "xla":
+        # In what is timed from here on torch only copies results. Its threads for that would wait
+        # for more of it in a loop, on the cores that XLA computes on.
+        torch.set_num_threads(1)
+    prefill_step, decode_step = (compiled(step, donate=("state",)) for step in (prefill, decode))
     prefills, decodes, again = [], [], 0
     for length in lengths:
         one, recompiled = _time_prefill(prefill_step, params, length)
@@ -121,20 +118,19 @@ def measure_ours(
         again += recompiled
     buffer = read_buffer()
     for context, batch in contexts:
-        one, recompiled = _time_decode(decode_step, params, context, batch, steps, buffer, made)
+        one, recompiled = _time_decode(decode_step, params, context, batch, steps, buffer, place)
         decodes.append(one)
         again += recompiled
     return TextRun(loading, tuple(prefills), tuple(decodes), recompilations=again)
 
 
-def _time_prefill(step: Callable[..., Any], params: Params, length: int) -> tuple[PrefillTime, int]:
-    """Times a compiled prefill; returns also how often it compiled after the first call."""
-    tokens = torch.randint(0, params.config.vocab_size, (1, length))
+def _time_prefill(step: Compiled, params: Params, length: int) -> tuple[PrefillTime, int]:
+    """Times a prefill; returns also how often it compiled after the first call."""
+    tokens = torch.arange(length)[None] * 7 % params.config.vocab_size  # the same on all ranks
 
     def fill() -> float:
-        state = init_state(params, 1, length)
-        run_pending_of(pytree.tree_leaves(state))
-        wait_for_device()
+        state = at_once(params.device, lambda: init_state(params, 1, length))
+        meet(params)
         return timed(lambda: _fill(step, params, state, tokens))
 
     first, known = fill(), step.compile_count
@@ -143,27 +139,29 @@ def _time_prefill(step: Callable[..., Any], params: Params, length: int) -> tupl
 
 
 def _time_decode(
-    step: Callable[..., Any],
+    step: Compiled,
     params: Params,
     context: int,
     batch: int,
     steps: int,
     buffer: torch.Tensor,
-    made: dict[str, str | None],
+    place: Placement,
 ) -> tuple[DecodeTime, int]:
-    """Times a compiled decode; returns also how often it compiled after the first call. `made` says
-    how the parameters are quantised."""
+    """Times a decode; returns also how often it compiled after the first call."""
     state = _state_after(params, batch, context, buckets.capacity(context + steps + 1))
-    token = device_put(torch.zeros(batch, dtype=torch.int64), "xla")
+    token = device_put(torch.zeros(batch, dtype=torch.int64), params.device.type)
     first, state = _decode(step, params, state, token)
     known, taken, rates = step.compile_count, [], []
     for _ in range(steps):
         # In turn, since the speed of a machine that others share wanders.
         rates.append(read_gbps(buffer))
+        meet(params)
         one, state = _decode(step, params, state, token)
         taken.append(one)
     later = _middle(taken)
-    read = step_bytes(params.config, context, batch, **made) / 1e9
+    read = step_bytes(params.config, context, batch, place.weights, place.head) / 1e9
+    if in_processes(params):  # each has measured the rate at which it reads beside the others
+        read /= place.tp
     shares = [read / one.whole / rate for one, rate in zip(taken, rates, strict=True)]
     result = DecodeTime(
         context,
@@ -256,9 +254,10 @@ def measure_memory(
     head: str | None = None,
 ) -> DecodeMemory:
     """Measures the memory of decoding `steps` tokens after the longest prompt of `lengths`."""
-    runtime = start_device()
+    place = Placement(weights=weights, head=head)
+    ranks = place.start()
     start = anonymous_memory()
-    params = load_text(model, runtime, {"weights": weights, "head": head})
+    params = place.load(model, ranks)
     step = jit(decode, donate=("state",))
     length = max(lengths)
     state = init_state(params, 1, length + steps)
@@ -346,7 +345,7 @@ def _fill(step, params: Params, state: State, tokens: torch.Tensor) -> State:
     """Prefills in the steps that `generate` takes, and waits for the end."""
     for start in range(0, tokens.shape[1], PREFILL_CHUNK):
         chunk = tokens[:, start : start + PREFILL_CHUNK].contiguous()
-        logits, state = step(params, state, device_put(chunk, "xla"))
+        logits, state = step(params, state, device_put(chunk, params.device.type))
     logits.cpu()
     return state
 
@@ -357,23 +356,6 @@ def _state_after(params: Params, batch: int, context: int, capacity: int) -> Sta
     state = pytree.tree_map(lambda t: torch.rand(t.shape).to(t.dtype), empty)
     position = torch.full_like(empty.position, context)
     return place_state(params, state._replace(position=position, rope_offset=position * 0))
-
-
-def start_device(tp: int = 1) -> Runtime:
-    """Starts XLA's device, or one for each of tp ranks, and returns how parameters are placed."""
-    ranks = join_ranks(tp, "xla")
-    device_put(torch.zeros(1), "xla").cpu()
-    return Runtime(mesh=ranks.mesh, rank=ranks.rank)
-
-
-def load_text(model: str, runtime: Runtime, made: dict[str, str | None]) -> Params:
-    """Loads a checkpoint's text model in float32 onto the devices of `start_device`.
-
-    Args:
-        made: `weights` and `head`, as for `load`.
-    """
-    how: dict[str, Any] = {"device": "xla", "check_finite": False, "vision": False}
-    return load(model, dtype="float32", runtime=runtime, **how, **made)
 
 
 def _repeats(length: int) -> int:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..sharding.torchrun import launched
 from .loading import model_name
 from .options import add_shared, config_from, positive
 from .output import make_output, write_output
+
+if TYPE_CHECKING:
+    from .launch import Launch
 
 SUMMARY = "time this project and transformers side by side"
 
@@ -38,10 +43,13 @@ Parts:
 Everything at once takes most of an hour on two cores: choose parts, or fewer --rounds. A machine
 that does something else meanwhile gives figures that mean little; look at the spread.
 
---tp N splits this project's model over N ranks, on virtual devices of XLA:CPU that share the
-threads: what ranks cost, not what they gain. memory, compile and images are of one device.
+--tp N splits this project's model over N ranks: virtual devices of XLA:CPU that share the threads,
+or processes of torchrun, on CPU tensors, each with --threads of its own; --dp N has replicas do the
+same at the same time, and times the first. memory, compile and images are of one XLA device, and
+host is of those.
 
   qwen35 bench host --tp 4 --alone              the host's work at tp 4, over that at tp 1
+  torchrun --nproc-per-node 4 -m qwen35 bench throughput --model DIR --tp 2 --dp 2 --threads 4
 
 On Trainium --device neuron runs another protocol in place of the parts, the one that published
 figures of other ports follow: 128 tokens of prompt, batch 1, bfloat16, medians. It takes --model or
@@ -59,8 +67,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "model")
     add_shared(parser, "preset", default="0.8b")
     add_shared(parser, "weights", "head", "adapter")
-    option("--device", choices=("xla", "neuron"), default="xla",
-           help="neuron: another protocol, see above; default: %(default)s")  # fmt: skip
+    add_shared(parser, "device", help="xla compiles (default), cpu runs plain torch operations "
+               "(default under torchrun); neuron: another protocol, see above")  # fmt: skip
     option("--alone", action="store_true", help="leave transformers out")
     option("--rounds", type=positive, default=3, metavar="N",
            help="alternations; default: %(default)s")  # fmt: skip
@@ -86,7 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            help="pixels of the picture for memory and compilation; default: 2048")  # fmt: skip
     add_shared(parser, "seed")
     add_shared(parser, "tp", default=1)
-    add_shared(parser, "timeout", "json", "output")
+    add_shared(parser, "dp", "timeout", "json", "output")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -96,49 +104,90 @@ def run(options: argparse.Namespace) -> int:
     if options.device == "neuron":
         if options.parts:
             raise ValueError(f"--device neuron has no parts, such as {options.parts[0]}")
-        if options.weights or options.head:
-            raise ValueError("--weights and --head are for parts: --device neuron has none")
+        if options.weights or options.head or options.dp > 1:
+            raise ValueError("--weights, --head and --dp are for parts: --device neuron has none")
         _bench_neuron(options)
+    elif launched():
+        from ..sharding.process import UNLIMITED
+        from .launch import launch
+
+        # This process waits for measurements, whose processes have the timeout.
+        ways = {"tp": options.tp, "dp": options.dp, "timeout": UNLIMITED}
+        with launch(argparse.Namespace(**ways), "cpu") as ranks:
+            _bench_parts(options, ranks)
     else:
-        if launched():
-            raise ValueError(
-                "measurements start processes of their own: under torchrun there is only --device "
-                "neuron; elsewhere --tp takes virtual devices"
-            )
-        _bench_parts(options)
+        _bench_parts(options, None)
     return 0
 
 
-def _bench_parts(options: argparse.Namespace) -> None:
-    from ..bench.checkpoints import random_checkpoint
-    from ..bench.suite import ONE_DEVICE, PARTS, Settings, check, measure, plots, render
-    from ..files.conversion import merge
+def _bench_parts(options: argparse.Namespace, ranks: Launch | None) -> None:
+    """Measures, and writes what came of it in the process that prints.
+
+    Args:
+        ranks: the processes of torchrun, if that has started this one.
+    """
+    from ..bench.suite import PARTS, Settings, check, impossible, measure, plots, render
+    from ..sharding.launch import check_one_process
+    from ..sharding.mesh import Mesh
 
     config = config_from(options)
+    device = options.device or ("xla" if ranks is None else "cpu")
     parts = tuple(options.parts)
     if not parts:
-        left_out = ONE_DEVICE if options.tp > 1 else set() if config.vision else {"images"}
+        left_out = impossible(config, options.tp * options.dp, device)
         parts = tuple(part for part in PARTS if part not in left_out)
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(options).items()
         if name in Settings.__dataclass_fields__ and value is not None
     }
-    settings = Settings(**given | {"parts": parts, "reference": not options.alone})
+    changed = {"parts": parts, "device": device, "reference": not options.alone}
+    settings = Settings(**given | changed)
     check(config, settings)
+    if ranks is None:
+        check_one_process(Mesh(dp=options.dp, tp=options.tp), settings.device)
     make_output(options)
+    rank = None if ranks is None else ranks.rank
     with tempfile.TemporaryDirectory(prefix="qwen35-bench-") as scratch:
         directory = options.model
-        if directory is None:
-            directory = scratch
+        if directory is None or options.adapter is not None:
+            directory = _made(options, "images" in parts, scratch, ranks)
+        tell = say if ranks is None or ranks.prints else _silent
+        result = measure(directory, _name(options), settings, tell, rank)
+    if result is not None:
+        write_output(options, "bench", "Benchmark", result, render(result), plots(result))
+
+
+def _made(options: argparse.Namespace, vision: bool, scratch: str, ranks: Launch | None) -> str:
+    """Writes the checkpoint that is measured where there is none yet, and returns its directory.
+
+    Raises:
+        ValueError: other ranks are on other machines.
+    """
+    from ..bench.checkpoints import random_checkpoint
+    from ..files.conversion import merge
+    from ..sharding.process import from_rank_0
+
+    if ranks is not None:
+        if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+            raise ValueError(
+                "random weights and merged ones are written on one machine, and ranks are on "
+                "several: give a --model that each has, without --adapter"
+            )
+        scratch = from_rank_0(scratch)
+
+    def make() -> None:
+        if ranks is not None and not ranks.prints:
+            return
+        if options.model is None:
             say(f"making random weights of {options.preset}")
-            random_checkpoint(options.preset, Path(scratch), vision="images" in parts)
-        elif options.adapter is not None:
-            directory = scratch
+            random_checkpoint(options.preset, Path(scratch), vision=vision)
+        else:
             say(f"merging {options.adapter}")
             merge(options.model, scratch, options.adapter)
-        result = measure(directory, _name(options), settings, say)
-    write_output(options, "bench", "Benchmark", result, render(result), plots(result))
+
+    make() if ranks is None else ranks.on_all_ranks(make)
+    return scratch
 
 
 def _bench_neuron(options: argparse.Namespace) -> None:
@@ -167,3 +216,7 @@ def _name(options: argparse.Namespace) -> str:
 def say(text: str) -> None:
     """Tells of progress, on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    """Tells nothing: another rank does."""

@@ -318,13 +318,19 @@ class Engine:
         return self._together is None or self._together.leads
 
     def follow(self) -> None:
-        """Does what the engine of the first process does, until that one is closed.
+        """Does what the engine of the first process does, until that one is closed or pauses.
 
         Raises:
             RuntimeError: that process has ended otherwise, or the two disagree.
         """
         if self._together is not None:
             self._together.follow(self)
+
+    def pause(self) -> None:
+        """Lets those that follow the engine return, to do something else with this process before
+        they follow again. On one device it does nothing."""
+        if self._together is not None:
+            self._together.pause()
 
     def close(self) -> None:
         """Ends the engine: those that follow it return. On one device it does nothing."""

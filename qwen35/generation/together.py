@@ -22,6 +22,8 @@ from ..xla.devices import at_once, device_put
 from ..xla.progress import show_compilations
 from .prefix_cache import CacheStats
 
+_CLOSE, _PAUSE = "close", "pause"  # what is told that is no call
+
 
 class Engine(Protocol):
     """What is needed of `engine.Engine`."""
@@ -85,23 +87,30 @@ class Together:
             return self._run(engine, method, args, kwargs)
 
     def follow(self, engine: Engine) -> None:
-        """Makes the calls of the process that leads until it closes its engine."""
+        """Makes the calls of the process that leads until it closes its engine, or pauses."""
         while not self._over:
             with self._ended_by_failure("what it was told"):
                 call = self._calls.hear()
-                if call is None:
-                    self._over = True
+                if call in (_CLOSE, _PAUSE):
+                    self._over = call == _CLOSE
                     return
                 name, args, kwargs = call
                 method = getattr(type(engine), name).__wrapped__
                 self._run(engine, method, args, kwargs)
 
+    def pause(self) -> None:
+        """Lets the processes that follow return from `follow`, which they may call again."""
+        self._leave(_PAUSE)
+
     def close(self) -> None:
         """Lets the processes that follow return from `follow`; nothing if that has been done."""
+        self._leave(_CLOSE)
+        self._over = True
+
+    def _leave(self, how: str) -> None:
         if not self._over:
-            with self._ended_by_failure("close"):
-                self._calls.tell(None)
-            self._over = True
+            with self._ended_by_failure(how):
+                self._calls.tell(how)
 
     def _run(self, engine: Engine, method: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         self._inside = True

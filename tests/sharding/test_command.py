@@ -198,3 +198,43 @@ def chat(command: list[str], lines: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+BENCH = ["-m", "qwen35", "bench", "--alone", "--rounds", "1", "--threads", "1", "--json"]
+BENCH += ["--model", DEMO, "--steps", "3", "--slots", "1", "2", "--lengths", "8"]
+BENCH += ["--contexts", "8", "--batches", "2", "--prefix-tokens", "16", "4"]
+BENCH += ["--requests", "3", "--request-tokens", "12", "4", "--loads", "0.8"]
+PARTS = ("ttft", "tpot", "throughput", "prefix", "sampling")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tp", "dp"), [(2, 1), (2, 2)])
+def test_benchmarks_in_processes(tp, dp):
+    """Every part has its figures, which the first of all prints; the machine is measured once."""
+    done = torchrun(tp * dp, *BENCH, *PARTS, "--tp", str(tp), "--dp", str(dp))
+    result = result_of(done)
+    assert result["device"] == f"cpu, {tp * dp} processes"
+    assert (result["settings"]["tp"], result["settings"]["dp"]) == (tp, dp)
+    parts = result["parts"]
+    assert set(parts) == set(PARTS)
+    for row in (*parts["ttft"], *parts["tpot"]):
+        assert 0 < row["ours"] < 60
+    assert [row["slots"] for row in parts["throughput"]["slots"]] == [1, 2]
+    assert [row["load"] for row in parts["throughput"]["arrivals"]] == ["saturated", "0.8"]
+    assert parts["throughput"]["ideal"]["share_of_ideal"] > 0
+    assert parts["prefix"]["saved_tokens"] == 16
+    assert all(row["seconds"] > 0 for row in parts["sampling"])
+    assert done.stderr.count("round 1 of 1: machine") == 1
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_fails_on_one_rank_ends_on_all(tmp_path):
+    """Where the model is not one: no rank waits for the others' process."""
+    convert(DEMO, tmp_path / "out", 2, dtype="float32")
+    (tmp_path / "out" / "rank-00001-of-00002.safetensors").unlink()
+    command = [*BENCH, "ttft", "--model", str(tmp_path / "out"), "--tp", "2", "--timeout", "20"]
+    start = time.monotonic()
+    done = torchrun(2, *command)
+    assert time.monotonic() - start < 50
+    assert done.returncode != 0 and done.stdout == ""
+    assert "of its 2 ranks only 1 are there" in done.stderr

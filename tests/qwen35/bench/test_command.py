@@ -229,7 +229,7 @@ def test_neuron_with_random_weights(neuron_stand_in, small, capfd):
         (["tpot", "--model", str(DEMO), "--contexts", "5000"], "over the model's max_position"),
         (["--device", "neuron", "--model", str(DEMO)], "needs a Neuron device"),
         (["ttft", "--device", "neuron"], "--device neuron has no parts, such as ttft"),
-        (["memory", "host", "--tp", "2"], "memory: measured on one device only, not at --tp"),
+        (["memory", "host", "--tp", "2"], "memory: measured on one XLA device only, not on ranks"),
         (["host", "--tp", "3"], "tp = 3 can't split this model: "),
     ],
 )
