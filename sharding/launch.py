@@ -52,8 +52,8 @@ def join_ranks(
     """Starts the ranks of a mesh, for the rest of the program.
 
     Under torchrun every process is a rank: gloo on CPU tensors, or torch-xla's own collectives
-    with `device="xla"` (on Trainium; not run there). Otherwise tp > 1 takes as many virtual devices
-    of XLA:CPU.
+    with `device="xla"` (on Trainium; not run there). Otherwise several ranks are as many virtual
+    devices of XLA:CPU.
 
     Args:
         tp: tensor-parallel ways.
@@ -69,9 +69,9 @@ def join_ranks(
         device = device or "cpu"
         rank = process.start(mesh, backend="gloo" if device == "cpu" else "xla", timeout=timeout)
         return Ranks(mesh if mesh.size > 1 else None, rank, device, mesh.size)
-    check_one_process(mesh, device)
-    if tp == 1:
+    if mesh.size == 1:
         return Ranks(None, 0, device or "xla", 1)
+    check_one_process(mesh, device)
     spmd.start(mesh)
     return Ranks(mesh, None, "xla", 1)
 
@@ -79,13 +79,9 @@ def join_ranks(
 def check_one_process(mesh: Mesh, device: str | None) -> None:
     """Raises a ValueError if the ranks of a mesh can't all be in a process that torchrun has not
     started; device is as for `join_ranks`."""
-    if mesh.dp > 1:
+    if mesh.size > 1 and device == "cpu":
+        ways = f"tp = {mesh.tp}" if mesh.dp == 1 else f"dp = {mesh.dp} with tp = {mesh.tp}"
         raise ValueError(
-            f"dp = {mesh.dp} is replicas, which need processes of their own: "
+            f"{ways} on CPU tensors needs one process per rank: "
             f"torchrun --nproc-per-node {mesh.size} -m qwen35 ..."
-        )
-    if mesh.tp > 1 and device == "cpu":
-        raise ValueError(
-            f"tp = {mesh.tp} on CPU tensors needs one process per rank: "
-            f"torchrun --nproc-per-node {mesh.tp} -m qwen35 ..."
         )

@@ -171,12 +171,18 @@ def _leave(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
     tensor = tensor.permute(tuple(range(tensor.dim())))
     private._mark_manual_sharding(tensor, private.OpSharding([], [], [], 4))
     sharding = _sharding(mesh, tensor.dim(), stacked)
-    return private._spmd_shard_to_full_shape(tensor, sharding, shape, tensor.dtype)
+    tensor = private._spmd_shard_to_full_shape(tensor, sharding, shape, tensor.dtype)
+    if mesh.dp > 1 and not stacked:
+        # Every device gets all rows: what is split, torch-xla reads by a graph of its own.
+        tensor = tensor.permute(tuple(range(tensor.dim())))
+        private._xla_mark_sharding(tensor, _sharding(mesh, tensor.dim(), False, None))
+    return tensor
 
 
 @functools.cache
-def _sharding(mesh: Mesh, dims: int, stacked: bool, axis: int = 0) -> Any:
-    """Returns a sharding of dimension `axis` of `dims`, over all ranks or over dp only."""
+def _sharding(mesh: Mesh, dims: int, stacked: bool, axis: int | None = 0) -> Any:
+    """Returns a sharding of dimension `axis` of `dims`, None is of none, over all ranks or over dp
+    only."""
     import numpy
     from torch_xla.distributed import spmd
 

@@ -235,7 +235,7 @@ class _Work:
 
         mesh, rank = self._ranks.runtime.mesh, self._ranks.runtime.rank
         draws = None
-        if mesh is not None and mesh.dp > 1 and self._engine.leads:
+        if mesh is not None and mesh.dp > 1 and rank is not None and self._engine.leads:
             draws = Draws(mesh, rank, "batch")
         with_engine(self._engine, lambda: self._answer(draws))
 

@@ -145,7 +145,12 @@ def _bench_parts(options: argparse.Namespace, ranks: Launch | None) -> None:
     settings = Settings(**given | changed)
     check(config, settings)
     if ranks is None:
-        check_one_process(Mesh(dp=options.dp, tp=options.tp), settings.device)
+        check_one_process(Mesh(tp=options.tp), settings.device)
+        if options.dp > 1:
+            raise ValueError(
+                f"--dp {options.dp}: replicas are measured in processes of their own: torchrun "
+                f"--nproc-per-node {options.dp * options.tp} -m qwen35 bench ..."
+            )
     make_output(options)
     rank = None if ranks is None else ranks.rank
     with tempfile.TemporaryDirectory(prefix="qwen35-bench-") as scratch:

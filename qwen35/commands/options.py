@@ -86,7 +86,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "default": 1,
         "metavar": "N",
         "help": "replicas of the --tp ranks, each with its part of the work: N times as many "
-        "processes of torchrun; default: %(default)s",
+        "devices, or processes of torchrun; default: %(default)s",
     },
     "timeout": {
         "type": seconds,

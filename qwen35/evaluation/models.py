@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..generation.buckets import doubling
 from ..generation.generate import generate
 from ..generation.sampling_settings import Sampling
+from ..model.all_ranks import dp_rows_here
 from ..model.decoder import forward, logits
 from ..model.params import Params
 from ..model.state import State, init_state
@@ -94,15 +95,18 @@ class Qwen35Model:
 
     def _logits(self, tokens: Sequence[int], last: int) -> Tensor:
         read, project = compiled(_read_step, donate=("state",)), compiled(_logits_step)
-        state, parts = init_state(self.params, 1, self._capacity), []
+        copies = dp_rows_here(self.params.runtime)  # dp rows that are here all do the same
+        state, parts = init_state(self.params, copies, self._capacity), []
         for start in range(0, len(tokens), self._chunk):
             piece = list(tokens[start : start + self._chunk])
-            row = torch.tensor([piece + [0] * (self._chunk - len(piece))])
-            inputs = device_put((row, torch.tensor([len(piece)])), self.params.device.type)
+            rows = torch.tensor([piece + [0] * (self._chunk - len(piece))] * copies)
+            lengths = torch.tensor([len(piece)] * copies)
+            inputs = device_put((rows, lengths), self.params.device.type)
             hidden, state = read(self.params, state, *inputs)
             parts.append(device_put(hidden, "cpu")[0, : len(piece)])
-        # A whole power of two of positions, so that prompts share a graph.
-        hidden = F.pad(torch.cat(parts)[-last:], (0, 0, 0, doubling(last) - last))
+        # A whole power of two of positions, or somewhat more, so that prompts share a graph.
+        positions = -(-doubling(last) // copies) * copies
+        hidden = F.pad(torch.cat(parts)[-last:], (0, 0, 0, positions - last))
         result = project(self.params, device_put(hidden, self.params.device.type))
         return device_put(result, "cpu")[:last]
 

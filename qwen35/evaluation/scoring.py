@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks.values import integer
 from ..generation.buckets import doubling
+from ..model.all_ranks import dp_rows_here
 from ..model.decoder import forward, logits
 from ..model.params import Params
 from ..model.rows import take_state
@@ -77,7 +78,7 @@ def _score(
     results: dict[int, Scores] = {}
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     longest = len(rows[order[0]]) - 1 if rows else 0
-    batch, chunk = min(batch, max(1, len(rows))), min(chunk, doubling(longest))
+    batch, chunk = _batch(params, batch, len(rows)), min(chunk, doubling(longest))
     capacity = _capacity(params, longest)
     with _bar(sum(map(len, rows)) - len(rows), progress) as bar, show_compilations(progress):
         for start in range(0, len(rows), batch):
@@ -140,7 +141,8 @@ def _score_continuations(
         members.setdefault(tuple(context), []).append(index)
     contexts = sorted(members, key=len, reverse=True)
     longest = max((len(context) + len(more) - 1 for context, more in pairs), default=0)
-    batch, capacity = min(batch, max(1, len(pairs))), _capacity(params, longest)
+    batch, capacity = _batch(params, batch, len(pairs)), _capacity(params, longest)
+    dp_rows = dp_rows_here(params.runtime)
     read_chunk = min(chunk, doubling(len(contexts[0]) - 1)) if contexts else chunk
     score_chunk = min(chunk, doubling(max((len(more) for _, more in pairs), default=0)))
     total = sum(map(len, contexts)) - len(contexts) + sum(len(more) for _, more in pairs)
@@ -152,18 +154,52 @@ def _score_continuations(
             before = _filled([context[:-1] for context in group], batch)
             with show_compilations(progress):
                 state = _read_group(params, state, before, read_chunk, bar)
-            forks = [(row, index) for row, key in enumerate(group) for index in members[key]]
-            forks.sort(key=lambda fork: -len(pairs[fork[1]][1]))
-            for first in range(0, len(forks), batch):
-                chosen = forks[first : first + batch]
-                slots = [row for row, _ in chosen] + [0] * (batch - len(chosen))
-                source = device_put(torch.tensor(slots), params.device.type)
-                read = [[*pairs[index][0][-1:], *pairs[index][1]] for _, index in chosen]
-                rows = _filled(read, batch)
+            wanted = [[(len(pairs[index][1]), index) for index in members[key]] for key in group]
+            for forks in _forks(wanted, batch, dp_rows):
+                source = device_put(torch.tensor([row for row, _ in forks]), params.device.type)
+                chosen = [index for _, index in forks if index is not None]
+                rows = [
+                    () if index is None else [*pairs[index][0][-1:], *pairs[index][1]]
+                    for _, index in forks
+                ]
                 with show_compilations(progress):
                     fork = compiled(take_state)(params, state, source)
                     scores = _score_group(params, fork, rows, score_chunk, bar)
-                yield from zip((index for _, index in chosen), scores, strict=True)
+                yield from zip(chosen, scores, strict=True)
+
+
+def _forks(
+    continuations: Sequence[Sequence[tuple[int, int]]], batch: int, dp_rows: int
+) -> Iterator[list[tuple[int, int | None]]]:
+    """Yields which continuations of a batch of contexts go together.
+
+    Args:
+        continuations: of each context, the length and the number of each.
+        batch: how many go together; as many contexts have been read.
+        dp_rows: each goes on from its own contexts.
+
+    Yields:
+        For each row of a batch the context's place in its dp row, and the continuation's number or
+        None, where it is idle.
+    """
+    own = batch // dp_rows
+    forks: list[list[tuple[int, int, int]]] = [[] for _ in range(dp_rows)]
+    for row, wanted in enumerate(continuations):
+        forks[row // own] += [(length, row % own, number) for length, number in wanted]
+    for mine in forks:
+        mine.sort(key=lambda fork: -fork[0])
+    for first in range(0, max(map(len, forks)), own):
+        rows: list[tuple[int, int | None]] = []
+        for mine in forks:
+            part = mine[first : first + own]
+            rows += [(place, number) for _, place, number in part] + [(0, None)] * (own - len(part))
+        yield rows
+
+
+def _batch(params: Params, batch: int, rows: int) -> int:
+    """Returns how many rows go together: some may be idle, where dp rows take equally many."""
+    unit = dp_rows_here(params.runtime)
+    return -(-min(batch, max(1, rows)) // unit) * unit
 
 
 def _filled(rows: Sequence[Sequence[int]], batch: int) -> list[Sequence[int]]:
@@ -219,8 +255,10 @@ def _score_step(
 ) -> tuple[Tensor, Tensor, State]:
     hidden, state = forward(params, state, tokens, lengths)
     logprobs, greedy = [], []
-    blocks = hidden.flatten(0, 1).split(_POSITIONS)
-    for block, target in zip(blocks, targets.flatten().split(_POSITIONS), strict=True):
+    unit = dp_rows_here(params.runtime)
+    size = -(-_POSITIONS // unit) * unit
+    blocks = hidden.flatten(0, 1).split(size)
+    for block, target in zip(blocks, targets.flatten().split(size), strict=True):
         block_logits = logits(params, block)
         logprobs.append(block_logits.log_softmax(-1).gather(1, target[:, None]).squeeze(1))
         greedy.append(block_logits.argmax(-1) == target)

@@ -76,7 +76,7 @@ def save_state(
     Args:
         path: the file.
         params: whose state it is: `load_state` refuses it for another model.
-        state: on any device or mesh of one dp row.
+        state: on any device or mesh; with processes, of one dp row.
         logits: [B, V] after the last tokens, to go on without reading one more.
         metadata: what to keep with it, as text by name.
 

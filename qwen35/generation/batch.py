@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from ..model.all_ranks import dp_rows_here
 from ..model.config import FULL
 from ..model.params import Params
 from ..model.rows import grow
 from ..model.state import AttentionState, DeltaNetState, State
-from ..model.state_shares import fetch_state, place_state
-from ..model.vocabulary import place_vocabulary, scatter_vocabulary
+from ..model.state_shares import fetch_state, gather_state, place_state, scatter_state
+from ..model.vocabulary import gather_vocabulary, place_vocabulary, scatter_vocabulary
 from ..xla.compiled import Compiled
 from ..xla.devices import device_put
 from . import grammar, steps
@@ -52,13 +54,19 @@ class Copies(NamedTuple):
 class Batch:
     """Slots of `capacity` tokens each on the parameters' device.
 
+    Of all ranks in one process, each dp row has its part of the slots. A row that is being read is
+    in all dp rows alike: which slot it comes to is not known yet.
+
     Args:
-        params: of one device, of one rank, or of all ranks of a mesh with one dp row.
-        slots: how many.
+        params: of one device, of one rank, or of all ranks.
+        slots: how many; a multiple of the dp rows that are here.
         capacity: tokens that each holds.
         sizes: tokens of a prefill step, ascending, at most the capacity.
         top_logprobs: most likely tokens that `choose` reports.
         ends: token ids that end every row.
+
+    Raises:
+        ValueError: the dp rows that are here can't have equally many slots.
 
     Attributes:
         ahead: whether `decode` is called before a choice is read.
@@ -78,6 +86,9 @@ class Batch:
     ) -> None:
         self.params = params
         self.slots = slots
+        self._copies = dp_rows_here(params.runtime)
+        if slots % self._copies:
+            raise ValueError(f"slots = {slots} can't be split evenly over dp = {self._copies}")
         self.capacity = capacity
         self.chunk = sizes[-1]
         self._sizes = sizes
@@ -93,13 +104,13 @@ class Batch:
         """Graphs compiled so far, for other batches too: they share them."""
         return sum(step.compile_count for step in steps.ALL)
 
-    def blank(self, size: int = 1) -> Rows:
-        """Makes rows that have read nothing."""
-        return steps.blank(self.params, size, self.capacity)
+    def blank(self) -> Rows:
+        """Makes a row that has read nothing."""
+        return steps.blank(self.params, self._copies, self.capacity)
 
     def reset(self) -> None:
         """Empties all slots, whatever has become of their tensors."""
-        self.rows = self.blank(self.slots)
+        self.rows = steps.blank(self.params, self.slots, self.capacity)
         self._settings: _Settings | None = None  # until a row needs other than plain ones
         self._token = self._ids([0] * self.slots)  # each slot's last
         self._ending = [self._model_ends] * self.slots  # what ends each slot's row
@@ -120,6 +131,7 @@ class Batch:
         """
         self._ensure_settings()
         params, row = self.params, self.blank()
+        lengths, first = self._ids([0] * self._copies), self._place(0)
         slot, vector, mask = self._ids([0]), self._token, self._mask(*[True] * self.slots)
         decoded = (self.rows, vector, mask, self._ends)
         prefill: Compiled = steps.prefill_and_decode
@@ -127,13 +139,13 @@ class Batch:
         if self.slots == 1:
             prefill, beside = steps.prefill, ()
         for size in self._sizes:
-            chunk = self._put(torch.zeros(1, size, dtype=torch.int64))
-            yield f"prefill_{size}", prefill, (params, row, chunk, slot, None, None, *beside)
+            chunk = self._put(torch.zeros(self._copies, size, dtype=torch.int64))
+            yield f"prefill_{size}", prefill, (params, row, chunk, lengths, None, None, *beside)
         if pictures:
             embeds = torch.zeros(*chunk.shape, params.config.hidden_size, dtype=params.dtype)
             places = torch.zeros(3, *chunk.shape, dtype=torch.int64)
             seen = self._put((embeds, places))
-            yield "prefill_images", prefill, (params, row, chunk, slot, *seen, *beside)
+            yield "prefill_images", prefill, (params, row, chunk, lengths, *seen, *beside)
         yield "decode", steps.decode, (params, *decoded)
         yield "choose_greedy", steps.choose, self._likeliest()
         for name, short in (("choose_short", True), ("choose_any", False)):
@@ -143,16 +155,15 @@ class Batch:
                 bits = self._put(anything.repeat(self.slots, 1))
                 yield f"{name}_allowed", steps.choose, (*self._sampled(mask, short), bits)
         yield "force", steps.force, (vector, vector, vector)
-        yield "put", steps.put, (params, self.rows, row, slot)
-        old, new = self._settings, self._settings_of([Sampling()], [()])
-        yield "put_per_token", steps.put, (params, old.per_token, new.per_token, slot)
+        yield "put", steps.put, (params, self.rows, row, *first)
+        old, new = self._settings, self._settings_of([Sampling()], [()], self._copies)
+        yield "put_per_token", steps.put, (params, old.per_token, new.per_token, *first)
         yield "put_settings", steps.put_settings, (old.controls, new.controls, slot)
         yield "put_ends", steps.put_settings, (self._ends, self._ends_of([()]), slot)
-        yield "take", steps.take, (params, self.rows, slot)
+        yield "take", steps.take, (params, self.rows, first[0])
         yield "recurrent", steps.recurrent, (params, row)
         if row.state.capacity is not None:
-            start = self._put(torch.tensor([0]))
-            yield "window", steps.window, (params, row.state, start, self.chunk)
+            yield "window", steps.window, (params, row.state, lengths, self.chunk)
 
     # -- one row ------------------------------------------------------------------------------
 
@@ -166,7 +177,10 @@ class Batch:
                 its steps have this size only.
         """
         size = self.chunk if pictures is not None else self.size_for(len(tokens))
-        return steps.put_pieces(self.params, [tokens], size, pictures)
+        if pictures is not None:
+            embeds, positions = pictures
+            pictures = embeds.repeat(self._copies, 1, 1), positions.repeat(1, self._copies, 1)
+        return steps.put_pieces(self.params, [tokens] * self._copies, size, pictures)
 
     def size_for(self, tokens: int) -> int:
         """Returns the size of the prefill step that reads so many."""
@@ -181,23 +195,28 @@ class Batch:
         ending: frozenset[int],
     ) -> None:
         """Puts a row into a slot, to be sampled like this and to end at these tokens."""
-        at = self._ids([slot])
+        at, place = self._ids([slot]), self._place(slot)
         if not sampling.plain:
             self._ensure_settings()
         if self._settings is not None:
-            old, new = self._settings, self._settings_of([sampling], [prompt])
+            old, new = self._settings, self._settings_of([sampling], [prompt], self._copies)
             self._settings = _Settings(
                 steps.put_settings(old.controls, new.controls, at),
-                steps.put(self.params, old.per_token, new.per_token, at),
+                steps.put(self.params, old.per_token, new.per_token, *place),
             )
         if ending != self._ending[slot]:
             self._ends = steps.put_settings(self._ends, self._ends_of([ending]), at)
             self._ending[slot] = ending
-        self.rows = steps.put(self.params, self.rows, row, at)
+        self.rows = steps.put(self.params, self.rows, row, *place)
 
     def take(self, slot: int) -> Rows:
-        """Returns a slot's row; the slot keeps it."""
-        return steps.take(self.params, self.rows, self._ids([slot]))
+        """Returns a slot's row; the slot keeps it. It is in the dp row that has the slot alone, see
+        `replica_of`."""
+        return steps.take(self.params, self.rows, self._place(slot)[0])
+
+    def replica_of(self, slot: int) -> int:
+        """Returns which of the dp rows that are here has a slot."""
+        return slot // (self.slots // self._copies)
 
     # -- all slots ----------------------------------------------------------------------------
 
@@ -254,15 +273,15 @@ class Batch:
         """Copies on the device what a row leaves: of keys and values those of tokens start to
         end - 1. The row may be consumed then."""
         windows = tuple(
-            steps.window(self.params, row.state, self._put(torch.tensor([begin])), self.chunk)
+            steps.window(self.params, row.state, self._ids([begin] * self._copies), self.chunk)
             for begin, _, _ in self._windows(start, end)
         )
         return Copies(windows, steps.recurrent(self.params, row))
 
-    def fetch(self, copies: Copies, start: int, end: int) -> tuple[KV, Snapshot]:
-        """Copies to the CPU what `copies` made; of all ranks, one after the other along dimension
-        0, where they are here."""
-        windows, (offset, layers, logits) = fetch_state(self.params, copies)
+    def fetch(self, copies: Copies, start: int, end: int, replica: int = 0) -> tuple[KV, Snapshot]:
+        """Copies to the CPU what `copies` made; of all ranks of a dp row, one after the other along
+        dimension 0, where they are here."""
+        windows, (offset, layers, logits) = fetch_state(self.params, copies, replica)
         parts = [
             [
                 AttentionState(layer.key[..., left:right], layer.value[:, :, left:right])
@@ -299,8 +318,21 @@ class Batch:
         )
         position = torch.full_like(snapshot.rope_offset, match.length)
         state = grow(State(position, snapshot.rope_offset, layers), self.capacity)
-        logits = place_vocabulary(self.params, snapshot.logits)
-        return Rows(place_state(self.params, state), logits)
+        logits = place_vocabulary(self.params, self._repeated(snapshot.logits))
+        return Rows(place_state(self.params, self._repeated(state)), logits)
+
+    def gather(self, row: Rows) -> tuple[State, Tensor]:
+        """Returns the whole state and the logits of a row, on the CPU; all processes of a tp group
+        call it."""
+        state = gather_state(self.params, row.state)
+        logits = gather_vocabulary(self.params, row.logits)
+        return pytree.tree_map(lambda tensor: tensor[:1], (state, logits))
+
+    def scatter(self, state: State, logits: Tensor) -> Rows:
+        """Makes a row of what `gather` returned, there or on another mesh."""
+        state = self._repeated(grow(state, self.capacity))
+        logits = self._repeated(device_put(logits, "cpu"))
+        return Rows(scatter_state(self.params, state), scatter_vocabulary(self.params, logits))
 
     # -- helpers ------------------------------------------------------------------------------
 
@@ -320,12 +352,12 @@ class Batch:
             self._settings = self._settings_of([Sampling()] * self.slots, [()] * self.slots)
 
     def _settings_of(
-        self, samplings: Sequence[Sampling], prompts: Sequence[Sequence[int]]
+        self, samplings: Sequence[Sampling], prompts: Sequence[Sequence[int]], copies: int = 1
     ) -> _Settings:
         vocabulary = self.params.config.vocab_size
         controls = controls_for(samplings, vocabulary, everything=True)
         whole = bias_for(samplings, vocabulary), counts_for(prompts, vocabulary)
-        shares = (scatter_vocabulary(self.params, tensor) for tensor in whole)
+        shares = (scatter_vocabulary(self.params, tensor.repeat(copies, 1)) for tensor in whole)
         return _Settings(self._put(controls), _PerToken(*shares))
 
     def _ends_of(self, ending: Sequence[Iterable[int]]) -> Tensor:
@@ -335,6 +367,20 @@ class Batch:
         for row, tokens in enumerate(ending):
             ends[row, [token for token in tokens if token < vocabulary]] = True
         return self._put(ends)
+
+    def _repeated(self, tree: Any) -> Any:
+        """Returns what a dp row has for each of those that are here."""
+        if self._copies == 1:
+            return tree
+        return pytree.tree_map(lambda tensor: torch.cat([tensor] * self._copies), tree)
+
+    def _place(self, slot: int) -> tuple[Tensor, Tensor | None]:
+        """Returns the place of a slot in each dp row that is here, and which of several has it."""
+        if self._copies == 1:
+            return self._ids([slot]), None
+        replica, place = divmod(slot, self.slots // self._copies)
+        here = [number == replica for number in range(self._copies)]
+        return self._ids([place] * self._copies), self._mask(*here)
 
     def _ids(self, values: Sequence[int]) -> Tensor:
         return self._put(torch.tensor(values))

@@ -46,11 +46,11 @@ def rows(count: int, unit: int = 1) -> int:
 
     Args:
         count: at least 1.
-        unit: what the size is a multiple of, if the count is.
+        unit: what the size is a multiple of.
     """
     step = 1 if count <= 4 else 2 if count <= 8 else 4
     size = -(-count // step) * step
-    return count if count % unit else -(-size // unit) * unit
+    return -(-size // unit) * unit
 
 
 def capacity(tokens: int) -> int:

@@ -16,13 +16,9 @@ from torch import Tensor
 
 from ..checks.values import integer, is_number, shown
 from ..model.params import Params
-from ..model.rows import grow
 from ..model.state import State
-from ..model.state_shares import gather_state, scatter_state
-from ..model.vocabulary import gather_vocabulary, scatter_vocabulary
 from ..prompts.inputs import OnePrompt, encode_prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike
-from ..xla.devices import device_put
 from . import buckets
 from .batch import Batch
 from .continuation import ends_of
@@ -289,8 +285,7 @@ class Engine:
         """Returns how many of these keys the prefix cache knows, and of the row after those the
         whole state and the logits, on the CPU: what `adopt` takes, on any mesh."""
         length, row = self.recall(keys)
-        whole = gather_state(self.batch.params, row.state)
-        return length, whole, gather_vocabulary(self.batch.params, row.logits)
+        return length, *self.batch.gather(row)
 
     def adopt(self, keys: Sequence[int], state: State, logits: Tensor) -> None:
         """Puts a whole state of one row that has read these keys into the cache.
@@ -308,9 +303,7 @@ class Engine:
     @everywhere
     def _adopt(self, keys: tuple[int, ...], state: State, logits: Tensor) -> None:
         self._schedule.make_room(len(keys))
-        params = self.batch.params
-        state = scatter_state(params, grow(state, self.batch.capacity))
-        self.keep(keys, Rows(state, scatter_vocabulary(params, device_put(logits, "cpu"))))
+        self.keep(keys, self.batch.scatter(state, logits))
 
     @property
     def leads(self) -> bool:

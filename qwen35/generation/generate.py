@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks.values import integer
+from ..model.all_ranks import dp_rows_here
 from ..model.params import Params
 from ..model.state import State
 from ..model.vocabulary import scatter_vocabulary
@@ -201,11 +202,10 @@ class _Call:
         self.ahead = steps.run_ahead(params)
         self.compile_seconds = 0.0
         self._params = params
-        mesh = params.runtime.mesh
         # Where nothing is compiled, empty rows would only cost time.
         size = len(prompts)
         if steps.are_compiled(params):
-            size = buckets.rows(size, mesh.dp if mesh else 1)
+            size = buckets.rows(size, dp_rows_here(params.runtime))
         self._empty = size - len(prompts)
         prompts = [*prompts, *[[]] * self._empty]
         samplings = [*(row.sampling for row in rows), *[Sampling()] * self._empty]

@@ -17,11 +17,13 @@ from .steps import Rows
 
 
 class _Copied(NamedTuple):
-    """What is on its way into the cache: the row after `keys`, from token `start` on."""
+    """What is on its way into the cache: the row after `keys`, from token `start` on, of the dp row
+    `replica`."""
 
     keys: tuple[int, ...]
     start: int
     copies: Copies
+    replica: int
 
 
 class Keeper:
@@ -39,19 +41,24 @@ class Keeper:
         self._most = most
         self._copied: deque[_Copied] = deque()
 
-    def keep(self, keys: Sequence[int], row: Rows) -> None:
-        """Copies a row that has read a prompt of these keys, to be put into the cache."""
+    def keep(self, keys: Sequence[int], row: Rows, replica: int = 0) -> None:
+        """Copies a row that has read a prompt of these keys, to be put into the cache.
+
+        Args:
+            replica: a dp row that has it, where all are here.
+        """
         if len(self._copied) == self._most:
             self.settle()
         start = self._cache.known(keys)
         copies = self._batch.copies(row, start, len(keys))
-        self._copied.append(_Copied(tuple(keys), start, copies))
+        self._copied.append(_Copied(tuple(keys), start, copies, replica))
 
     def settle(self) -> None:
         """Puts all that has been copied into the cache; it waits for copies that have not run."""
         while self._copied:
-            keys, start, copies = self._copied.popleft()
-            self._cache.insert(keys, *self._batch.fetch(copies, start, len(keys)), start)
+            keys, start, copies, replica = self._copied.popleft()
+            fetched = self._batch.fetch(copies, start, len(keys), replica)
+            self._cache.insert(keys, *fetched, start)
 
     def clear(self) -> None:
         """Forgets what has been copied."""

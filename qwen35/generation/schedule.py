@@ -261,7 +261,8 @@ class Schedule:
     def _keep(self, request: Request, slot: int, decoded: Sequence[int]) -> None:
         """Keeps the state of a request that leaves its slot, for a prompt that goes on there."""
         if self._keeper is not None:
-            self._keeper.keep((*request.keys, *decoded), self._batch.take(slot))
+            replica = self._batch.replica_of(slot)
+            self._keeper.keep((*request.keys, *decoded), self._batch.take(slot), replica)
 
     def _settle(self) -> None:
         """Puts into the prefix cache what was copied for it."""

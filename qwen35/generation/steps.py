@@ -215,16 +215,22 @@ def _decode_and_choose(
 
 @torch.no_grad()
 @on_all_ranks(True)
-def _put(params: Params, rows: Any, row: Any, slot: Tensor) -> Any:
+def _put(params: Params, rows: Any, row: Any, slot: Tensor, here: Tensor | None = None) -> Any:
     """Puts the only one of `row` in place of row `slot` (int64 [1]), in trees of tensors of which
-    each rank has its own; of all ranks, their mesh has one dp row."""
-    return put_row(rows, row, slot)
+    each rank has its own.
+
+    Args:
+        slot: of all ranks of several dp rows [dp], the place in each.
+        here: bool [dp], in which of them that is done; None where there is one.
+    """
+    return put_row(rows, row, slot, here)
 
 
 @torch.no_grad()
 @on_all_ranks(True)
 def _take(params: Params, rows: Rows, slot: Tensor) -> Rows:
-    """Returns row `slot` (int64 [1]) as a batch of one."""
+    """Returns row `slot` (int64 [1]) as a batch of one; of all ranks of several dp rows, one of
+    each (int64 [dp])."""
     return take_row(rows, slot)
 
 

@@ -148,18 +148,10 @@ def _norms_digest(params: Params) -> str:
 def join(params: Params, **facts: Any) -> Together | None:
     """Joins the engines of the other processes, if the parameters are those of one rank of some.
 
-    Raises:
-        ValueError: they are those of all ranks of several dp rows; or as `Together`.
+    Raises as `Together`.
     """
     mesh = params.runtime.mesh
-    if mesh is None or mesh.size == 1:
-        return None
-    if params.runtime.rank is None and mesh.dp > 1:
-        raise ValueError(
-            f"an engine runs on the ranks of one dp row, not on dp = {mesh.dp}: replicas are "
-            "engines of their own"
-        )
-    if params.runtime.rank is None or mesh.tp == 1:
+    if mesh is None or params.runtime.rank is None or mesh.tp == 1:
         return None
     return Together(params, **facts)
 

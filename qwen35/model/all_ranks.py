@@ -27,6 +27,11 @@ _SMALL = frozenset(
 )
 
 
+def dp_rows_here(runtime: Runtime) -> int:
+    """Returns how many dp rows are in this process, each with its part of a batch's rows."""
+    return 1 if runtime.mesh is None or runtime.rank is not None else runtime.mesh.dp
+
+
 def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device: str) -> Params:
     """The stacked parameters of all ranks; `build(runtime)` gives one rank's, on the CPU."""
     if device != "xla":

@@ -22,12 +22,21 @@ from .state import AttentionState, DeltaNetState, State
 _LOST = 2**30  # a position that no capacity reaches
 
 
-def put_row(tree: Any, row: Any, slot: Tensor) -> Any:
+def put_row(tree: Any, row: Any, slot: Tensor, here: Tensor | None = None) -> Any:
     """`tree` with row `slot` (int64 [1]) of every tensor replaced by `row`'s only one.
 
     Donate `tree` and the other rows are not copied.
+
+    Args:
+        here: bool [1], whether it is; None is yes.
     """
-    return map_rows(lambda axis, old, new: old.index_copy(axis, slot, new), tree, row)
+
+    def put(axis: int, old: Tensor, new: Tensor) -> Tensor:
+        if here is not None:
+            new = torch.where(here, new, old.index_select(axis, slot))
+        return old.index_copy(axis, slot, new)
+
+    return map_rows(put, tree, row)
 
 
 def take_row(tree: Any, slot: Tensor) -> Any:
@@ -37,7 +46,8 @@ def take_row(tree: Any, slot: Tensor) -> Any:
 
 @on_all_ranks(True)
 def take_state(params: Params, state: State, slot: Tensor) -> State:
-    """`take_row` of a state, of all ranks as well; their mesh has one dp row."""
+    """`take_row` of a state, of all ranks as well; of several dp rows each takes some of its own:
+    `slot` says where they stand there."""
     return take_row(state, slot)
 
 
@@ -56,7 +66,7 @@ def kv_window(
     Args:
         params: whose state it is.
         state: of any batch.
-        start: int32 [1], at most capacity - width.
+        start: int32 [1], at most capacity - width; of all ranks of several dp rows the same [dp].
         width: static.
     """
     index = (start + indices(width, start.device)).to(torch.int64)

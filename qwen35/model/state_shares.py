@@ -40,23 +40,34 @@ def place_state(params: Params, state: State) -> State:
     return spmd.stack(ranks, mesh)
 
 
-def fetch_state(params: Params, tree: Any) -> Any:
-    """A state, or a tree of parts of one, on the CPU: what `place_state` takes."""
-    return device_put(tree, "cpu") if params.runtime.rank is not None else spmd.fetch(tree)
+def fetch_state(params: Params, tree: Any, replica: int | None = None) -> Any:
+    """A state, or a tree of parts of one, on the CPU: what `place_state` takes.
+
+    Args:
+        replica: of all ranks of several dp rows only that one's.
+    """
+    mesh = params.runtime.mesh
+    if mesh is None or params.runtime.rank is not None:
+        return device_put(tree, "cpu")
+    whole = spmd.fetch(tree)
+    if replica is None or mesh.dp == 1:
+        return whole
+    return pytree.tree_map(lambda tensor: tensor.chunk(mesh.dp)[replica].clone(), whole)
 
 
 def gather_state(params: Params, state: State) -> State:
     """The whole state on the CPU, whatever ranks it is split over.
 
-    With one process per rank, all of a tp group must call it, and each gets it.
+    Of all ranks in one process it has the rows of all dp rows. With one process per rank, all of a
+    tp group must call it, and each gets it.
     """
     mesh, rank = params.runtime.mesh, params.runtime.rank
     if mesh is None or mesh.size == 1:
         return _on_cpu(state)
     if rank is None:
-        if mesh.dp > 1:
-            raise ValueError(f"a state split over dp = {mesh.dp} is one of each dp row")
-        return join_state(params.config, mesh, list(map(_plain, spmd.unstack(state, mesh))))
+        ranks = list(map(_plain, spmd.unstack(state, mesh)))
+        groups = [[ranks[place] for place in group] for group in mesh.tp_groups]
+        return _joined_rows([join_state(params.config, mesh, group) for group in groups])
     mine = _on_cpu(state)
     if mesh.tp == 1:
         return mine
@@ -67,14 +78,25 @@ def gather_state(params: Params, state: State) -> State:
 
 
 def scatter_state(params: Params, state: State) -> State:
-    """Of a whole state on the CPU what parameters of one or all ranks take, on their device."""
+    """Of a whole state on the CPU what parameters of one or all ranks take, on their device.
+
+    Raises:
+        ValueError: the dp rows of all ranks can't have equally many of its rows.
+    """
     mesh, rank = params.runtime.mesh, params.runtime.rank
-    if mesh is None or mesh.tp == 1:
+    if mesh is None or (mesh.tp == 1 and rank is not None):
         return place_state(params, state)
     if rank is not None:
         return place_state(params, cut_state(params.config, mesh, rank, state))
-    ranks = [cut_state(params.config, mesh, each, state) for each in range(mesh.size)]
-    return place_state(params, pytree.tree_map(lambda *shares: torch.cat(shares), *ranks))
+    ranks = []
+    for each in range(mesh.size):
+        own = pytree.tree_map(lambda rows, each=each: process.split_batch(rows, mesh, each), state)
+        ranks.append(cut_state(params.config, mesh, each, own))
+    return place_state(params, _joined_rows(ranks))
+
+
+def _joined_rows(states: Sequence[State]) -> State:
+    return pytree.tree_map(lambda *parts: torch.cat(parts), *states)
 
 
 def abstract_whole(config: Config, dtype: torch.dtype, batch: int, capacity: int) -> State:

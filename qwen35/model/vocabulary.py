@@ -39,13 +39,16 @@ def scatter_vocabulary(params: Params, whole: Tensor) -> Tensor:
 
 
 def gather_vocabulary(params: Params, shares: Tensor) -> Tensor:
-    """Returns the whole tensor [B, V] of one dp row's ranks, on the CPU.
+    """Returns the whole tensor [B, V], on the CPU.
 
-    With one process per rank, all of a tp group must call it, and each gets it.
+    Of all ranks in one process it has the rows of all dp rows. With one process per rank, all of a
+    tp group must call it, and each gets it.
     """
     mesh = params.runtime.mesh or Mesh()
     if params.runtime.rank is None:
-        return torch.cat(spmd.unstack(shares, mesh), 1)
+        ranks = spmd.unstack(shares, mesh)
+        rows = [torch.cat([ranks[place] for place in group], 1) for group in mesh.tp_groups]
+        return torch.cat(rows)
     mine = device_put(shares, "cpu")
     return mine if mesh.tp == 1 else torch.cat(process.gather_tensor(mine, mesh), 1)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..forms import Weight
-from ..model.all_ranks import on_all_ranks
+from ..model.all_ranks import dp_rows_here, on_all_ranks
 from ..model.params import VisionBlock, VisionMerger, VisionParams
 from ..model.rope import apply_rope
 from ..sharding.collectives import all_reduce
@@ -72,10 +72,9 @@ def _run(
     patches: Tensor,
     grid: Sequence[Sequence[int]],
 ) -> Tensor:
-    config, mesh = vision.config, vision.runtime.mesh
+    config, copies = vision.config, dp_rows_here(vision.runtime)
     patches = device_put(patches, "cpu")
     sizes = parse_grid(config, patches, grid)
-    copies = mesh.dp if mesh is not None and vision.runtime.rank is None else 1
     parts = []
     for group in groups(config, patches.to(vision.dtype), sizes):
         count, frames = int(group.count), len(group.patches)

@@ -253,13 +253,13 @@ def grown_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> dict:
 
 
 def serve_on_virtual_devices(
-    mesh: Mesh, rank: int, path: str, count: int, cache_bytes: int
+    mesh: Mesh, rank: int, path: str, count: int, **settings: int
 ) -> serving.Served:
     """An engine on the virtual devices of one process."""
     spmd.start(mesh)
     runtime = qwen35.Runtime(mesh=mesh, rank=None)
     params = qwen35.load(path, device="xla", runtime=runtime)
-    return serving.serve_warm(serving.engine_for(params, cache_bytes=cache_bytes), count)
+    return serving.serve_warm(serving.engine_for(params, **settings), count)
 
 
 def grow_engine_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> tuple[list, dict]:
@@ -406,7 +406,7 @@ def engines_disagree(mesh: Mesh, rank: int, path: str) -> None:
 
 def see_in_processes(mesh: Mesh, rank: int, path: str) -> list | None:
     """An engine that is given pictures, in one process per rank."""
-    engine = _engine_of_rank(mesh, rank, path)
+    engine = _engine_of_rank(mesh, rank, path, slots=4)
     if not engine.leads:
         return engine.follow()
     seen = serving.see(engine)
@@ -418,7 +418,8 @@ def see_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> list:
     """An engine that is given pictures, on the virtual devices of one process."""
     spmd.start(mesh)
     runtime = qwen35.Runtime(mesh=mesh, rank=None)
-    return serving.see(serving.engine_for(qwen35.load(path, device="xla", runtime=runtime)))
+    params = qwen35.load(path, device="xla", runtime=runtime)
+    return serving.see(serving.engine_for(params, slots=4))
 
 
 def _go_on_from_a_file(mesh: Mesh, rank: int | None, path: str, file: str, out: str) -> list:

@@ -47,6 +47,15 @@ def test_replicas_on_two_machines_answer_as_one_process(tmp_path):
 
 
 @pytest.mark.slow
+def test_replicas_in_one_process_answer_as_one_device(tmp_path):
+    source, options = source_of(tmp_path / "in", 5), ["--max-new-tokens", "8"]
+    for name, place in (("alone", ["--device", "cpu"]), ("out", ["--device", "xla", "--dp", "2"])):
+        done = run(sys.executable, *batch(source, tmp_path / name, *options, *place))
+        assert done.returncode == 0, done.stderr
+    assert texts(tmp_path / "out") == texts(tmp_path / "alone")
+
+
+@pytest.mark.slow
 def test_a_replica_that_is_killed_costs_the_lines_that_it_had(tmp_path):
     """The other answers all the rest, and the next start those."""
     count, slots = 120, 2

@@ -128,7 +128,7 @@ EVALUATIONS = """if True:
 
 @pytest.mark.slow
 def test_evaluations_on_virtual_devices(directory):
-    """tp 4, in one process: the numbers to 1e-5, accuracies and agreement the same."""
+    """In one process: the numbers to 1e-5, accuracies and agreement the same."""
     measures = [
         f"perplexity --text {EVALS / 'story.txt'} --window 64 --dtype float32",
         "agreement --dtype float32 --max-new-tokens 8",
@@ -146,12 +146,14 @@ def test_evaluations_on_virtual_devices(directory):
             rest = rest.lstrip()[end:]
         return results
 
-    alone, split = evaluated("--device cpu"), evaluated("--tp 4")
-    assert split[0]["total"] == pytest.approx(alone[0]["total"], rel=1e-5)
-    [ours], [theirs] = split[1]["comparisons"], alone[1]["comparisons"]
-    assert ours["equal_tokens"] == theirs["equal_tokens"] == 1 and ours["top1"] == theirs["top1"]
-    [ours], [theirs] = split[2]["tasks"], alone[2]["tasks"]
-    assert ours["metrics"] == theirs["metrics"] and ours["metrics"]
+    alone = evaluated("--device cpu")
+    for split in (evaluated("--tp 4"), evaluated("--tp 2 --dp 2")):
+        assert split[0]["total"] == pytest.approx(alone[0]["total"], rel=1e-5)
+        [ours], [theirs] = split[1]["comparisons"], alone[1]["comparisons"]
+        assert ours["equal_tokens"] == theirs["equal_tokens"] == 1
+        assert ours["top1"] == theirs["top1"]
+        [ours], [theirs] = split[2]["tasks"], alone[2]["tasks"]
+        assert ours["metrics"] == theirs["metrics"] and ours["metrics"]
 
 
 @pytest.mark.slow

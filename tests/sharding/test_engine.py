@@ -30,23 +30,26 @@ def check_alike(said, expected, copies):
 
 
 @pytest.mark.parametrize(
-    ("name", "tp", "count"),
+    ("name", "dp", "tp", "count"),
     [
-        ("two_layers", 2, 16),
-        pytest.param("even", 2, 40, marks=slow),
-        pytest.param("even", 4, 40, marks=slow),
-        pytest.param("heads_of_27b", 8, 40, marks=slow),
-        pytest.param("heads_of_27b", 16, 40, marks=slow),
+        ("two_layers", 1, 2, 16),
+        pytest.param("even", 1, 2, 40, marks=slow),
+        pytest.param("even", 1, 4, 40, marks=slow),
+        pytest.param("even", 2, 2, 40, marks=slow),
+        pytest.param("two_layers", 2, 1, 40, marks=slow),
+        pytest.param("heads_of_27b", 1, 8, 40, marks=slow),
+        pytest.param("heads_of_27b", 1, 16, 40, marks=slow),
     ],
 )
-def test_an_engine_on_virtual_devices(name, tp, count, checkpoint, run_ranks):
+def test_an_engine_on_virtual_devices(name, dp, tp, count, checkpoint, run_ranks):
     """Every request ends as on one device, and after the warm-up nothing is compiled."""
-    path = checkpoint(name)
-    arguments = {"path": str(path), "count": count, "cache_bytes": CACHE_BYTES[name]}
+    path, slots = checkpoint(name), 3 if dp == 1 else 4
+    arguments = {"count": count, "cache_bytes": CACHE_BYTES[name], "slots": slots}
     [said] = run_ranks(
-        "serve_on_virtual_devices", Mesh(tp=tp), processes=1, timeout=900, **arguments
+        *("serve_on_virtual_devices", Mesh(dp=dp, tp=tp)),
+        **{"path": str(path), "processes": 1, "timeout": 900, **arguments},
     )
-    engine = serving.engine_for(qwen35.load(path), cache_bytes=CACHE_BYTES[name])
+    engine = serving.engine_for(qwen35.load(path), cache_bytes=CACHE_BYTES[name], slots=slots)
     expected = serving.serve(engine, count)
     check_alike(said, expected, copies=name == "heads_of_27b")
     serving.check_likeliest(path, count, said)
@@ -171,6 +174,6 @@ def test_engines_that_differ_are_refused_everywhere(checkpoint, fail_ranks):
 
 
 def test_what_an_engine_does_not_run_on(checkpoint):
-    params = qwen35.load(checkpoint("two_layers"))
-    with pytest.raises(ValueError, match="one dp row, not on dp = 2"):
-        serving.engine_for(params.with_runtime(mesh=Mesh(dp=2), rank=None))
+    params = qwen35.load(checkpoint("two_layers")).with_runtime(mesh=Mesh(dp=2), rank=None)
+    with pytest.raises(ValueError, match="slots = 3 can't be split evenly over dp = 2"):
+        serving.engine_for(params)

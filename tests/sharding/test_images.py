@@ -81,17 +81,18 @@ def test_the_tower_split_by_heads(seeing, run_ranks, scenario, tp, processes):
 
 
 @pytest.mark.parametrize(
-    ("scenario", "tp", "processes"),
+    ("scenario", "dp", "tp", "processes"),
     [
-        ("see_in_processes", 2, None),
-        pytest.param("see_on_virtual_devices", 2, 1, marks=pytest.mark.slow),
+        ("see_in_processes", 1, 2, None),
+        pytest.param("see_on_virtual_devices", 1, 2, 1, marks=pytest.mark.slow),
+        pytest.param("see_on_virtual_devices", 2, 1, 1, marks=pytest.mark.slow),
     ],
 )
-def test_pictures_in_an_engine(seeing, run_ranks, scenario, tp, processes):
+def test_pictures_in_an_engine(seeing, run_ranks, scenario, dp, tp, processes):
     """Tokens, and what the prefix cache saves, are those of one device."""
     path = seeing("two_layers", 1)
-    expected = serving.see(serving.engine_for(qwen35.load(path)))
+    expected = serving.see(serving.engine_for(qwen35.load(path), slots=4))
     saved = [cached for _, cached in expected]
     assert saved == [0, 16, 8, 2, 2], "new; the same; other words; other pixels; words alone"
     more = {} if processes is None else {"processes": processes}
-    assert run_ranks(scenario, Mesh(tp=tp), path=str(path), **more)[0] == expected
+    assert run_ranks(scenario, Mesh(dp=dp, tp=tp), path=str(path), **more)[0] == expected

@@ -40,15 +40,16 @@ def go_on(params, file):
 
 
 @pytest.mark.parametrize(
-    ("scenario", "name", "tp"),
+    ("scenario", "name", "dp", "tp"),
     [
-        ("states_in_processes", "heads_of_27b", 2),
-        pytest.param("states_in_processes", "heads_of_27b", 8, marks=slow),
-        pytest.param("states_on_virtual_devices", "two_layers", 2, marks=slow),
-        pytest.param("states_on_virtual_devices", "even", 4, marks=slow),
+        ("states_in_processes", "heads_of_27b", 1, 2),
+        pytest.param("states_in_processes", "heads_of_27b", 1, 8, marks=slow),
+        pytest.param("states_on_virtual_devices", "two_layers", 1, 2, marks=slow),
+        pytest.param("states_on_virtual_devices", "even", 1, 4, marks=slow),
+        pytest.param("states_on_virtual_devices", "two_layers", 2, 1, marks=slow),
     ],
 )
-def test_a_state_goes_on_at_another_tp(scenario, name, tp, saved, run_ranks, tmp_path):
+def test_a_state_goes_on_at_another_tp(scenario, name, dp, tp, saved, run_ranks, tmp_path):
     """There and back again: ranks go on from one device's file, and one device from theirs."""
     params, file = saved(name)
     out = tmp_path / "out"
@@ -58,7 +59,7 @@ def test_a_state_goes_on_at_another_tp(scenario, name, tp, saved, run_ranks, tmp
     }  # fmt: skip
     qwen35.save(params, tmp_path / "model")
     expected, state = go_on(params, file)
-    for tokens in run_ranks(scenario, Mesh(tp=tp), **arguments):
+    for tokens in run_ranks(scenario, Mesh(dp=dp, tp=tp), **arguments):
         assert tokens == expected
     qwen35.save_state(tmp_path / "alone", params, state)
     ours, theirs = load_file(out), load_file(tmp_path / "alone")
