@@ -129,8 +129,8 @@ def _pinned(threads: int) -> Iterator[None]:
     """Keeps this thread, and the processes that it starts, on as many cores; those of several ranks
     on different ones, as far as the machine has them."""
     before = os.sched_getaffinity(0)
-    start = threads * int(os.environ.get("LOCAL_RANK", "0"))
-    own = sorted(before)[start : start + threads] or sorted(before)[:threads]
+    cores, first = sorted(before), threads * int(os.environ.get("LOCAL_RANK", "0"))
+    own = {cores[(first + number) % len(cores)] for number in range(threads)}
     os.sched_setaffinity(0, own)
     try:
         yield

@@ -70,3 +70,26 @@ def test_nothing_runs_on_after_a_failure(monkeypatch, code, output, said):
     with pytest.raises(ValueError, match=said):
         alternate(JOBS, rounds=2, threads=1, say=lambda line: None)
     assert calls == [[1], [2]]
+
+
+@pytest.mark.parametrize(("rank", "layers"), [(0, [1, 2]), (1, [1])])
+def test_a_rank_starts_what_all_ranks_measure_and_the_first_the_rest(monkeypatch, rank, layers):
+    """The processes of all ranks meet apart from those that start them; one alone is no rank."""
+    calls = {}
+
+    def run(command, *, env, stdout):
+        [number] = json.loads(command[4])["layers"]
+        calls[number] = env
+        return subprocess.CompletedProcess(command, 0, b'{"models": []}\n')
+
+    monkeypatch.setattr(processes.subprocess, "run", run)
+    monkeypatch.setattr(processes.process, "from_rank_0", lambda value: value)
+    monkeypatch.setattr(processes.process, "call_on_all_ranks", lambda work, *how: work(*how))
+    for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+    jobs = {"ours": JOBS["ours"]._replace(split=True), "theirs": JOBS["theirs"]}
+    results = alternate(jobs, rounds=1, threads=1, say=lambda line: None, rank=rank)
+    assert list(calls) == layers and results["ours"] == [NarrowModels(())]
+    assert calls[1]["RANK"] == str(rank) and calls[1]["MASTER_PORT"] != "1"
+    assert calls[1]["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+    assert rank or not {"RANK", "WORLD_SIZE"} & calls[2].keys()
