@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from .machine import added_memory, timed
+from .placement import Placement, meet
 from .statistics import median
 
 Result = TypeVar("Result")
@@ -54,20 +56,22 @@ class PicturesRun:
     pictures: tuple[PictureTimes, ...]
 
 
-def measure_ours(model: str, sides: Sequence[int], repeats: int) -> PicturesRun:
+def measure_ours(
+    model: str, sides: Sequence[int], repeats: int, place: Placement = Placement()
+) -> PicturesRun:
     """Times this project.
 
     Args:
         model: a checkpoint directory.
         sides: of pictures, pixels each way.
         repeats: calls that are timed after the first.
+        place: where the model is.
     """
-    from ..files.checkpoint import load
     from ..generation.generate import generate
     from ..prompts.processor import Processor
     from ..vision.tower import encode_images
 
-    params = load(model, dtype="float32", device="xla", check_finite=False)
+    params = place.load(model, place.start(), vision=True)
     processor = Processor.from_pretrained(model)
     pictures = []
     for side in sides:
@@ -84,7 +88,8 @@ def measure_ours(model: str, sides: Sequence[int], repeats: int) -> PicturesRun:
             [completion] = generate(params, processor, [messages], max_new_tokens=1)
             return completion.tokens[0]
 
-        pictures.append(_time_picture(side, repeats, process, encode, first_token))
+        begin = functools.partial(meet, params)
+        pictures.append(_time_picture(side, repeats, process, encode, first_token, begin))
     return PicturesRun(tuple(pictures))
 
 
@@ -204,17 +209,22 @@ def _time_picture(
     process: Callable[[], Any],
     encode: Callable[[], torch.Tensor],
     first_token: Callable[[], int],
+    begin: Callable[[], None] = lambda: None,
 ) -> PictureTimes:
-    processor, _ = _time_step(process, repeats)
-    tower, output = _time_step(encode, repeats)
-    ttft, token = _time_step(first_token, repeats)
+    processor, _ = _time_step(process, repeats, begin)
+    tower, output = _time_step(encode, repeats, begin)
+    ttft, token = _time_step(first_token, repeats, begin)
     return PictureTimes(side, processor, tower, ttft, float(output.double().norm()), token)
 
 
-def _time_step(function: Callable[[], Result], repeats: int) -> tuple[StepTime, Result]:
-    """Times a function, and returns what it returned last; its first call is told apart."""
+def _time_step(
+    function: Callable[[], Result], repeats: int, begin: Callable[[], None]
+) -> tuple[StepTime, Result]:
+    """Times a function, and returns what it returned last; its first call is told apart. Before
+    each, `begin` is called."""
     times = []
     for _ in range(repeats + 1):
+        begin()
         start = time.perf_counter()
         value = function()
         times.append(time.perf_counter() - start)

@@ -55,9 +55,13 @@ def memory(ours: TowerMemory, theirs: list[TowerMemory]) -> dict[str, Any]:
 
 
 def render(
-    rows: list[dict[str, Any]], memory: dict[str, Any], compilation: list[dict[str, Any]], side: int
+    rows: list[dict[str, Any]],
+    memory: dict[str, Any] | None,
+    compilation: list[dict[str, Any]] | None,
+    side: int,
 ) -> str:
-    """Renders a Markdown section; `side` is the picture's of `memory` and `compilation`."""
+    """Renders a Markdown section; `side` is the picture's of `memory` and `compilation`, which are
+    None of ranks."""
     head = ("picture", "step", "qwen35", "spread", "first call adds", "transformers", "ratio")
     cells = [
         (
@@ -71,13 +75,14 @@ def render(
         )
         for row in rows
     ]
+    section = ["## Images", "", markdown_table(head, cells)]
+    if memory is None or compilation is None:
+        return "\n".join(section)
     seconds = [size["seconds"] for size in compilation]
     sizes = ", ".join(f"{size['patches']}: {size['seconds']:.1f}" for size in compilation)
     return "\n".join(
         [
-            "## Images",
-            "",
-            markdown_table(head, cells),
+            *section,
             "",
             f"The tower adds {gigabytes(memory['ours'])} at {side} × {side} pixels "
             f"({gigabytes(memory['with_compilation'])} while it compiles), transformers' "

@@ -1,4 +1,4 @@
-"""Where a measurement has the text model: on one device, on virtual devices, in processes."""
+"""Where a measurement has the model: on one device, on virtual devices, in processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..xla.devices import platform, wait_for_device
 
 @dataclass(frozen=True)
 class Placement:
-    """The ranks that a text model is split over, and how its weights are made.
+    """The ranks that a model is split over, and how its weights are made.
 
     Attributes:
         tp, dp, device, timeout: as for `join_ranks`.
@@ -40,9 +40,9 @@ class Placement:
             platform()
         return ranks
 
-    def load(self, model: str, ranks: Ranks) -> Params:
-        """Loads the text model of a checkpoint directory in float32; where that fails in one
-        process, it fails in all."""
+    def load(self, model: str, ranks: Ranks, vision: bool = False) -> Params:
+        """Loads the text model of a checkpoint directory in float32, or all of it; where that fails
+        in one process, it fails in all."""
         how: dict[str, Any] = {"weights": self.weights, "head": self.head}
         run: Callable[..., Params] = load
         if ranks.processes > 1:
@@ -54,7 +54,7 @@ class Placement:
             device=ranks.device,
             runtime=Runtime(mesh=ranks.mesh, rank=ranks.rank),
             check_finite=False,
-            vision=False,
+            vision=vision,
             **how,
         )
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..checks.values import integer
 from ..model.config import Config
 from ..model.declarations import axis_sizes
 from ..reports.page import Plots
 from ..reports.provenance import processor_name, provenance
 from ..sharding import layout
 from ..sharding.mesh import Mesh
-from ..sharding.process import TIMEOUT
 from ..version import __version__
 from . import (
     host,
@@ -30,9 +27,9 @@ from . import (
     text,
     text_report,
 )
-from .placement import Placement
 from .processes import Job, alternate
 from .records import medians, to_plain
+from .settings import Settings
 
 PARTS = {
     "ttft": "time to first token over prompt lengths",
@@ -45,86 +42,8 @@ PARTS = {
     "compile": "compilation of models of many narrow layers, and what a decode step costs the host",
     "images": "the vision tower, an image prompt's first token, memory, compilation",
 }
-# Settings that are no positive integers.
-_NO_COUNTS = ("parts", "device", "timeout", "reference", "loads", "seed", "weights", "head")
 _PROMPT = 32  # tokens, of requests that keep slots busy
-_ONE_DEVICE = {"memory", "compile", "images"}  # parts of one XLA device
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured; the command line's options.
-
-    Attributes:
-        parts: keys of `PARTS`.
-        tp, dp, device, timeout: see `Placement`; ranks are virtual devices on "xla", else the
-            processes of torchrun.
-        reference: measure transformers too.
-        rounds, threads: see `alternate`.
-        lengths: of prompts.
-        contexts: tokens before a decode step of one row.
-        batches: rows of a decode step after the first of `contexts`.
-        steps: of decode that are timed.
-        slots: of the engine; arrivals use the most.
-        requests: how many arrive.
-        request_tokens: the most prompt tokens and new tokens of each.
-        loads: shares of the engine's most requests per second.
-        seed: of arrivals and requests.
-        prefix_tokens: those that two prompts share, and those that follow.
-        layers: of the models that are compiled.
-        sides: of square pictures, in pixels.
-        large_side: of the picture for memory and compilation.
-        weights, head: how text, the engine and memory are measured of this project, as for `load`.
-    """
-
-    parts: tuple[str, ...]
-    tp: int = 1
-    dp: int = 1
-    device: str = "xla"
-    timeout: float = TIMEOUT
-    reference: bool = True
-    rounds: int = 3
-    threads: int = 2
-    lengths: tuple[int, ...] = (128, 512, 2048)
-    contexts: tuple[int, ...] = (128, 2048, 8192, 32768)
-    batches: tuple[int, ...] = (1, 2, 4, 8)
-    steps: int = 32
-    slots: tuple[int, ...] = (1, 2, 4, 8)
-    requests: int = 24
-    request_tokens: tuple[int, int] = (128, 32)
-    loads: tuple[float, ...] = (0.5, 0.8)
-    seed: int = 0
-    prefix_tokens: tuple[int, int] = (2000, 16)
-    layers: tuple[int, ...] = (24, 64)
-    sides: tuple[int, ...] = (512, 1024)
-    large_side: int = 2048
-    weights: str | None = None
-    head: str | None = None
-
-    def __post_init__(self) -> None:
-        counts: dict[str, Any] = {
-            name: value for name, value in vars(self).items() if name not in _NO_COUNTS
-        }
-        for name, value in counts.items():
-            values = value if isinstance(value, tuple) else (value,)
-            if not values:
-                raise ValueError(f"{name} must have at least one entry")
-            for entry in values:
-                integer(name, entry)
-        if not self.loads or any(not 0 < load < 100 for load in self.loads):
-            raise ValueError(f"loads must be shares above 0, such as 0.8, not {self.loads!r}")
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """Where this project's model is, as a job's argument."""
-        names = [field.name for field in dataclasses.fields(Placement)]
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def decodes(self) -> list[list[int]]:
-        """Pairs of context and batch."""
-        rows = [[context, 1] for context in self.contexts]
-        return rows + [[self.contexts[0], batch] for batch in self.batches if batch > 1]
+_ONE_DEVICE = {"memory", "compile"}  # parts of one XLA device
 
 
 def impossible(config: Config, ways: int, device: str) -> dict[str, str]:
@@ -236,9 +155,11 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         jobs["text, transformers"] = Job(text.measure_reference, texts)
     if "images" in parts:
         pictures = {"model": model, "sides": settings.sides, "repeats": 2}
-        large = {"model": model, "side": settings.large_side}
-        jobs["images"] = Job(images.measure_ours, pictures)
+        whole = {"place": settings.place | {"weights": None, "head": None}}
+        jobs["images"] = Job(images.measure_ours, pictures | whole, split=True)
         jobs["images, transformers"] = Job(images.measure_reference, pictures)
+    if "images" in parts and settings.one_device:
+        large = {"model": model, "side": settings.large_side}
         jobs["images, memory"] = Job(images.measure_our_memory, large, once=True)
         jobs["images, memory, transformers"] = Job(
             images.measure_reference_memory, large, once=True
@@ -315,11 +236,12 @@ def _parts(settings: Settings, runs: dict[str, list[Any]]) -> dict[str, Any]:
         parts["compile"] = to_plain(runs["compile"][0])["models"]
     if "images" in settings.parts:
         rows = images_report.images(runs["images"], runs.get("images, transformers", []))
-        memory = images_report.memory(
+        parts["images"] = {"rows": rows, "memory": None, "compilation": None}
+    if "images" in settings.parts and settings.one_device:
+        parts["images"]["memory"] = images_report.memory(
             runs["images, memory"][0], runs.get("images, memory, transformers", [])
         )
-        sizes = to_plain(runs["images, compilation"][0])["sizes"]
-        parts["images"] = {"rows": rows, "memory": memory, "compilation": sizes}
+        parts["images"]["compilation"] = to_plain(runs["images, compilation"][0])["sizes"]
     return parts
 
 

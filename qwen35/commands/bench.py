@@ -45,8 +45,7 @@ that does something else meanwhile gives figures that mean little; look at the s
 
 --tp N splits this project's model over N ranks: virtual devices of XLA:CPU that share the threads,
 or processes of torchrun, on CPU tensors, each with --threads of its own; --dp N has replicas do the
-same at the same time, and times the first. memory, compile and images are of one XLA device, and
-host is of those.
+same at the same time, and times the first. memory and compile are of one XLA device, host of some.
 
   qwen35 bench host --tp 4 --alone              the host's work at tp 4, over that at tp 1
   torchrun --nproc-per-node 4 -m qwen35 bench throughput --model DIR --tp 2 --dp 2 --threads 4
@@ -126,7 +125,8 @@ def _bench_parts(options: argparse.Namespace, ranks: Launch | None) -> None:
     Args:
         ranks: the processes of torchrun, if that has started this one.
     """
-    from ..bench.suite import PARTS, Settings, check, impossible, measure, plots, render
+    from ..bench.settings import Settings
+    from ..bench.suite import PARTS, check, impossible, measure, plots, render
     from ..sharding.launch import check_one_process
     from ..sharding.mesh import Mesh
 

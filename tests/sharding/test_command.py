@@ -230,6 +230,19 @@ def test_benchmarks_in_processes(tp, dp):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", ["processes", "devices"])
+def test_a_benchmark_of_pictures_on_ranks(ranks):
+    """The tower's output is transformers' there too, or there would be no figures."""
+    command = ["-m", "qwen35", "bench", "images", "--rounds", "1", "--threads", "1", "--json"]
+    command += ["--model", f"{DEMO}_vision", "--sides", "64", "--tp", "2"]
+    processes = ranks == "processes"
+    part = result_of(torchrun(2, *command) if processes else run(sys.executable, *command))["parts"]
+    assert [row["step"] for row in part["images"]["rows"]] == ["processor", "tower", "ttft"]
+    assert all(0 < row["ours"] < 60 and row["reference"] for row in part["images"]["rows"])
+    assert part["images"]["memory"] is None
+
+
+@pytest.mark.slow
 def test_a_benchmark_that_fails_on_one_rank_ends_on_all(tmp_path):
     """Where the model is not one: no rank waits for the others' process."""
     convert(DEMO, tmp_path / "out", 2, dtype="float32")

@@ -9,7 +9,8 @@ from typing import get_type_hints
 from qwen35.bench.machine import MachineRates
 from qwen35.bench.records import from_plain, medians, to_plain
 from qwen35.bench.serving import Arrivals, LoadTimes
-from qwen35.bench.suite import PARTS, Settings, _jobs
+from qwen35.bench.settings import Settings
+from qwen35.bench.suite import PARTS, _jobs
 from qwen35.bench.text import DecodeTime, PrefillTime, TextRun
 
 
