@@ -152,7 +152,7 @@ def _bench_parts(options: argparse.Namespace, ranks: Launch | None) -> None:
                 f"--nproc-per-node {options.dp * options.tp} -m qwen35 bench ..."
             )
     make_output(options)
-    rank = None if ranks is None else ranks.rank
+    rank = None if ranks is None else ranks.runtime.rank
     with tempfile.TemporaryDirectory(prefix="qwen35-bench-") as scratch:
         directory = options.model
         if directory is None or options.adapter is not None:

@@ -158,7 +158,7 @@ def _score_continuations(
             for forks in _forks(wanted, batch, dp_rows):
                 source = device_put(torch.tensor([row for row, _ in forks]), params.device.type)
                 chosen = [index for _, index in forks if index is not None]
-                rows = [
+                rows: list[Sequence[int]] = [
                     () if index is None else [*pairs[index][0][-1:], *pairs[index][1]]
                     for _, index in forks
                 ]

@@ -202,10 +202,11 @@ def chat(command: list[str], lines: str) -> str:
     return done.stdout
 
 
-BENCH = ["-m", "qwen35", "bench", "--alone", "--rounds", "1", "--threads", "1", "--json"]
-BENCH += ["--model", DEMO, "--steps", "3", "--slots", "1", "2", "--lengths", "8"]
-BENCH += ["--contexts", "8", "--batches", "2", "--prefix-tokens", "16", "4"]
-BENCH += ["--requests", "3", "--request-tokens", "12", "4", "--loads", "0.8"]
+BENCH = ["-m", "qwen35", "bench"]
+SHORT = ["--alone", "--rounds", "1", "--threads", "1", "--json"]
+SHORT += ["--steps", "3", "--slots", "1", "2", "--lengths", "8", "--contexts", "8"]
+SHORT += ["--batches", "2", "--prefix-tokens", "16", "4"]
+SHORT += ["--requests", "3", "--request-tokens", "12", "4", "--loads", "0.8"]
 PARTS = ("ttft", "tpot", "throughput", "prefix", "sampling")
 
 
@@ -213,7 +214,8 @@ PARTS = ("ttft", "tpot", "throughput", "prefix", "sampling")
 @pytest.mark.parametrize(("tp", "dp"), [(2, 1), (2, 2)])
 def test_benchmarks_in_processes(tp, dp):
     """Every part has its figures, which the first of all prints; the machine is measured once."""
-    done = torchrun(tp * dp, *BENCH, *PARTS, "--tp", str(tp), "--dp", str(dp))
+    ranks = ["--model", DEMO, "--tp", str(tp), "--dp", str(dp)]
+    done = torchrun(tp * dp, *BENCH, *PARTS, *SHORT, *ranks)
     result = result_of(done)
     assert result["device"] == f"cpu, {tp * dp} processes"
     assert (result["settings"]["tp"], result["settings"]["dp"]) == (tp, dp)
@@ -233,7 +235,7 @@ def test_benchmarks_in_processes(tp, dp):
 @pytest.mark.parametrize("ranks", ["processes", "devices"])
 def test_a_benchmark_of_pictures_on_ranks(ranks):
     """The tower's output is transformers' there too, or there would be no figures."""
-    command = ["-m", "qwen35", "bench", "images", "--rounds", "1", "--threads", "1", "--json"]
+    command = [*BENCH, "images", "--rounds", "1", "--threads", "1", "--json"]
     command += ["--model", f"{DEMO}_vision", "--sides", "64", "--tp", "2"]
     processes = ranks == "processes"
     part = result_of(torchrun(2, *command) if processes else run(sys.executable, *command))["parts"]
@@ -247,7 +249,8 @@ def test_a_benchmark_that_fails_on_one_rank_ends_on_all(tmp_path):
     """Where the model is not one: no rank waits for the others' process."""
     convert(DEMO, tmp_path / "out", 2, dtype="float32")
     (tmp_path / "out" / "rank-00001-of-00002.safetensors").unlink()
-    command = [*BENCH, "ttft", "--model", str(tmp_path / "out"), "--tp", "2", "--timeout", "20"]
+    model = ["--model", str(tmp_path / "out"), "--tp", "2", "--timeout", "20"]
+    command = [*BENCH, "ttft", *SHORT, *model]
     start = time.monotonic()
     done = torchrun(2, *command)
     assert time.monotonic() - start < 50
