@@ -211,14 +211,12 @@ PARTS = ("ttft", "tpot", "throughput", "prefix", "sampling")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tp", "dp"), [(2, 1), (2, 2)])
-def test_benchmarks_in_processes(tp, dp):
+def test_benchmarks_in_processes():
     """Every part has its figures, which the first of all prints; the machine is measured once."""
-    ranks = ["--model", DEMO, "--tp", str(tp), "--dp", str(dp)]
-    done = torchrun(tp * dp, *BENCH, *PARTS, *SHORT, *ranks)
+    done = torchrun(4, *BENCH, *PARTS, *SHORT, "--model", DEMO, "--tp", "2", "--dp", "2")
     result = result_of(done)
-    assert result["device"] == f"cpu, {tp * dp} processes"
-    assert (result["settings"]["tp"], result["settings"]["dp"]) == (tp, dp)
+    assert result["device"] == "cpu, 4 processes"
+    assert (result["settings"]["tp"], result["settings"]["dp"]) == (2, 2)
     parts = result["parts"]
     assert set(parts) == set(PARTS)
     for row in (*parts["ttft"], *parts["tpot"]):
@@ -232,13 +230,11 @@ def test_benchmarks_in_processes(tp, dp):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", ["processes", "devices"])
-def test_a_benchmark_of_pictures_on_ranks(ranks):
+def test_a_benchmark_of_pictures_in_processes():
     """The tower's output is transformers' there too, or there would be no figures."""
     command = [*BENCH, "images", "--rounds", "1", "--threads", "1", "--json"]
     command += ["--model", f"{DEMO}_vision", "--sides", "64", "--tp", "2"]
-    processes = ranks == "processes"
-    part = result_of(torchrun(2, *command) if processes else run(sys.executable, *command))["parts"]
+    part = result_of(torchrun(2, *command))["parts"]
     assert [row["step"] for row in part["images"]["rows"]] == ["processor", "tower", "ttft"]
     assert all(0 < row["ours"] < 60 and row["reference"] for row in part["images"]["rows"])
     assert part["images"]["memory"] is None

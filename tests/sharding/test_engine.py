@@ -36,7 +36,6 @@ def check_alike(said, expected, copies):
         pytest.param("even", 1, 2, 40, marks=slow),
         pytest.param("even", 1, 4, 40, marks=slow),
         pytest.param("even", 2, 2, 40, marks=slow),
-        pytest.param("two_layers", 2, 1, 40, marks=slow),
         pytest.param("heads_of_27b", 1, 8, 40, marks=slow),
         pytest.param("heads_of_27b", 1, 16, 40, marks=slow),
     ],
