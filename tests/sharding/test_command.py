@@ -245,10 +245,10 @@ def test_a_benchmark_that_fails_on_one_rank_ends_on_all(tmp_path):
     """Where the model is not one: no rank waits for the others' process."""
     convert(DEMO, tmp_path / "out", 2, dtype="float32")
     (tmp_path / "out" / "rank-00001-of-00002.safetensors").unlink()
-    model = ["--model", str(tmp_path / "out"), "--tp", "2", "--timeout", "20"]
+    model = ["--model", str(tmp_path / "out"), "--tp", "2", "--timeout", "250"]
     command = [*BENCH, "ttft", *SHORT, *model]
     start = time.monotonic()
     done = torchrun(2, *command)
-    assert time.monotonic() - start < 50
+    assert time.monotonic() - start < 200
     assert done.returncode != 0 and done.stdout == ""
     assert "of its 2 ranks only 1 are there" in done.stderr
