@@ -62,10 +62,15 @@ def initialize_cache(directory: str) -> None:
 
 
 class Executable:
-    """A compiled graph and how to get from a call's leaves to its inputs and to the result."""
+    """A compiled graph and how to get from a call's leaves to its inputs and to the result.
+
+    Attributes:
+        constants: tensors that it takes besides the leaves.
+        statics: leaves of the result that are no tensors.
+        shapes: of its outputs.
+    """
 
     __slots__ = (
-        "_constants",
         "_donated",
         "_hash",
         "_inputs",
@@ -74,52 +79,59 @@ class Executable:
         "_results",
         "_retired",
         "_seed",
-        "_shapes",
         "_spec",
-        "_statics",
+        "constants",
         "needs_no_grad",
+        "shapes",
         "signature",
+        "statics",
     )
 
     def __init__(self, name: str, signature: str, trace: Trace, graph_hash: bytes | None):
         self.signature = signature
+        self.constants = trace.constants
+        self.statics = trace.statics
+        self.shapes = [Shape.of(output) for output in trace.outputs]
+        self.needs_no_grad = trace.needs_no_grad
         self._name = name
         self._hash = graph_hash
-        self._constants = trace.constants
         self._inputs = picker(trace.input_order)
         self._seed = trace.seed_position
         self._donated = picker(trace.donated)
         self._kept = picker(trace.kept)
-        self._statics = trace.statics
         self._results = picker(trace.result_order)
         self._retired: deque[tuple[torch.Tensor, ...]] = deque(maxlen=2)
-        self._shapes = [Shape(output.shape, output.dtype) for output in trace.outputs]
         self._spec = trace.spec
-        self.needs_no_grad = trace.needs_no_grad
 
     def __call__(self, leaves: list[torch.Tensor], frozen: trees.FrozenTrees) -> Any:
         donated = self._donated(leaves)
         make_ready(self._name, donated, self._kept(leaves), frozen)
-        results = self.results(leaves)
+        outputs = self.launch(self.inputs(leaves, self.constants))
         consume(donated)
         # Releasing a donated tensor blocks, with the interpreter's lock held, until the graph
         # that consumes it has run. The next call may come before that, but the one after it waits
         # for something anyway.
         self._retired.append(donated)
-        return self.arranged(results)
+        return self.arranged(self.results(leaves, self.statics, outputs))
 
-    def results(self, leaves: list[torch.Tensor], passed: Sequence[torch.Tensor] = ()) -> list:
-        """Run the graph; return the leaves of the result. `passed`: see `chains.Passed`."""
-        inputs = self._inputs(leaves + self._constants)
+    def inputs(self, leaves: Sequence, constants: Sequence) -> tuple:
+        """Pick the graph's inputs of what stands for the leaves and for its constants."""
+        return self._inputs([*leaves, *constants])
+
+    def launch(self, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Run the graph on its inputs without waiting; return its outputs."""
+        if self._hash is None:
+            return []
         if self._seed is not None:
-            inputs = list(inputs)
-            inputs[self._seed] = next_seed()
-        outputs = private._run_cached_graph(self._hash, inputs) if self._hash is not None else []
-        return list(self._results([*leaves, *self._statics, *outputs, *passed]))
+            inputs = (*inputs[: self._seed], next_seed(), *inputs[self._seed + 1 :])
+        return private._run_cached_graph(self._hash, inputs)
 
-    def example(self, leaves: list[torch.Tensor]) -> list:
-        """Return what `results` would, with a `Shape` for each tensor that the graph computes."""
-        return list(self._results([*leaves, *self._statics, *self._shapes]))
+    def results(
+        self, leaves: Sequence, statics: Sequence, outputs: Sequence, passed: Sequence = ()
+    ) -> list:
+        """Pick the leaves of the result of what stands for the arguments' leaves, its static
+        values, the graph's outputs, and what is passed (`chains.Passed`)."""
+        return list(self._results([*leaves, *statics, *outputs, *passed]))
 
     def arranged(self, results: list) -> Any:
         """Return the result that has these leaves."""
@@ -127,10 +139,18 @@ class Executable:
 
 
 class Shape(NamedTuple):
-    """A tensor's."""
+    """A tensor's shape and dtype, and how it is split over devices, None if it is not."""
 
     shape: torch.Size
     dtype: torch.dtype
+    split: Any = None
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Shape:
+        """Return that of a symbolic tensor."""
+        split = xla().runtime.is_spmd() and private._get_xla_sharding_spec(tensor)
+        sharding = private._get_xla_op_sharding(tensor) if split else None
+        return cls(tensor.shape, tensor.dtype, sharding)
 
 
 def make_ready(

@@ -16,7 +16,7 @@ from typing import Any
 from .environment import xla
 
 BITS, DEVICES = "xla.bits", "xla.devices"
-EXECUTABLE, TRACING = "xla.executable", "xla.tracing"
+EXECUTABLE, STAGED, TRACING = "xla.executable", "xla.staged", "xla.tracing"
 COLLECTIVES, SPMD = "sharding.collectives", "sharding.spmd"
 LOWERING, LOOP, NEURON = "graphs.lowering", "kernels.loop", "kernels.neuron"
 
@@ -65,10 +65,10 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         # Tensors on several devices of a process
         "_global_tensor_from_cpu_shards": ("upload a part to each device", SPMD),
         "_get_local_shards": ("download a part from each device", SPMD),
-        "_get_xla_sharding_spec": ("tell how a tensor is split over devices", SPMD),
-        "_get_xla_op_sharding": ("give the split of a tensor, for another one", SPMD),
+        "_get_xla_sharding_spec": ("tell how a tensor is split over devices", SPMD, EXECUTABLE),
+        "_get_xla_op_sharding": ("give the split of a tensor, for another one", SPMD, EXECUTABLE),
         "_get_xla_sharding_specs": ("tell how tensors are split", EXECUTABLE),
-        "_xla_mark_sharding": ("split a tensor over devices", SPMD),
+        "_xla_mark_sharding": ("split a tensor over devices", SPMD, STAGED),
         "_spmd_full_to_shard_shape": ("give one device's view of a split tensor", SPMD),
         "_spmd_shard_to_full_shape": ("give the split tensor of such a view", SPMD),
         "_mark_manual_sharding": ("declare a tensor to be such a view", SPMD),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils import _pytree
 
-from . import chains, trees
+from . import chains, private, trees
 from .chains import Body, CannotCut
 from .devices import device_name, run_pending_of
 from .donation import consume
 from .executable import Executable, Shape, lower, make_ready, placements
+from .launches import Program
 from .target import Target
 from .tracing import Trace
 from .trees import picker
@@ -22,7 +23,6 @@ from .trees import picker
 # Compiles a body for some arguments, unless that has been done: graph_of(body, donates, values),
 # where `donates` says whether a run consumes its state.
 GraphOf = Callable[[Body, bool, tuple], Executable]
-Picker = Callable[[Sequence], tuple]
 
 
 class Xla:
@@ -96,22 +96,6 @@ def compile_graph(
         return Executable(target.name, signature, trace, trace.compile())
 
 
-class _Run(NamedTuple):
-    """A run of a chain's body.
-
-    Attributes:
-        graph: of the body.
-        operands: picks what it takes besides the carry.
-        states: picks what it consumes.
-        computed: picks the tensors of its new state from its results.
-    """
-
-    graph: Executable
-    operands: Picker
-    states: Picker
-    computed: Picker
-
-
 class Staged:
     """The graphs of a function with a chain in it, called as an `Executable` is."""
 
@@ -130,50 +114,43 @@ class Staged:
         self._name = target.name
         self.signature = first.signature
         self.needs_no_grad = first.needs_no_grad
-        self._first = first
         self._retired: deque[tuple[torch.Tensor, ...]] = deque(maxlen=2)
         donated, kept = target.split_by_donation(values, trees.of_frozen(frozen))
         self._donated, self._kept = picker(donated), picker(kept)
 
-        pool = _with_stand_ins(first.example(leaves))
+        program = Program(len(leaves))
+        numbers = program.add(first, range(len(leaves)))
+        pool = _with_stand_ins(first.results(leaves, first.statics, first.shapes))
+        number = {id(value): place for value, place in zip(pool, numbers, strict=True)}
         carry, around, runs = first.arranged(pool)
-        if len(_pytree.tree_leaves(carry)) != len(trees.tensors(carry)):
+        carried = [number[id(tensor)] for tensor in trees.tensors(carry)]
+        size = len(carried)
+        if len(_pytree.tree_leaves(carry)) != size:
             raise CannotCut("what its runs hand on holds more than tensors")
-        place = {id(value): index for index, value in enumerate(pool)}
-        leaf = {id(value): index for index, value in enumerate(leaves)}
-        self._carry = picker([place[id(tensor)] for tensor in trees.tensors(carry)])
-        self._runs: list[_Run] = []
         consumed: set[int] = set()
         states: list[Any] = []
-        count = 0
+        computed: list[int] = []
         for keep, state in runs:
-            rest = trees.tensors((around, keep))
-            own = trees.tensors(state)
-            consumes = {leaf.get(id(tensor), -1) for tensor in own}
-            donates = (
-                consumes <= set(donated) - consumed
-                and len(consumes) == len(own)
-                and consumes.isdisjoint(leaf.get(id(tensor)) for tensor in rest)
-            )
+            rest, own = trees.tensors((around, keep)), trees.tensors(state)
+            taken, owned = ([number[id(tensor)] for tensor in some] for some in (rest, own))
+            free = set(donated) - consumed - set(taken)
+            donates = free.issuperset(owned) and len(set(owned)) == len(owned)
             graph = graph_of(body, donates, (carry, around, keep, state))
-            consumed |= consumes if donates else set()
-            example = graph.example([*trees.tensors(carry), *rest, *own])
-            size = len(_pytree.tree_leaves(carry))
+            gone = owned if donates else []
+            consumed.update(gone)
+            numbers = program.add(graph, [*carried, *taken, *owned], gone)
+            example = [*trees.tensors(carry), *rest, *own]
+            example = graph.results(example, graph.statics, graph.shapes)
             carry = graph.arranged(_with_stand_ins(example[:size]) + example[size:])[0]
-            computed = [
-                index
-                for index, value in enumerate(example)
-                if index >= size and isinstance(value, Shape | torch.Tensor)
-            ]
-            for index in computed:
-                example[index] = chains.passed(count)
-                count += 1
+            carried = numbers[:size]
+            for index in range(size, len(example)):
+                if isinstance(example[index], Shape | torch.Tensor):
+                    example[index] = chains.passed(len(computed))
+                    computed.append(numbers[index])
             states.append(graph.arranged(example)[1])
-            operands = picker([place[id(tensor)] for tensor in rest + own])
-            gone = picker([place[id(tensor)] for tensor in own] if donates else [])
-            self._runs.append(_Run(graph, operands, gone, picker(computed)))
-        self._carried = len(trees.tensors(carry))
         self._last = self._rest(target, values, leaves, frozen, carry, states, consumed)
+        numbers = program.add(self._last, [*carried, *range(len(leaves))], passed=computed)
+        self._launches, self._results = program.launches(numbers), picker(numbers)
 
     def _rest(
         self,
@@ -204,18 +181,16 @@ class Staged:
     def __call__(self, leaves: list[torch.Tensor], frozen: trees.FrozenTrees) -> Any:
         donated = self._donated(leaves)
         make_ready(self._name, donated, self._kept(leaves), frozen)
-        pool = self._first.results(leaves)
-        carry = self._carry(pool)
-        computed: list[torch.Tensor] = []
-        for run in self._runs:
-            results = run.graph.results([*carry, *run.operands(pool)])
-            consume(run.states(pool))
-            carry = results[: self._carried]
-            computed += run.computed(results)
-        results = self._last.results([*carry, *leaves], computed)
+        values: list[Any] = [*leaves]
+        for launch in self._launches:
+            values += launch.fixed
+            values += launch.graph.launch(launch.inputs(values))
+            consume(launch.consumed(values))
+            for place in launch.done_with:
+                values[place] = None
         consume(donated)
         self._retired.append(donated)  # see `Executable`
-        return self._last.arranged(results)
+        return self._last.arranged(list(self._results(values)))
 
 
 def _with_stand_ins(results: list) -> list:
@@ -225,5 +200,8 @@ def _with_stand_ins(results: list) -> list:
         for index, value in enumerate(results)
         if isinstance(value, Shape)
     }
+    for index, zeros in made.items():
+        if results[index].split is not None:
+            private._xla_mark_sharding(zeros, results[index].split)
     run_pending_of(list(made.values()))
     return [made.get(index, value) for index, value in enumerate(results)]

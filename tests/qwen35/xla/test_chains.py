@@ -1,6 +1,7 @@
 """`chain` under jit: the same values as its loop, a graph for each run that is another."""
 
 import time
+import weakref
 
 import pytest
 import torch
@@ -208,6 +209,26 @@ def test_what_fails_midway_consumes_what_has_run_and_no_more(failing, monkeypatc
     assert usable((there[0], there[2:])) == [True] * (RUNS + 2)
     monkeypatch.undo()
     assert_close(fn(*device_put(arguments, "xla")), layers(*arguments))
+
+
+def test_what_runs_hand_on_is_let_go(monkeypatch):
+    """Of the carries only the last one, and the one before it, are kept at a time."""
+    fn = jit(layers)
+    arguments = device_put(made(), "xla")
+    fn.compile(*arguments)
+    run, carries, alive = private._run_cached_graph, [], []
+
+    def watched(*args):
+        alive.append(sum(carry() is not None for carry in carries))
+        outputs = run(*args)
+        carries.extend(weakref.ref(out) for out in outputs if out.shape == (2, 3))
+        return outputs
+
+    monkeypatch.setattr(private, "_run_cached_graph", watched)
+    expected = layers(*made())
+    assert_close(fn(*arguments), expected)
+    # Of each run the state's `last`, which is a result, and its carry; before them x * 2.
+    assert alive == [0, 1, *(1 + number for number in range(1, RUNS)), RUNS + 1]
 
 
 def unknown_kernel(carry, around, kept, state):
