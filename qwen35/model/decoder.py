@@ -181,7 +181,8 @@ def run_layers(
     x = enter(params, parts)
     around = [segments.Around(p.lengths, p.rotations(config), p.state.position) for p in parts]
     states = [part.state.layers for part in parts]
-    runs = segments.runs(params) if see is None else [segments.whole(params)]
+    context = (params.layers, config, params.runtime)
+    runs = segments.runs(*context) if see is None else [segments.SomeLayers(*context)]
     if len(runs) == 1:
         x, new_layers = _through(runs[0], x, around, states, last_only, see)
     else:

@@ -73,6 +73,8 @@ class Runtime:
         size = 1 if self.mesh is None else self.mesh.size
         if self.backend is not None and size > 1:
             raise ValueError(f"backend {self.backend!r} is for one device, not {size} ranks")
+        if self.backend is not None and self.segments != 1:
+            raise ValueError(f"backend {self.backend!r} makes steps one graph: segments must be 1")
         if self.rank is None and size > 1:
             return
         rank = as_integer(self.rank)

@@ -13,23 +13,24 @@ from torch.utils import _pytree as pytree
 from ..forms import Plain, get, resolve
 from ..xla.chains import cannot_cut, chain
 from ..xla.trees import register_frozen
-from .config import Config
-from .params import AttentionLayer, DeltaNetLayer, Params, Runtime
+from .config import Config, VisionConfig
+from .params import Runtime
 from .stacked_layers import StackedLayers
 
 
 @dataclass(frozen=True, eq=False)
 class SomeLayers:
-    """Some of the layers that `Params` holds, a frozen pytree with the same static context."""
+    """Some of the layers that `Params` holds, or of the blocks of `VisionParams`: a frozen pytree
+    with the same static context."""
 
-    layers: Sequence[DeltaNetLayer | AttentionLayer]
-    config: Config
+    layers: Sequence[Any]
+    config: Any  # a Config, or a VisionConfig
     runtime: Runtime
 
     @property
     def forms(self) -> Plain:
         """How operations on these layers are formed."""
-        device = self.layers[0].input_norm.device.type
+        device = self.layers[0][0].device.type
         return get(resolve(self.runtime.forms, device))
 
 
@@ -46,34 +47,37 @@ class Around(NamedTuple):
     position: Tensor
 
 
-def runs(params: Params) -> list[SomeLayers]:
+def runs(
+    layers: Sequence[Any], config: Config | VisionConfig, runtime: Runtime
+) -> list[SomeLayers]:
     """The layers in the order in which they run, cut as `Runtime.segments` says; one run of all
     where that can't be, which jit is told."""
-    layers, segments = params.layers, params.runtime.segments
-    uncut = [whole(params)]
-    if segments == 1:
-        return uncut
-    if isinstance(layers, StackedLayers):
-        cannot_cut("all ranks are in one process")
-        return uncut
-    kinds = [type(layer) for layer in layers]
-    size = _period(kinds) if segments == "auto" else len(layers) // int(segments)
-    if segments == "auto" and size == len(layers):
-        cannot_cut(f"the kinds of its {len(layers)} layers don't repeat")
-        return uncut
-    if segments != "auto" and not _equal(kinds, int(segments)):
-        fitting = [str(n) for n in range(2, len(layers) + 1) if _equal(kinds, n)]
-        other = f"; {', '.join(fitting)} would do" if fitting else ""
-        cannot_cut(f"its {len(layers)} layers make no {segments} equal segments{other}")
-        return uncut
-    starts = range(0, len(layers), size)
-    cut = (layers[start : start + size] for start in starts)
-    return [SomeLayers(some, params.config, params.runtime) for some in cut]
+    whole = SomeLayers(layers, config, runtime)
+    if runtime.segments == 1:
+        return [whole]
+    if isinstance(layers, StackedLayers) and layers.stacks:
+        cannot_cut("its ranks' layers were stacked when they were placed, with other segments")
+        return [whole]
+    every = tuple(layers)
+    sizes, otherwise = sizes_of([type(layer) for layer in every], runtime.segments)
+    if len(sizes) == 1:
+        cannot_cut(otherwise)
+        return [whole]
+    ends = list(itertools.accumulate(sizes))
+    cut = (every[end - size : end] for size, end in zip(sizes, ends, strict=True))
+    return [SomeLayers(some, config, runtime) for some in cut]
 
 
-def whole(params: Params) -> SomeLayers:
-    """All layers, as one run."""
-    return SomeLayers(params.layers, params.config, params.runtime)
+def sizes_of(kinds: Sequence[Any], segments: int | str) -> tuple[list[int], str]:
+    """How many layers each run has, and where that is one run of all, why."""
+    count = len(kinds)
+    if segments == "auto":
+        return _repeating(kinds), f"the kinds of its {count} layers don't repeat"
+    if _equal(kinds, int(segments)):
+        return [count // int(segments)] * int(segments), ""
+    fitting = [str(n) for n in range(2, count + 1) if _equal(kinds, n)]
+    other = f"; {', '.join(fitting)} would do" if fitting else ""
+    return [count], f"its {count} layers make no {segments} equal segments{other}"
 
 
 def in_turn(
@@ -99,9 +103,11 @@ def in_turn(
         runs = [part for run in runs for part in _by_kind(run)]
     pairs = []
     start = 0
+    of_parts = [tuple(layers) for layers in states]
     for run in runs:
         end = start + len(run.layers)
-        pairs.append(((run, narrow and run is runs[-1]), [layers[start:end] for layers in states]))
+        own = [layers[start:end] for layers in of_parts]
+        pairs.append(((run, narrow and run is runs[-1]), own))
         start = end
     x, news = chain(body, x, around, pairs)
     return x, [[layer for some in of_part for layer in some] for of_part in zip(*news, strict=True)]
@@ -113,9 +119,23 @@ def _by_kind(run: SomeLayers) -> list[SomeLayers]:
     return [SomeLayers(layers, run.config, run.runtime) for layers in alike]
 
 
-def _period(kinds: Sequence[Any]) -> int:
-    """After how many layers their kinds begin again."""
-    return next(n for n in range(1, len(kinds) + 1) if list(kinds[n:]) == list(kinds[:-n]))
+def _repeating(kinds: Sequence[Any]) -> list[int]:
+    """The sizes of runs, of which all are equal but maybe the first and the last, which are shorter
+    than the others: those that leave the fewest layers to compile. One of all layers if no two are
+    equal."""
+    count = len(kinds)
+    best, compiled = [count], count
+    for period in range(1, count // 2 + 1):
+        for first in range(period):
+            equal, last = divmod(count - first, period)
+            repeated = list(kinds[first : first + period]) * equal
+            if equal < 2 or list(kinds[first : count - last]) != repeated:
+                continue
+            if first + period + last < compiled:
+                compiled = first + period + last
+                sizes = [first, *[period] * equal, last]
+                best = [size for size in sizes if size]
+    return best
 
 
 def _equal(kinds: Sequence[Any], count: int) -> bool:

@@ -51,9 +51,8 @@ class StackedLayers(Sequence):
 
     def replaced_by(self, layers: Sequence[Any]) -> StackedLayers:
         """Other layers, of as many ranks, with the same fields stacked."""
-        stacks = {n: field for n, field in self._fields.items() if isinstance(field, Tensor)}
-        ranks = next((stack.shape[0] for stack in stacks.values()), 1)
-        return StackedLayers.of(layers, stacks, ranks)
+        ranks = next((stack.shape[0] for stack in self.stacks.values()), 1)
+        return StackedLayers.of(layers, self.stacks, ranks)
 
     def map_rows(self, function: Callable[..., Tensor], *others: StackedLayers) -> StackedLayers:
         """Other layers, of tensors function(axis, ours, *theirs): rows are along `axis`."""
@@ -74,13 +73,17 @@ class StackedLayers(Sequence):
         return StackedLayers(self._kinds, self._fields | changed)
 
     @property
+    def stacks(self) -> dict[str, Tensor]:
+        """The fields that are stacked, by name."""
+        return {name: field for name, field in self._fields.items() if isinstance(field, Tensor)}
+
+    @property
     def kinds(self) -> tuple[type, ...]:
         """The kind of each layer."""
         return self._kinds
 
     def __repr__(self) -> str:
-        stacks = sum(isinstance(field, Tensor) for field in self._fields.values())
-        return f"StackedLayers({len(self)} layers, {stacks} fields stacked)"
+        return f"StackedLayers({len(self)} layers, {len(self.stacks)} fields stacked)"
 
     def __len__(self) -> int:
         return len(self._kinds)

@@ -295,6 +295,20 @@ def two_layers(text_config, tmp_path_factory) -> Reference:
     return made_of(config, name, tmp_path_factory.mktemp("two_layers"))
 
 
+@pytest.fixture(scope="session")
+def model_of_kinds(text_config, tmp_path_factory) -> Callable[[str], Reference]:
+    """model_of_kinds("dda"): a model of two DeltaNet layers and one of attention, built once."""
+
+    @functools.cache
+    def build(kinds: str) -> Reference:
+        types = [FULL if kind == "a" else LINEAR for kind in kinds]
+        changes = {"num_hidden_layers": len(kinds), "layer_types": types}
+        config = text_config("conv2_interval2_gqa6", **changes)
+        return made_of(config, kinds, tmp_path_factory.mktemp("kinds"))
+
+    return build
+
+
 class _Letters:
     """A tokenizer of code points."""
 

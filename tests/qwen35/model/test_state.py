@@ -178,9 +178,14 @@ def test_any_split_gives_the_state_of_one_prefill(model, pieces):
     assert_near(state, whole)
 
 
-def test_compiled_calls_keep_the_same_promises(one_model):
+@pytest.mark.parametrize(
+    ("name", "segments"),
+    [(NAMES[1], 1), (NAMES[2], 2), pytest.param(NAMES[2], "auto", marks=pytest.mark.slow)],
+)
+def test_compiled_calls_keep_the_same_promises(name, segments, reference, load):
     """The ragged series once more through compiled graphs, out-of-range padding included."""
-    history = History(one_model, device="xla")
+    params, *streams = _model(name, reference, load)
+    history = History((params.with_runtime(segments=segments), *streams), device="xla")
     for lengths in ([5, 0, 2], [1, 5, 0], [3, 1, 5]):
         history.prefill(lengths, poison=10**6, width=5)
     for active in ([True, False, True], [False, True, True], [False] * 3, [True] * 3):
