@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..xla import private
+from ..xla import chains, private
 from ..xla.devices import numbers_as_constants, run_pending_of, wait_for_device
 from ..xla.turns import turn
 from .mesh import Mesh
@@ -111,13 +111,26 @@ def shard_map(
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
+        stacks: dict[int, tuple[Tensor, Tensor]] = {}  # by what is seen of them inside
+
+        def enter(tensor: Tensor, name: str) -> Tensor:
+            seen = _enter(tensor, mesh, name in stacked, row_axes.get(name, 0))
+            if name in stacked:
+                stacks[id(seen)] = seen, tensor
+            return seen
+
+        def leave(tensor: Tensor) -> Tensor:
+            """A chain's operand: what came in as it is goes to jit as that."""
+            _, stack = stacks.get(id(tensor), (tensor, None))
+            return _leave(tensor, mesh, True) if stack is None else stack
+
         for name, value in bound.arguments.items():
-            axis = row_axes.get(name, 0)
-            enter = functools.partial(_enter, mesh=mesh, stacked=name in stacked, axis=axis)
-            bound.arguments[name] = pytree.tree_map_only(Tensor, enter, value)
+            into = functools.partial(enter, name=name)
+            bound.arguments[name] = pytree.tree_map_only(Tensor, into, value)
+        inwards = functools.partial(_enter, mesh=mesh, stacked=True, axis=0)
         # A number that is an input of the graph belongs to no rank: where it meets tensors of one,
         # as in the carry of a loop, XLA's partitioner aborts the process.
-        with numbers_as_constants():
+        with numbers_as_constants(), chains.translated(leave, inwards, _of_all_ranks(mesh)):
             result = function(*bound.args, **bound.kwargs)
         parts = result if len(returns_stacked) > 1 else (result,)
         whole = tuple(
@@ -127,6 +140,18 @@ def shard_map(
         return whole if len(returns_stacked) > 1 else whole[0]
 
     return run
+
+
+@functools.cache
+def _of_all_ranks(mesh: Mesh) -> Callable[[chains.Body], chains.Body]:
+    """Returns what makes of a chain's body, written for one rank, one of all ranks' tensors."""
+
+    @functools.cache
+    def outside(body: chains.Body) -> chains.Body:
+        every = inspect.signature(body).parameters
+        return shard_map(body, mesh, stacked=every, returns_stacked=(True, True))
+
+    return outside
 
 
 def split_like(tensor: Tensor, other: Tensor) -> Tensor:
@@ -165,6 +190,8 @@ def _enter(tensor: Tensor, mesh: Mesh, stacked: bool, axis: int) -> Tensor:
 
 def _leave(tensor: Tensor, mesh: Mesh, stacked: bool) -> Tensor:
     """Makes the tensor of all ranks of a rank's."""
+    if isinstance(tensor, chains.Passed):
+        return tensor
     shape = list(tensor.shape)
     shape[0] *= mesh.size if stacked else mesh.dp
     # An annotation changes the tensor that it is given; that may be one that went in.

@@ -45,14 +45,15 @@ def load_all_ranks(build: Callable[[Runtime], Params], runtime: Runtime, device:
     ]
     if runtime.on(device).forms == "xla_cpu":
         ranks = [pytree.tree_map(as_bits, rank, is_leaf=is_special) for rank in ranks]
-    ranks = [dataclasses.replace(rank, layers=stack_small(rank.layers)) for rank in ranks]
+    ranks = [dataclasses.replace(rank, layers=kept_layers(rank.layers, runtime)) for rank in ranks]
     # What the stacks were made of was on the CPU; their forms are those of the device.
     return spmd.stack(ranks, runtime.mesh).with_runtime()
 
 
-def stack_small(layers: Sequence[Any]) -> StackedLayers:
-    """One rank's layers, of the parameters or of a state, as they are kept for all ranks."""
-    return StackedLayers.of(layers, _SMALL)
+def kept_layers(layers: Sequence[Any], runtime: Runtime) -> StackedLayers:
+    """One rank's layers, of the parameters or of a state, as they are kept for all ranks: what is
+    small stacked over the layers, unless these are cut into graphs of some."""
+    return StackedLayers.of(layers, _SMALL if runtime.segments == 1 else ())
 
 
 def on_all_ranks(*returns_stacked: bool, **row_axes: int) -> Callable[[Callable], Callable]:

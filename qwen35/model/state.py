@@ -16,7 +16,7 @@ from ..sharding import spmd
 from ..sharding.mesh import Mesh
 from ..xla.devices import at_once, on_xla_cpu
 from . import reprs
-from .all_ranks import stack_small
+from .all_ranks import kept_layers
 from .config import Config
 from .config_fields import FULL
 from .declarations import Units, axis_sizes, held_units
@@ -202,7 +202,7 @@ def init_state(params: Params, batch: int, capacity: int) -> State:
     if batch % mesh.dp:
         raise ValueError(f"a batch of {batch} rows can't be split evenly over dp = {mesh.dp}")
     share = _zeros(abstract_state(params, batch // mesh.dp, capacity), torch.device("cpu"))
-    share = share._replace(layers=stack_small(share.layers))
+    share = share._replace(layers=kept_layers(share.layers, params.runtime))
     return spmd.stack([share] * mesh.size, mesh)
 
 

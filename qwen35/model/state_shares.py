@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from ..sharding import process, spmd
 from ..sharding.mesh import Mesh
 from ..xla.devices import device_put
-from .all_ranks import stack_small
+from .all_ranks import kept_layers
 from .config import Config
 from .declarations import Units, axis_sizes, held_units
 from .params import Params
@@ -36,7 +36,7 @@ def place_state(params: Params, state: State) -> State:
         position, offset = (
             whole.chunk(mesh.size)[rank] for whole in (state.position, state.rope_offset)
         )
-        ranks.append(State(position, offset, stack_small(layers)))
+        ranks.append(State(position, offset, kept_layers(layers, params.runtime)))
     return spmd.stack(ranks, mesh)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import trees
 from .unusable import Unusable
 
 # body(carry, around, kept, state) returns the next carry and the state's successor.
@@ -110,6 +111,32 @@ def answered_by(answer: Answer | None) -> Iterator[None]:
         yield
     finally:
         _hook.answer = before
+
+
+@contextlib.contextmanager
+def translated(
+    outwards: Callable[[torch.Tensor], torch.Tensor],
+    inwards: Callable[[torch.Tensor], torch.Tensor],
+    outside: Callable[[Body], Body],
+) -> Iterator[None]:
+    """Let what is called inside see other tensors than jit, which answers its calls of `chain`.
+
+    Args:
+        outwards, inwards: make jit's tensor of one that is seen inside, and the other way round.
+        outside: makes of a body one of jit's tensors; the same one each time.
+    """
+    answer = _hook.answer
+    if answer is None:
+        yield
+        return
+
+    def translate(link: Link) -> tuple[Any, list[Any]]:
+        operands = trees.map_tensors(outwards, link[1:])
+        found = answer(Link(outside(link.body), *operands))
+        return trees.map_tensors(lambda x: x if isinstance(x, Passed) else inwards(x), found)
+
+    with answered_by(translate):
+        yield
 
 
 def stop(link: Link) -> tuple[Any, list[Any]]:

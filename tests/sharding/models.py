@@ -50,6 +50,15 @@ CONFIGS = {
         linear_num_value_heads=6,
         layer_types=("linear_attention", "full_attention"),
     ),
+    # Two equal pairs of these.
+    "two_blocks": qwen35.Config(
+        **_SMALL,
+        num_attention_heads=6,
+        num_key_value_heads=1,
+        linear_num_key_heads=2,
+        linear_num_value_heads=6,
+        layer_types=("linear_attention", "full_attention") * 2,
+    ),
     # Every axis splits 8 ways without copies or padding; YaRN stretches positions.
     "even": qwen35.Config(
         yarn=Yarn(4.0, 8),

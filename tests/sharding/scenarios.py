@@ -26,10 +26,11 @@ from qwen35.sharding.mesh import Mesh
 from qwen35.xla.jit import jit
 
 
-def exercise(mesh: Mesh, rank: int, path: str) -> models.Said:
+def exercise(mesh: Mesh, rank: int, path: str, segments: int | str = 1) -> models.Said:
     """The model of a checkpoint on all ranks; rows split over dp."""
     process.start(mesh)
-    params = qwen35.load(path, runtime=qwen35.Runtime(mesh=mesh, rank=rank))
+    runtime = qwen35.Runtime(mesh=mesh, rank=rank, segments=segments)
+    params = qwen35.load(path, runtime=runtime)
     row = mesh.coordinates(rank)[0]
     share = 2 // mesh.dp
     said = models.exercise(params, rows=slice(row * share, (row + 1) * share))
@@ -46,13 +47,20 @@ def gradients(mesh: Mesh, rank: int, path: str) -> tuple[float, list[torch.Tenso
 
 
 def virtual_devices(
-    mesh: Mesh, rank: int, path: str, steps: int = models.STEPS, weights: str | None = None
+    mesh: Mesh,
+    rank: int,
+    path: str,
+    steps: int = models.STEPS,
+    weights: str | None = None,
+    segments: int | str = 1,
+    later: int | str | None = None,
 ) -> dict:
     """The same on the virtual devices of one process, through `qwen35.jit`; with `weights`
-    quantised, and the head with them."""
+    quantised, and the head with them; with other segments `later` than when it was loaded."""
     spmd.start(mesh)
-    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None, segments=segments)
     params = qwen35.load(path, device="xla", runtime=runtime, weights=weights, head=weights)
+    params = params if later is None else params.with_runtime(segments=later)
     prefill = jit(qwen35.prefill, donate=("state",))
     decode = jit(qwen35.decode, donate=("state",))
     said = models.exercise(
@@ -67,6 +75,7 @@ def virtual_devices(
         "said": said,
         "states": spmd.unstack(said.state, mesh),
         "compilations": (prefill.compile_count, decode.compile_count),
+        "signatures": prefill.signatures + decode.signatures,
     }
 
 
@@ -121,10 +130,12 @@ def encode(mesh: Mesh, rank: int, path: str) -> torch.Tensor:
     return models.picture_vectors(qwen35.load(path, runtime=qwen35.Runtime(mesh=mesh, rank=rank)))
 
 
-def encode_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> torch.Tensor:
+def encode_on_virtual_devices(
+    mesh: Mesh, rank: int, path: str, segments: int | str = 1
+) -> torch.Tensor:
     """Pictures, compiled, on the virtual devices of one process."""
     spmd.start(mesh)
-    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None, segments=segments)
     return models.picture_vectors(qwen35.load(path, device="xla", runtime=runtime))
 
 
@@ -253,11 +264,11 @@ def grown_on_virtual_devices(mesh: Mesh, rank: int, path: str) -> dict:
 
 
 def serve_on_virtual_devices(
-    mesh: Mesh, rank: int, path: str, count: int, **settings: int
+    mesh: Mesh, rank: int, path: str, count: int, segments: int | str = 1, **settings: int
 ) -> serving.Served:
     """An engine on the virtual devices of one process."""
     spmd.start(mesh)
-    runtime = qwen35.Runtime(mesh=mesh, rank=None)
+    runtime = qwen35.Runtime(mesh=mesh, rank=None, segments=segments)
     params = qwen35.load(path, device="xla", runtime=runtime)
     return serving.serve_warm(serving.engine_for(params, **settings), count)
 
@@ -292,7 +303,9 @@ def serve_in_processes(
     return served, dataclasses.asdict(engine.stats)
 
 
-def serve_on_a_device_each(mesh: Mesh, rank: int, path: str, count: int) -> list | None:
+def serve_on_a_device_each(
+    mesh: Mesh, rank: int, path: str, count: int, segments: int | str = 1
+) -> list | None:
     """An engine whose processes each have an XLA device, as on Trainium, and one on CPU tensors.
 
     XLA:CPU has no collectives between processes: here every process computes what the first rank
@@ -308,7 +321,7 @@ def serve_on_a_device_each(mesh: Mesh, rank: int, path: str, count: int) -> list
         mock.patch.object(together, "Calls", lambda mesh, _: Calls(mesh, rank)),
     ):
         for device in ("cpu", "xla"):
-            runtime = qwen35.Runtime(mesh=mesh, rank=0)
+            runtime = qwen35.Runtime(mesh=mesh, rank=0, segments=segments)
             params = qwen35.load(path, device=device, runtime=runtime)
             engine = serving.engine_for(params, cache_bytes=100_000)
             if not engine.leads:

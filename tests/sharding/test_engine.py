@@ -102,10 +102,11 @@ def test_an_engine_in_processes(name, dp, tp, count, checkpoint, run_ranks):
 
 
 @slow
-def test_an_engine_of_processes_with_an_xla_device_each(checkpoint, run_ranks):
+@pytest.mark.parametrize(("name", "segments"), [("two_layers", 1), ("two_blocks", "auto")])
+def test_an_engine_of_processes_with_an_xla_device_each(name, segments, checkpoint, run_ranks):
     """All but the collectives: calls, steps that run ahead, snapshots of a rank's share."""
-    path = str(checkpoint("two_layers"))
-    [(eager, compiled), _] = run_ranks("serve_on_a_device_each", Mesh(tp=2), path=path, count=12)
+    asked = {"path": str(checkpoint(name)), "count": 12, "segments": segments}
+    [(eager, compiled), _] = run_ranks("serve_on_a_device_each", Mesh(tp=2), **asked)
     check_alike(compiled, eager, copies=False)
     assert compiled.stats == eager.stats and compiled.cached == eager.cached
     assert compiled.stats["hits"]

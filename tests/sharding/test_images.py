@@ -62,19 +62,18 @@ def seeing(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("scenario", "tp", "processes"),
+    ("scenario", "tp", "more"),
     [
-        ("encode", 2, None),
-        ("encode", 4, None),
-        ("encode_on_virtual_devices", 4, 1),
-        pytest.param("encode_on_virtual_devices", 16, 1, marks=pytest.mark.slow),
+        ("encode", 2, {}),
+        ("encode", 4, {}),
+        ("encode_on_virtual_devices", 4, {"processes": 1, "segments": "auto"}),
+        pytest.param("encode_on_virtual_devices", 16, {"processes": 1}, marks=pytest.mark.slow),
     ],
 )
-def test_the_tower_split_by_heads(seeing, run_ranks, scenario, tp, processes):
+def test_the_tower_split_by_heads(seeing, run_ranks, scenario, tp, more):
     """The order of the sums over ranks is all that may differ."""
     path = seeing("heads_of_27b", 2)
     expected = models.picture_vectors(qwen35.load(path))
-    more = {} if processes is None else {"processes": processes}
     for vectors in run_ranks(scenario, Mesh(tp=tp), path=str(path), **more):
         assert vectors.shape == expected.shape
         assert models.relative_error(vectors, expected) < 1e-5
