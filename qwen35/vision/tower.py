@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..forms import Weight
+from ..model import segments
 from ..model.all_ranks import dp_rows_here, on_all_ranks
 from ..model.params import VisionBlock, VisionMerger, VisionParams
 from ..model.rope import apply_rope
+from ..model.segments import SomeLayers
 from ..sharding.collectives import all_reduce
+from ..xla.chains import chain
 from ..xla.compiled import compiled
 from ..xla.devices import device_put, indices
 from ..xla.progress import show_compilations
@@ -105,7 +108,6 @@ def hidden_states(vision: VisionParams, frames: Frames) -> Tensor:
 
 
 def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
-    mesh = vision.runtime.mesh
     batch, length = frames.patches.shape[:2]
     valid = indices(length, vision.device) < frames.count
     # Zero, not only masked in attention: a weight of zero times a NaN is a NaN.
@@ -113,15 +115,29 @@ def _hidden(vision: VisionParams, frames: Frames) -> Tensor:
     x = vision.forms.activations(patches.flatten(0, 1))
     x = vision.forms.matmul(x, vision.patch_proj) + vision.patch_bias
     x = (x.unflatten(0, (batch, length)) + _positions(vision, frames)).flatten(0, 1)
-    for block in vision.blocks:
+    around = (frames.cos, frames.sin, valid)
+    runs = segments.runs(vision.blocks, vision.config, vision.runtime)
+    if len(runs) == 1:
+        x, _ = _through_blocks(x, around, runs[0], ())
+    else:
+        x, _ = chain(_through_blocks, x, around, [(run, ()) for run in runs])
+    return x.unflatten(0, (batch, length))
+
+
+def _through_blocks(
+    x: Tensor, around: tuple[Tensor, Tensor, Tensor], some: SomeLayers, state: tuple[()]
+) -> tuple[Tensor, tuple[()]]:
+    """Some blocks, as `chain` wants them, which have no state: x [F·P, H] goes through them."""
+    mesh = some.runtime.mesh
+    for block in some.layers:
         normed = _layer_norm(x, block.attention_norm, block.attention_norm_bias)
-        mixed = _attention(vision, block, normed, frames, valid)
+        mixed = _attention(some, block, normed, *around)
         x = x + (all_reduce(mixed, mesh) + block.out_proj_bias)
         normed = _layer_norm(x, block.mlp_norm, block.mlp_norm_bias)
-        inner = F.gelu(_affine(vision, normed, block.up, block.up_bias), approximate="tanh")
-        down = vision.forms.matmul(inner, block.down)
+        inner = F.gelu(_affine(some, normed, block.up, block.up_bias), approximate="tanh")
+        down = some.forms.matmul(inner, block.down)
         x = x + (all_reduce(down, mesh) + block.down_bias)
-    return x.unflatten(0, (batch, length))
+    return x, state
 
 
 def _positions(vision: VisionParams, frames: Frames) -> Tensor:
@@ -135,17 +151,16 @@ def _positions(vision: VisionParams, frames: Frames) -> Tensor:
 
 
 def _attention(
-    vision: VisionParams, block: VisionBlock, x: Tensor, frames: Frames, valid: Tensor
+    some: SomeLayers, block: VisionBlock, x: Tensor, cos: Tensor, sin: Tensor, valid: Tensor
 ) -> Tensor:
     """Computes a rank's partial sum [F·P, H] of attention within each frame; x is normed."""
-    batch, length = frames.patches.shape[:2]
-    size = vision.config.head_dim
-    projected = _affine(vision, x, block.qkv, block.qkv_bias).unflatten(0, (batch, length))
+    size = some.config.head_dim
+    projected = _affine(some, x, block.qkv, block.qkv_bias).unflatten(0, (-1, valid.shape[1]))
     query, key, value = projected.unflatten(-1, (3, -1, size)).unbind(2)  # [F, P, heads, D]
-    query = apply_rope(query, frames.cos, frames.sin) * size**-0.5
-    key = apply_rope(key, frames.cos, frames.sin)
-    out = vision.forms.attend_within(query, key, value, valid)
-    return vision.forms.matmul(out.flatten(2).flatten(0, 1), block.out_proj)
+    query = apply_rope(query, cos, sin) * size**-0.5
+    key = apply_rope(key, cos, sin)
+    out = some.forms.attend_within(query, key, value, valid)
+    return some.forms.matmul(out.flatten(2).flatten(0, 1), block.out_proj)
 
 
 def _merge(vision: VisionParams, x: Tensor) -> Tensor:
@@ -159,8 +174,8 @@ def _merge(vision: VisionParams, x: Tensor) -> Tensor:
     return x.unflatten(0, (batch, -1))
 
 
-def _affine(vision: VisionParams, x: Tensor, weight: Weight, bias: Tensor) -> Tensor:
-    return vision.forms.matmul(x, weight) + bias
+def _affine(some: VisionParams | SomeLayers, x: Tensor, weight: Weight, bias: Tensor) -> Tensor:
+    return some.forms.matmul(x, weight) + bias
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

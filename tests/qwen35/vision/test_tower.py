@@ -191,6 +191,25 @@ def test_compiled_is_transformers_too(tower, compiled):
     assert step.compile_count - before == 5
 
 
+def test_blocks_that_are_alike_share_a_graph(tower, compiled):
+    """For each size of frames one for all three blocks, and one for what follows them; or one
+    graph, where blocks can't be cut so."""
+    case = tower()
+    grid = case.grid("mixed")
+    patches = case.patches(grid)
+    hidden, merged = case.expected(patches, grid)
+    step = compiled_functions.compiled(vision.tower)
+    for segments, names in (("auto", ["_through_blocks", "tower"]), (2, ["tower"])):
+        cut, known, made = compiled.with_runtime(segments=segments), len(step.signatures), []
+        with on_compile(lambda event, m=made: event.phase == "done" and m.append(event.name)):
+            assert_close(qwen35.encode_images(cut, patches, grid), merged)
+        assert made == names * len({height * width for _, height, width in grid})
+        assert_close(vision.image_hidden_states(cut, patches, grid), hidden)
+        reasons = [line.partition("one graph: ")[2] for line in step.signatures[known:]]
+        why = "" if segments == "auto" else "its 3 layers make no 2 equal segments; 3 would do)"
+        assert set(reasons) == {why}
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 3e38, -1e30])
 def test_padding_changes_nothing(tower, compiled, poison):
     case = tower()
