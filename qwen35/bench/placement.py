@@ -24,6 +24,7 @@ class Placement:
     Attributes:
         tp, dp, device, timeout: as for `join_ranks`.
         weights, head: as for `load`.
+        segments: as in `Runtime`.
     """
 
     tp: int = 1
@@ -32,6 +33,7 @@ class Placement:
     timeout: float = process.TIMEOUT
     weights: str | None = None
     head: str | None = None
+    segments: int | str = 1
 
     def start(self) -> Ranks:
         """Starts the ranks, and the devices of those that are here."""
@@ -52,7 +54,7 @@ class Placement:
             model,
             dtype="float32",
             device=ranks.device,
-            runtime=Runtime(mesh=ranks.mesh, rank=ranks.rank),
+            runtime=Runtime(mesh=ranks.mesh, rank=ranks.rank, segments=self.segments),
             check_finite=False,
             vision=vision,
             **how,

@@ -11,7 +11,9 @@ from ..sharding.process import TIMEOUT
 from .placement import Placement
 
 # Settings that are no positive integers.
-_NO_COUNTS = ("parts", "device", "timeout", "reference", "loads", "seed", "weights", "head")
+_NO_COUNTS = (
+    *("parts", "device", "timeout", "reference", "loads", "seed", "weights", "head", "segments"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Settings:
         sides: of square pictures, in pixels.
         large_side: of the picture for memory and compilation.
         weights, head: how text, the engine and memory are measured of this project, as for `load`.
+        segments: of this project's `Runtime`, for all parts.
     """
 
     parts: tuple[str, ...]
@@ -63,6 +66,7 @@ class Settings:
     large_side: int = 2048
     weights: str | None = None
     head: str | None = None
+    segments: int | str = 1
 
     def __post_init__(self) -> None:
         counts: dict[str, Any] = {

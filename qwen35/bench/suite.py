@@ -146,7 +146,7 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         "contexts": settings.decodes if "tpot" in parts else (),
         "steps": settings.steps,
     }
-    made = {"weights": settings.weights, "head": settings.head}
+    made = {"weights": settings.weights, "head": settings.head, "segments": settings.segments}
     placed = {"place": settings.place}
     busy = {"model": model, "prompt": _PROMPT, "steps": settings.steps}
     jobs = {"machine": Job(machine.measure_rates, {})}
@@ -171,7 +171,7 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         jobs["memory"] = Job(text.measure_memory, filled | made, once=True)
         jobs["memory, transformers"] = Job(text.measure_reference, texts | after, once=True)
     if "compile" in parts:
-        layers = {"layers": settings.layers}
+        layers = {"layers": settings.layers, "segments": settings.segments}
         jobs["compile"] = Job(text.measure_compilation, layers, once=True)
     if "throughput" in parts:
         prompt, new_tokens = settings.request_tokens
@@ -268,6 +268,8 @@ def render(result: dict[str, Any]) -> str:
             f"This project's text model was loaded with weights={settings['weights']!r} and "
             f"head={settings['head']!r}; transformers' is float32."
         )
+    if settings["segments"] != 1:
+        sections.append(f"This project's steps were cut: segments={settings['segments']!r}.")
     if "ttft" in parts:
         sections.append(text_report.render_ttft(parts["ttft"]))
     if "tpot" in parts:

@@ -20,7 +20,7 @@ from ..generation.generate import PREFILL_CHUNK
 from ..graphs.summary import summarize
 from ..model.config import Config
 from ..model.decoder import decode, prefill
-from ..model.params import Params
+from ..model.params import Params, Runtime
 from ..model.presets import presets
 from ..model.state import State, init_state
 from ..model.state_shares import fetch_state, place_state
@@ -252,9 +252,10 @@ def measure_memory(
     steps: int,
     weights: str | None = None,
     head: str | None = None,
+    segments: int | str = 1,
 ) -> DecodeMemory:
     """Measures the memory of decoding `steps` tokens after the longest prompt of `lengths`."""
-    place = Placement(weights=weights, head=head)
+    place = Placement(weights=weights, head=head, segments=segments)
     ranks = place.start()
     start = anonymous_memory()
     params = place.load(model, ranks)
@@ -291,19 +292,19 @@ class NarrowModels:
     models: tuple[NarrowModel, ...]
 
 
-def measure_compilation(layers: Sequence[int]) -> NarrowModels:
+def measure_compilation(layers: Sequence[int], segments: int | str = 1) -> NarrowModels:
     """Compiles models of so many layers, narrow ones, which takes as long as for wide ones. Little
-    but the host's work is left of their decode step."""
-    return NarrowModels(tuple(map(_compile_narrow, layers)))
+    but the host's work is left of their decode step. `segments` is that of `Runtime`."""
+    return NarrowModels(tuple(_compile_narrow(count, segments) for count in layers))
 
 
-def _compile_narrow(layers: int) -> NarrowModel:
+def _compile_narrow(layers: int, segments: int | str) -> NarrowModel:
     kinds = tuple("full_attention" if i % 4 == 3 else "linear_attention" for i in range(layers))
     sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "vision": None}
     config = dataclasses.replace(
         presets["0.8b"], num_hidden_layers=layers, layer_types=kinds, **sizes
     )
-    params = init_params(config, device="xla")
+    params = init_params(config, device="xla", runtime=Runtime(segments=segments))
     state = init_state(params, 1, 4 * PREFILL_CHUNK)
     tokens = device_put(torch.zeros(1, PREFILL_CHUNK, dtype=torch.int64), "xla")
     token = tokens[:, 0].contiguous()

@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            help="of the engine; default: %(default)s")  # fmt: skip
     add_shared(parser, "capacity", default=4096)
     add_shared(parser, "context")
-    add_shared(parser, "dtype", "weights", "head", "adapter", "device", "compile")
+    add_shared(parser, "dtype", "weights", "head", "adapter", "device", "compile", "segments")
     add_shared(parser, "check_finite", "json")
     add_shared(parser, "tp", default=1)
     add_shared(parser, "dp", "timeout")

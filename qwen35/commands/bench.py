@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("parts", nargs="*", metavar="PART", help="see above; default: all that the model has")
     add_shared(parser, "model")
     add_shared(parser, "preset", default="0.8b")
-    add_shared(parser, "weights", "head", "adapter")
+    add_shared(parser, "weights", "head", "adapter", "segments")
     add_shared(parser, "device", help="xla compiles (default), cpu runs plain torch operations "
                "(default under torchrun); neuron: another protocol, see above")  # fmt: skip
     option("--alone", action="store_true", help="leave transformers out")

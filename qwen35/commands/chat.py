@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "capacity", "context")
     option("--load", metavar="PATH", help="go on with a saved conversation")
     add_shared(parser, "dtype", "weights", "head", "adapter", "check_finite")
-    add_shared(parser, "device", "compile")
+    add_shared(parser, "device", "compile", "segments")
     add_shared(parser, "tp", default=1)
     add_shared(parser, "timeout")
     add_sampling(parser)

@@ -84,7 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         command.set_defaults(measure=measure, eager=name == "agreement")
         add_shared(command, "model", required=True)
         add(command)
-        add_shared(command, "device", "compile")
+        add_shared(command, "device", "compile", "segments")
         add_shared(command, "tp", default=1)
         add_shared(command, "dp", "timeout", "check_finite", "json", "output")
 

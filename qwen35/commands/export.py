@@ -27,6 +27,7 @@ Write the graph that one rank runs, traced without weights.
   qwen35 export --preset 27b --tp 8 --phase prefill --tokens 128 OUT
   qwen35 export --preset 27b --tp 8 --phase vision --tokens 1024 OUT
   qwen35 export --preset 27b --tp 8 --phase engine --slots 8 OUT --chunks 32 128
+  qwen35 export --preset 27b --tp 8 --phase decode --segments auto OUT
   qwen35 export --model DIR --dtype float32 --phase prefill,decode --capacity 512 --run OUT
 
 OUT gets PHASE.hlo.pb (what `neuronx-cc compile --framework XLA` takes; it has not been fed to it
@@ -47,6 +48,11 @@ blocks of 128 x 128.
 
 Phases, one or several with commas: prefill, prefill_images (the prompt's embeddings and positions
 are given), decode, and vision, the tower on frames of one size. Logits are whole on every rank.
+
+With --segments a step is cut into several graphs, PHASE_first, PHASE_run_0 and so on, PHASE_last,
+each of which has its five files. PHASE.json lists the launches: which graph, and the parameters and
+outputs of each one at the paths that it takes and gives, with "carry" and "around" for what passes
+from one to the next. A table, printed and in PHASE.json, compares that with one graph.
 
 engine is all that an engine's warm-up compiles, each graph as a phase of its own (engine_decode,
 engine_prefill_32, engine_choose_greedy, ...): a prefill for each of --chunks, decode and choice of
@@ -74,7 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--tokens", type=positive, default=128, metavar="N",
            help="of a row in a prefill step, or of a frame; default: %(default)s")  # fmt: skip
     add_shared(parser, "capacity", default=4096)
-    add_shared(parser, "batch")
+    add_shared(parser, "batch", "segments")
     option("--slots", type=positive, default=8, metavar="N",
            help="of the engine; default: %(default)s")  # fmt: skip
     option("--chunks", type=positive, nargs="+", metavar="N",
@@ -103,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--phase engine stands alone: it is graphs of all kinds")
     if engine and (options.weights or options.head):
         raise ValueError("--weights and --head are for graphs of one step, not for an engine's")
+    if engine and options.segments != 1:
+        raise ValueError("--segments cuts one step, not the steps of an engine")
     if options.in_jax:
         _check_run(options, engine)
 
@@ -111,19 +119,13 @@ def run(options: argparse.Namespace) -> int:
     if engine:
         _export_engine(options, config, shared, written)
     else:
+        asked = {name: getattr(options, name)
+                 for name in ("tokens", "batch", "weights", "head", "fp8")}  # fmt: skip
         for phase in dict.fromkeys(phases):
-            written.add(
-                trace(
-                    config,
-                    phase,
-                    tokens=options.tokens,
-                    batch=options.batch,
-                    weights=options.weights,
-                    head=options.head,
-                    fp8=options.fp8,
-                    **shared,
-                )
-            )
+            if options.segments == 1:
+                written.add(trace(config, phase, **asked, **shared))
+            else:
+                _export_launches(config, phase, options.segments, asked | shared, written)
     compared = _run_in_jax(options, written) if options.in_jax else []
     if options.json:
         from ..reports.page import plain
@@ -177,6 +179,26 @@ class _Written:
         """Prints a text for a reader, where standard output is not for a program."""
         if not self.quiet:
             print(text)
+
+
+def _export_launches(
+    config: Config, phase: str, segments: int | str, asked: dict[str, Any], written: _Written
+) -> None:
+    """Writes the graphs that a step is cut into, each once, and how they are launched."""
+    from ..graphs.export import trace, trace_launches
+    from ..graphs.export_files import write_launches
+    from ..graphs.launch_costs import count_launches, distinct, render
+
+    launches = trace_launches(config, phase, segments=segments, **asked)
+    for graph in distinct(launches).values():
+        written.add(graph)
+    whole = trace(config, phase, **asked | {"stablehlo": False})
+    counted = count_launches(launches, whole)
+    for file, size in write_launches(written.directory, phase, launches, counted).items():
+        written.say(f"{file}: {size:,} bytes")
+    written.graphs[phase] = whole
+    written.described["segments"] = written.described.get("segments", {}) | {phase: counted}
+    written.say(render(phase, counted))
 
 
 def _export_engine(

@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "chat", "system", "thinking", "thinking_budget")
     add_shared(parser, "show_thoughts", "hide_thoughts", "template_arg", "reasoning_effort")
     add_shared(parser, "max_new_tokens", "context")
-    add_shared(parser, "dtype", "weights", "head", "adapter", "device", "compile")
+    add_shared(parser, "dtype", "weights", "head", "adapter", "device", "compile", "segments")
     add_shared(parser, "check_finite", "json")
     add_shared(parser, "tp", default=1)
     add_shared(parser, "timeout")

@@ -74,7 +74,8 @@ def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
         if not ranks.first:
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
-        runtime = Runtime(mesh=ranks.mesh, rank=ranks.rank, backend=backend)
+        segments = getattr(options, "segments", 1)  # not every command cuts steps
+        runtime = Runtime(mesh=ranks.mesh, rank=ranks.rank, backend=backend, segments=segments)
         try:
             yield Launch(runtime, ranks.device, ranks.first, ranks.processes)
         except Exception as error:

@@ -35,6 +35,13 @@ def seconds(text: str) -> float:
     return value
 
 
+def segments(text: str) -> int | str:
+    """Converts an option's text to a number of segments, or "auto"."""
+    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"must be a positive integer or auto, not {text!r}")
+    return text if text == "auto" else int(text)
+
+
 DTYPE_HELP = "of weights and arithmetic; default: %(default)s"  # where there is no "auto"
 
 # What `add_argument` takes; an option is called by its name here, with - for _, unless it says.
@@ -69,6 +76,13 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "BACKEND",
         "help": "have a backend of torch.compile compile, such as inductor on the cpu (which needs "
         "a C++ compiler); default: XLA on xla, none on cpu",
+    },
+    "segments": {
+        "type": segments,
+        "default": 1,
+        "metavar": "N|auto",
+        "help": "cut a step's layers into N equal runs that share a compiled graph, auto where "
+        "their kinds begin again; default: %(default)s, one graph",
     },
     "check_finite": {
         "flag": "--no-check-finite",

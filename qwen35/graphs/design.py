@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..model.config import FULL, Config, VisionConfig
@@ -14,6 +15,7 @@ _ENGINE, _MASKED, _POSITIONS = 60, 45, 80
 _VISION_BLOCK, _VISION_OTHERS = 350, 215
 QUANTISED = 12  # more of a weight that is converted, and its product scaled
 KERNEL = 15  # more of an NKI kernel's step than of the portable one: a decay's series, the call
+FIRST, LAST = "first", "last"  # the graphs around the layers, where a step is cut
 GROUPED = 9  # more where that is done group by group
 
 
@@ -68,12 +70,10 @@ def model_design(
             donates=donates,
         )
     layers, kinds = config.num_hidden_layers, config.layer_types
-    deltanet = _DELTANET_STEP if one_token else _DELTANET_CHUNKS
-    mixers = sum(3 if kind == FULL else 2 for kind in kinds)
-    instructions = sum(_ATTENTION if kind == FULL else deltanet for kind in kinds)
+    mixers, instructions = _mixers(kinds), _instructions(kinds, one_token)
     masks = lengths * (_MASKED * layers + positions * _POSITIONS)
     if decodes:
-        instructions += sum(_ATTENTION if kind == FULL else _DELTANET_STEP for kind in kinds)
+        instructions += _instructions(kinds, True)
         instructions += _ENGINE + _MASKED * layers
         mixers *= 2
     return Design(
@@ -84,3 +84,52 @@ def model_design(
         splits_logits=splits_logits,
         kernels=sum(kind != FULL for kind in kinds) * (2 if decodes else 1),
     )
+
+
+def launch_design(
+    config: Config | VisionConfig,
+    name: str,
+    layers: Sequence[int],
+    *,
+    one_token: bool,
+    positions: bool,
+) -> Design:
+    """Designs one of the graphs that a step of the model, or the tower, is cut into (`launches`).
+
+    Args:
+        config: of the text model, or the tower.
+        name: the graph's.
+        layers: that run in it, or blocks, by number.
+        one_token, positions: as for `model_design`.
+    """
+    tower, count = isinstance(config, VisionConfig), len(layers)
+    others = _VISION_OTHERS if tower else _OTHERS
+    if name == FIRST:
+        reduced = {} if tower else {"all-reduce": 1}
+        return Design(reduced, 0, others, weights=False, donates=())
+    if name == LAST:
+        joined = {"all-reduce": 1} if tower else {"all-gather": 1}
+        reductions = 2 if tower else 1 + 2 * positions
+        donates = ("state.position", "state.rope_offset")
+        return Design(joined, reductions, others, weights=False, donates=donates)
+    if isinstance(config, VisionConfig):
+        return Design({"all-reduce": 2 * count}, 6 * count, _VISION_BLOCK * count)
+    kinds = [config.layer_types[layer] for layer in layers]
+    return Design(
+        {"all-reduce": 2 * count},
+        reductions=2 * count + _mixers(kinds),
+        instructions=_instructions(kinds, one_token),
+        donates=("state.layers",),
+        kernels=sum(kind != FULL for kind in kinds),
+    )
+
+
+def _mixers(kinds: Sequence[str]) -> int:
+    """Counts the reductions in mixers."""
+    return sum(3 if kind == FULL else 2 for kind in kinds)
+
+
+def _instructions(kinds: Sequence[str], one_token: bool) -> int:
+    """Counts the instructions of layers at most."""
+    deltanet = _DELTANET_STEP if one_token else _DELTANET_CHUNKS
+    return sum(_ATTENTION if kind == FULL else deltanet for kind in kinds)

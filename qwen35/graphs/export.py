@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch.utils import _pytree as pytree
@@ -11,20 +15,23 @@ from ..checks.choices import EXPORTED, FP8, KERNELS
 from ..checks.values import shown
 from ..files.materialize import abstract_params
 from ..forms import halved, is_special
-from ..model.config import Config
+from ..model.config import Config, VisionConfig
 from ..model.decoder import decode, prefill
 from ..model.dtypes import as_dtype
-from ..model.params import Runtime, VisionParams
-from ..model.state import init_state
+from ..model.params import Params, Runtime, VisionParams
+from ..model.state import State, init_state
 from ..sharding.mesh import Mesh
 from ..vision.frames import Frames, groups
 from ..vision.tower import tower
 from ..xla import trees
-from .design import Design
+from .design import Design, launch_design
+from .launches import lower_launches
 from .lint import lint
-from .lowering import Lowered, lower
+from .lowering import Lowered, lower_call
 
 PHASES = ("prefill", "prefill_images", "decode", "vision")
+_RETURNS = ("logits", "state")
+_LAYER = re.compile(r"^params\.(?:layers|blocks)\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -46,27 +53,34 @@ class Graph(Lowered):
     kernels: str = "portable"
     design: Design | None = None
 
+    @property
+    def part(self) -> Config | VisionConfig:
+        """The part of the model that was traced: the text model, or the tower."""
+        tower = self.phase.startswith("vision")
+        return self.config.vision if tower and self.config.vision is not None else self.config
+
     def lint(self) -> list[str]:
         """Returns the rules of `qwen35.graphs.lint` that the graph breaks."""
-        config = self.config.vision if self.phase == "vision" else self.config
-        return lint(self.case(config, self.mesh, self.design, self.kernels))
+        return lint(self.case(self.part, self.mesh, self.design, self.kernels))
+
+
+class StepSettings(TypedDict, total=False):
+    """What a step is traced with; each is explained at `trace`."""
+
+    mesh: Mesh
+    rank: int
+    tokens: int
+    capacity: int
+    batch: int
+    dtype: torch.dtype | str
+    weights: str | None
+    head: str | None
+    fp8: str
+    kernels: str
 
 
 def trace(
-    config: Config,
-    phase: str,
-    *,
-    mesh: Mesh = Mesh(),
-    rank: int = 0,
-    tokens: int = 128,
-    capacity: int = 4096,
-    batch: int = 1,
-    dtype: torch.dtype | str = torch.bfloat16,
-    weights: str | None = None,
-    head: str | None = None,
-    fp8: str = "e4m3",
-    kernels: str = "portable",
-    stablehlo: bool = False,
+    config: Config, phase: str, *, stablehlo: bool = False, **settings: Unpack[StepSettings]
 ) -> Graph:
     """Traces a step of the model for one rank, as `qwen35.jit` would, on tensors without data.
 
@@ -95,6 +109,59 @@ def trace(
         ValueError: an argument is out of range, the model has no vision tower for that phase, the
             mesh can't split it, or the NKI kernels can't be had.
     """
+    step, arguments, facts = _step(config, phase, **settings)
+    made = lower_call(step, arguments, _RETURNS, stablehlo=stablehlo)
+    return Graph(**vars(made), **facts)
+
+
+def trace_launches(
+    config: Config,
+    phase: str,
+    *,
+    segments: int | str,
+    stablehlo: bool = False,
+    **settings: Unpack[StepSettings],
+) -> list[Graph]:
+    """Traces a step as the graphs that `Runtime(segments=…)` cuts it into, in the order of their
+    launches (see `launches`).
+
+    Graphs of one `phase`, such as "decode_run_0", are one graph, which takes what it takes at other
+    paths. Arguments are those of `trace`.
+
+    Raises:
+        ValueError: as `trace`, or the step can't be cut so.
+    """
+    step, arguments, facts = _step(config, phase, segments=segments, **settings)
+    graphs = []
+    for name, made in lower_launches(step, arguments, _RETURNS, stablehlo=stablehlo):
+        graph = Graph(**vars(made), **facts | {"phase": f"{phase}_{name}"})
+        layers = sorted({int(at) for path in made.paths for at in _LAYER.findall(path)})
+        given = {"one_token": phase == "decode", "positions": phase == "prefill_images"}
+        design = launch_design(graph.part, name, layers, **given)
+        graphs.append(dataclasses.replace(graph, design=design))
+    return graphs
+
+
+def _step(
+    config: Config,
+    phase: str,
+    *,
+    mesh: Mesh = Mesh(),
+    rank: int = 0,
+    tokens: int = 128,
+    capacity: int = 4096,
+    batch: int = 1,
+    dtype: torch.dtype | str = torch.bfloat16,
+    weights: str | None = None,
+    head: str | None = None,
+    fp8: str = "e4m3",
+    kernels: str = "portable",
+    segments: int | str = 1,
+) -> tuple[Callable[..., tuple[Any, Any]], dict[str, Any], dict[str, Any]]:
+    """Returns a step, its arguments as trees of meta tensors, and what `Graph` says of it.
+
+    Arguments are those of `trace`, with the `segments` of its `Runtime`.
+    """
     if phase not in PHASES:
         raise ValueError(f"phase must be one of {PHASES}, not {shown(phase)}")
     for kind in (weights, head):
@@ -107,7 +174,7 @@ def trace(
         raise ValueError(f"tokens must be from 1 to the capacity of {capacity}, not {tokens}")
     if kernels not in KERNELS:
         raise ValueError(f"kernels must be one of {KERNELS}, not {shown(kernels)}")
-    runtime = Runtime(mesh=mesh, rank=rank, forms="plain", kernels=kernels)
+    runtime = Runtime(mesh=mesh, rank=rank, forms="plain", kernels=kernels, segments=segments)
     traced = {"phase": phase, "mesh": mesh, "rank": rank, "capacity": capacity, "batch": batch}
     traced["kernels"] = kernels
     traced |= {"config": config, "dtype": str(as_dtype(dtype)).removeprefix("torch.")}
@@ -116,28 +183,27 @@ def trace(
             raise ValueError("the model has no vision tower to trace")
         vision = abstract_params(config, dtype=dtype, runtime=runtime).vision
         frames = _abstract_frames(vision, batch, tokens)
-        lowered = lower(
-            lambda vision, state, frames: (tower(vision, frames), state),
-            *(vision, (), frames),
-            stablehlo=stablehlo,
-        )
-        padded = frames.patches.shape[1] // config.vision.merge_factor
-        return Graph(**vars(lowered), **traced, tokens=padded)
+        traced["tokens"] = frames.patches.shape[1] // config.vision.merge_factor
+        arguments = {"params": vision, "state": (), "tokens": frames}
+        return lambda vision, state, frames: (tower(vision, frames), state), arguments, traced
     made = {"weights": weights, "head": head}
     params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime, **made)
     if fp8 == "e4m3":
         params = pytree.tree_map(halved, params, is_leaf=is_special)
     shape = (batch,) if phase == "decode" else (batch, tokens)
     ids = torch.empty(shape, dtype=torch.int32, device="meta")
-    more = {}
+    step = decode if phase == "decode" else prefill
+    arguments = {"params": params, "state": init_state(params, batch, capacity), "tokens": ids}
+    more: dict[str, torch.Tensor] = {}
     if phase == "prefill_images":
         size = (batch, tokens, config.hidden_size)
         more["embeds"] = torch.empty(size, dtype=params.dtype, device="meta")
         more["positions"] = ids.expand(3, batch, tokens)
-    step = decode if phase == "decode" else prefill
-    state = init_state(params, batch, capacity)
-    lowered = lower(step, params, state, ids, stablehlo=stablehlo, **more)
-    return Graph(**vars(lowered), **traced, tokens=tokens)
+
+    def call(params: Params, state: State, ids: torch.Tensor, *rest: torch.Tensor) -> Any:
+        return step(params, state, ids, **dict(zip(more, rest, strict=True)))
+
+    return call, arguments | more, traced | {"tokens": tokens}
 
 
 def _abstract_frames(vision: VisionParams, count: int, tokens: int) -> Frames:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,25 @@ def write_graph(directory: Path, graph: Graph) -> tuple[dict[str, Any], dict[str
             (new / f"{graph.phase}.{ending}").write_bytes(data)
     written = {str(directory / f"{graph.phase}.{end}"): len(data) for end, data in files.items()}
     return content, written
+
+
+def write_launches(
+    directory: Path, phase: str, launches: Sequence[Graph], counted: dict[str, Any]
+) -> dict[str, int]:
+    """Writes PHASE.json of a step that is cut into graphs, whose own files are there already.
+
+    It has `launches`, in their order: of each the name of its `graph`, and the parameters and
+    outputs of `manifest` at the paths that this launch takes and gives; and in `counts` what
+    `count_launches` counted. Files of an earlier export of the phase as one graph are removed.
+
+    Returns:
+        The bytes of the file by its path.
+    """
+    entries = [{"graph": graph.phase, **manifest(graph)} for graph in launches]
+    text = as_text({"phase": phase, "launches": entries, "counts": counted})
+    with aside.switched(directory, f"{phase}.json", stale=[f"{phase}.*"]) as new:
+        (new / f"{phase}.json").write_bytes(text)
+    return {str(directory / f"{phase}.json"): len(text)}
 
 
 def as_text(content: dict[str, Any]) -> bytes:

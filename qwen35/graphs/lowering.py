@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +31,11 @@ class Slot(NamedTuple):
     def of(cls, path: str, tensor: torch.Tensor) -> Slot:
         """Describes a tensor."""
         return cls(path, tuple(tensor.shape), tensor.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def described(self) -> dict[str, Any]:
         """Returns it as plain values for JSON."""
@@ -137,18 +144,37 @@ def lower_call(
             each tensor of the argument gives its memory to the one in its place.
         stablehlo: write the graph as StableHLO as well.
     """
-    traced = trees.map_tensors(_placeholder, dict(arguments))
+    traced = trees.map_tensors(placeholder, dict(arguments))
     with torch.no_grad(), numbers_as_constants():
         result = step(*traced.values())
-        results = dict(zip(returns, result if len(returns) > 1 else (result,), strict=True))
-        for name in results.keys() & traced.keys():
-            # A value that passes through unchanged is an output of its own in the graph.
-            results[name] = trees.map_tensors(
-                lambda t: t.permute(tuple(range(t.dim()))), results[name]
-            )
-    outputs = [pair for name, tree in results.items() for pair in _named_tensors(tree, name)]
+    results = dict(zip(returns, result if len(returns) > 1 else (result,), strict=True))
+    return lowered(traced, results, stablehlo=stablehlo)
+
+
+def lowered(
+    arguments: Mapping[str, Any],
+    results: Mapping[str, Any],
+    *,
+    replaces: Collection[str] | None = None,
+    stablehlo: bool = False,
+) -> Lowered:
+    """Returns the graph of results that were traced on arguments, trees by name.
+
+    Args:
+        replaces: the trees whose results take the memory of the argument of their path; None: all
+            that are arguments.
+        stablehlo: write the graph as StableHLO as well.
+    """
+    gone = set(map(_tree_of, results)) & arguments.keys() if replaces is None else set(replaces)
+    with torch.no_grad(), numbers_as_constants():
+        # A value that passes through unchanged is an output of its own in the graph.
+        results = {
+            name: trees.map_tensors(_computed, tree) if _tree_of(name) in gone else tree
+            for name, tree in results.items()
+        }
+    outputs = [pair for name, tree in results.items() for pair in named_tensors(tree, name)]
     tensors = [tensor for _, tensor in outputs]
-    leaves = [pair for name, tree in traced.items() for pair in _named_tensors(tree, name)]
+    leaves = [pair for name, tree in arguments.items() for pair in named_tensors(tree, name)]
     handles = private._get_tensors_handle([leaf for _, leaf in leaves])
     slot_of = {handle: Slot.of(*leaf) for handle, leaf in zip(handles, leaves, strict=True)}
     _, data = private._get_tensors_xla_device_data_node(tensors)
@@ -160,7 +186,9 @@ def lower_call(
         inputs.append(slot_of[handle])
     output = {path: index for index, (path, _) in enumerate(outputs)}
     donated = tuple(
-        (number, output[slot.path]) for number, slot in enumerate(inputs) if slot.path in output
+        (number, output[slot.path])
+        for number, slot in enumerate(inputs)
+        if slot.path in output and _tree_of(slot.path) in gone
     )
     return Lowered(
         text=private._get_xla_tensors_hlo(tensors),
@@ -174,20 +202,31 @@ def lower_call(
     )
 
 
-def _stablehlo(tensors: list[torch.Tensor]) -> bytes:
-    return private._get_stablehlo(tensors, str(tensors[0].device), [], True)  # as bytecode
-
-
-def _named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
+def named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
+    """Returns the tensors of a tree of this name, each with its path, in the tree's order."""
     leaves = trees.named_leaves(tree, name)
     return [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-def _placeholder(tensor: torch.Tensor) -> torch.Tensor:
+def placeholder(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor of XLA's of the same shape and dtype, without data."""
     if tensor.dtype == torch.float8_e4m3fn:  # which the public function does not know
         shape = private.mkshape("f8e4m3fn", tuple(tensor.shape))
         return private._xla_create_placeholder_tensor(shape.shape)
     return private.create_placeholder_tensor(tensor.shape, tensor.dtype)
+
+
+def _computed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.permute(tuple(range(tensor.dim())))
+
+
+def _tree_of(path: str) -> str:
+    """The name of the tree that a path is in."""
+    return re.split(r"[.\[]", path, maxsplit=1)[0]
+
+
+def _stablehlo(tensors: list[torch.Tensor]) -> bytes:
+    return private._get_stablehlo(tensors, str(tensors[0].device), [], True)  # as bytecode
 
 
 def alias_field(donated: tuple[tuple[int, int], ...]) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..files.checkpoint_files import names_in_files
 from ..files.materialize import copied_runs
+from ..model.config import VisionConfig
 from ..model.declarations import Parameter, axis_sizes, declare, declare_vision
 from ..model.params import Runtime
 from ..sharding.mesh import Mesh
@@ -46,8 +47,8 @@ def manifest(graph: Graph) -> dict[str, list[dict[str, Any]]]:
 def _sources(graph: Graph) -> dict[str, Parameter]:
     """The declaration of each of the model's tensors, by its path."""
     runtime = Runtime(mesh=graph.mesh, rank=graph.rank)
-    if graph.phase == "vision":
-        declared: Any = declare_vision(graph.config.vision, runtime)
+    if isinstance(graph.part, VisionConfig):
+        declared: Any = declare_vision(graph.part, runtime)
     else:
         declared = declare(graph.config.text_only(), runtime)
     return dict(trees.named_leaves(declared, "params"))

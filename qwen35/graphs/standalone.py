@@ -74,26 +74,33 @@ class Graphs:
         self.directory, self.checkpoint = directory, checkpoint
         self.devices = jax.devices("cpu")[:ranks]
         self.mesh = Mesh(np.array(self.devices), ("rank",))
-        self.manifests: dict[str, Any] = {}
         self.executables: dict[str, Any] = {}
-        self.fixed: dict[str, list[Shares | None]] = {}
+        self.launches: dict[str, list[tuple[dict[str, Any], list[Shares | None]]]] = {}
         self.weights: dict[str, Shares] = {}  # phases share them
 
     def compile(self, phase: str, ending: str) -> None:
-        """Reads and compiles a phase from PHASE.ENDING: an HLO module, or StableHLO."""
+        """Reads and compiles a phase from PHASE.ENDING: an HLO module, or StableHLO; or the graphs
+        that it is cut into, each once."""
         manifest = json.loads((self.directory / f"{phase}.json").read_bytes())
+        self.launches[phase] = []
+        for launch in manifest.get("launches", [{"graph": phase, **manifest}]):
+            name = launch["graph"]
+            if name not in self.executables:
+                single = len(launch["outputs"]) == 1
+                self.executables[name] = self._compiled(self.directory / f"{name}.{ending}", single)
+            captured = load_file(self.directory / f"{name}.captured.safetensors")
+            fixed = [self._fixed(entry, captured) for entry in launch["parameters"]]
+            self.launches[phase].append((launch, fixed))
+
+    def _compiled(self, file: Path, single: bool) -> Any:
+        """Compiles a file for the devices; `single`: it has one output."""
         options = backend.get_compile_options(
             num_replicas=len(self.devices),
             num_partitions=1,
             device_assignment=np.arange(len(self.devices)),
         )
-        file, single = self.directory / f"{phase}.{ending}", len(manifest["outputs"]) == 1
-        code = _stablehlo(file.read_bytes(), ending, single)
-        client = backend.get_backend("cpu")
-        self.executables[phase] = client.compile_and_load(code, self.devices, options)
-        self.manifests[phase] = manifest
-        captured = load_file(self.directory / f"{phase}.captured.safetensors")
-        self.fixed[phase] = [self._fixed(entry, captured) for entry in manifest["parameters"]]
+        code = _stablehlo(file.read_bytes(), file.name.partition(".")[2], single)
+        return backend.get_backend("cpu").compile_and_load(code, self.devices, options)
 
     def _fixed(self, entry: dict[str, Any], captured: Mapping[str, Any]) -> Shares | None:
         """What a parameter always is; None if that is up to the caller."""
@@ -116,16 +123,20 @@ class Graphs:
 
     def run(self, phase: str, given: Mapping[str, Shares]) -> dict[str, Shares]:
         """Runs a phase; returns its outputs by path. Those that are donated are consumed."""
-        manifest, arguments = self.manifests[phase], []
-        for entry, fixed in zip(manifest["parameters"], self.fixed[phase], strict=True):
-            shares = given.get(entry["path"]) if fixed is None else fixed
-            if shares is None:
-                raise ValueError(f"{phase}: nothing gives {entry['path']}")
-            arguments.append(self._whole(shares))
-        results = self.executables[phase].execute_sharded(arguments)
-        outputs = results.disassemble_into_single_device_arrays()
-        entries = manifest["outputs"]
-        return {entry["path"]: out for entry, out in zip(entries, outputs, strict=True)}
+        made: dict[str, Shares] = {}
+        for launch, known in self.launches[phase]:
+            arguments = []
+            for entry, fixed in zip(launch["parameters"], known, strict=True):
+                path = entry["path"]
+                shares = made.get(path, given.get(path)) if fixed is None else fixed
+                if shares is None:
+                    raise ValueError(f"{launch['graph']}: nothing gives {path}")
+                arguments.append(self._whole(shares))
+            results = self.executables[launch["graph"]].execute_sharded(arguments)
+            outputs = results.disassemble_into_single_device_arrays()
+            made |= {entry["path"]: out
+                     for entry, out in zip(launch["outputs"], outputs, strict=True)}  # fmt: skip
+        return made
 
     def _whole(self, shares: Shares) -> jax.Array:
         """One array of the ranks' shares, side by side along its first dimension."""

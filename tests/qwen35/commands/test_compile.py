@@ -1,4 +1,5 @@
-"""`--compile`: a backend of torch.compile at the command line, and a machine without torch-xla."""
+"""`--compile`: a backend of torch.compile at the command line, and a machine without torch-xla;
+`--segments`: steps cut into several graphs."""
 
 from __future__ import annotations
 
@@ -56,6 +57,28 @@ def test_a_backend_on_the_cpu_says_the_same(small, capsys):
     ],
 )
 def test_a_backend_that_cannot_be_is_one_line(small, capsys, options, message):
+    assert cli.main(["generate", "--model", str(small), *PROMPT, *options]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("qwen35: error: ") and message in line
+
+
+@pytest.mark.slow
+def test_cut_steps_say_what_one_graph_says(tmp_path, capsys):
+    """The graph of a run is compiled, then that of what follows; and the text is the same."""
+    directory = saved(tmp_path, *["linear_attention", "full_attention"] * 2)
+    one = said(capsys, directory)
+    cut = said(capsys, directory, "--segments", "auto")
+    assert cut.out == one.out and "compiling run" in cut.err and "compiling run" not in one.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--segments", "0"], "argument --segments: must be a positive integer or auto, not '0'"),
+        (["--segments", "2", "--compile", "aot_eager"], "makes steps one graph: segments must be"),
+    ],
+)
+def test_segments_that_cannot_be_are_one_line(small, capsys, options, message):
     assert cli.main(["generate", "--model", str(small), *PROMPT, *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("qwen35: error: ") and message in line
