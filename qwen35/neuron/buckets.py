@@ -11,15 +11,13 @@ import time
 import torch
 
 from ..bench.statistics import median
-from ..files.checkpoint import load
-from ..files.materialize import init_params
 from ..model.decoder import prefill
 from ..model.state import init_state
 from ..sharding.launch import start_ranks
 from ..xla.devices import device_put
 from ..xla.jit import jit
 from .outcomes import Tests
-from .ranks import config_of, runtime_of
+from .ranks import params_of
 from .steps import Settings
 
 SIZES = (32, 128, 512, 1024, 2048)
@@ -30,12 +28,7 @@ def measure(settings: Settings) -> dict:
     """Runs the step, in every process of the model."""
     tests, rows = Tests(), []
     with start_ranks(settings.tp, "xla") as ranks:
-        runtime = runtime_of(ranks)
-        how = {"dtype": "bfloat16", "device": "xla", "runtime": runtime}
-        if settings.model is None:
-            params = init_params(config_of(settings), **how)
-        else:
-            params = load(settings.model, vision=False, check_finite=False, **how)
+        params = params_of(settings, ranks)
 
         def time_size(size: int) -> str:
             step, seconds = jit(prefill, donate=("state",)), []

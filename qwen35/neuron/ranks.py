@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from ..files.checkpoint import load
 from ..files.materialize import init_params
 from ..model.config import Config
 from ..model.decoder import decode, prefill
@@ -54,6 +55,15 @@ def config_of(settings: Settings) -> Config:
 def runtime_of(ranks: Ranks) -> Runtime:
     """Returns the static choices of this process's rank."""
     return Runtime(mesh=ranks.mesh, rank=ranks.rank)
+
+
+def params_of(settings: Settings, ranks: Ranks) -> Params:
+    """Returns this rank's parameters of the text model that is asked for, in bfloat16 on the
+    device."""
+    how = {"dtype": "bfloat16", "device": "xla", "runtime": runtime_of(ranks)}
+    if settings.model is None:
+        return init_params(config_of(settings), **how)
+    return load(settings.model, vision=False, check_finite=False, **how)
 
 
 def _cut(config: Config) -> Config:

@@ -69,6 +69,7 @@ STEPS = (
     Step("vision", "pictures on the demo that sees", 45),
     Step("engine", "requests that share a batch", 60),
     Step("speed", "time to first token, and per token", 180, ranks=True),
+    Step("segments", "one graph, and one for each run of layers", 240, ranks=True),
     Step("buckets", "prefill steps of several sizes", 240, ranks=True),
     Step("profile", "a profile of the demo", 30),
 )

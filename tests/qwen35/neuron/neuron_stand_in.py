@@ -25,19 +25,19 @@ from qwen35 import kernels
 from qwen35.bench import neuron
 from qwen35.kernels import binding, grid, host, portable
 from qwen35.model.presets import presets
-from qwen35.neuron import buckets, delta_rule, ranks, speed
+from qwen35.neuron import buckets, delta_rule, ranks, segments, speed
 from qwen35.xla import private
 from qwen35.xla.devices import device_put
 from qwen35.xla.environment import xla
 from qwen35.xla.turns import tracing_here
 
 KIND = "NC_v3d"  # what the runtime calls a logical core of two on Trainium2
-# A preset of two narrow layers, there inside `small`.
+# A preset of two narrow layers of each kind in turn, there inside `small`.
 NARROW = "narrow"
 _NARROW = dataclasses.replace(
     presets["0.8b"].text_only(),
-    num_hidden_layers=2,
-    layer_types=("linear_attention", "full_attention"),
+    num_hidden_layers=4,
+    layer_types=("linear_attention", "full_attention") * 2,
     hidden_size=96,
     intermediate_size=112,
     vocab_size=272,
@@ -102,6 +102,7 @@ def small() -> Iterator[None]:
             (delta_rule, "SIZES", (16, 32)),
             (buckets, "SIZES", (4, 16)),
             (neuron, "protocol", short),
+            (segments, "protocol", short),
         ):
             _set(stack, target, name, value)
         presets[NARROW] = _NARROW
@@ -117,7 +118,7 @@ def on_cpu_tensors() -> Iterator[None]:
         return value
 
     with contextlib.ExitStack() as stack:
-        for module in (ranks, speed, buckets, neuron):
+        for module in (ranks, speed, segments, buckets, neuron):
             for name, value in (("jit", as_it_is), ("device_put", as_it_is)):
                 if hasattr(module, name):
                     _set(stack, module, name, value)

@@ -55,7 +55,7 @@ def test_what_failed_is_the_exit_code_and_on_the_page(pretended, tmp_path, monke
         assert archive.extractfile("neuron-run/model.log").read() == b"last words\n"
 
 
-RUN = ("arithmetic", "ranks", "speed", "buckets", "profile")
+RUN = ("arithmetic", "ranks", "speed", "segments", "buckets", "profile")
 
 
 @pytest.mark.slow
@@ -67,13 +67,14 @@ def test_a_run_of_two_ranks(pretended, tmp_path, monkeypatch, capsys):
         assert main([*command, "--output", str(tmp_path)]) == 0, capsys.readouterr()
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in said] == [
-        *(["passed", name] for name in RUN[:4]),
+        *(["passed", name] for name in RUN[:5]),
         ["absent", "profile:"],
     ]
     result = json.loads((tmp_path / "neuron.json").read_text())
     steps = {step["step"]: step for step in result["steps"]}
     assert steps["ranks"]["tests"][0]["name"] == "logits of 17 steps at tp 2"
     assert steps["speed"]["figures"]["tpot"] > 0
+    assert [row["segments"] for row in steps["segments"]["figures"]["rows"]] == ["1", "auto"]
     assert [row["size"] for row in steps["buckets"]["figures"]["rows"]] == [4, 16]
     with tarfile.open(tmp_path / report.ARCHIVE) as archive:
         pictures = [name for name in archive.getnames() if name.endswith(".png")]

@@ -29,6 +29,7 @@ from qwen35.neuron import (
     occupancy,
     profile,
     ranks,
+    segments,
     speed,
     vision,
 )
@@ -297,7 +298,7 @@ def test_the_engine(monkeypatch):
 
 @pytest.fixture
 def small():
-    """Settings of a preset of two narrow layers."""
+    """Settings of a preset of four narrow layers."""
     return Settings(preset=neuron_stand_in.NARROW, tp=2)
 
 
@@ -312,7 +313,7 @@ def alone(monkeypatch, *modules):
 def test_ranks(small, monkeypatch):
     alone(monkeypatch, ranks)
     outcome = ranks.measure(small)
-    assert failed(outcome) == {} and outcome["figures"] == {"layers": 2}
+    assert failed(outcome) == {} and outcome["figures"] == {"layers": 4}
     with pytest.raises(AbsentError, match="splits nothing"):
         ranks.measure(dataclasses.replace(small, tp=1))
     with pytest.raises(ValueError, match="no preset '1b'"):
@@ -343,6 +344,31 @@ def test_speed(small, monkeypatch):
     assert figures["device"] == "xla:neuron" and figures["published_by_others"] == []
     monkeypatch.setattr(protocol, "protocol", lambda params: short(params) | {"tpot": 0.0})
     assert failed(speed.measure(small)) == {"tpot is a time": "0.0 s"}
+
+
+@pytest.mark.slow
+def test_segments(small, monkeypatch):
+    alone(monkeypatch, segments)
+    short = functools.partial(protocol.protocol, prompt=8, steps=3, repeats=2)
+    monkeypatch.setattr(segments, "protocol", short)
+    outcome = segments.measure(small)
+    assert failed(outcome) == {} and outcome["figures"]["runs"] == 2
+    one, cut = outcome["figures"]["rows"]
+    assert (one["segments"], cut["segments"]) == ("1", "auto")
+    # Two prompts and a step, as a graph each, or a run's graphs and one for what follows.
+    assert one["graphs"] == 3 and cut["graphs"] > 2 * one["graphs"]
+    assert all(row[name] > 0 for row in (one, cut) for name in ("ttft", "tpot"))
+
+    def wrong(params, state, tokens):
+        logits, state = true(params, state, tokens)
+        return logits * (0.5 if params.runtime.segments == "auto" else 1), state
+
+    true = segments.prefill
+    monkeypatch.setattr(segments, "prefill", wrong)
+    assert failed(segments.measure(small)).keys() == {"logits of both"}
+    monkeypatch.setattr(segments, "sizes_of", lambda kinds, segments: ([4], "they differ"))
+    with pytest.raises(AbsentError, match="nothing to cut: they differ"):
+        segments.measure(small)
 
 
 @pytest.mark.slow
