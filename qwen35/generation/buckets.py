@@ -1,20 +1,21 @@
 """Sizes to compile for: every distinct one is a graph of its own, and padding costs time.
 
-All that generation and evaluation pad or reserve is rounded here. (The vision tower's patches have
-sizes of their own, see `vision.frames`.)
+All that generation and evaluation pad or reserve is rounded here. What may grow without end has
+sizes that are the further apart the larger they are, so that few do (`_rounded`). (The vision
+tower's patches have such sizes of their own, see `vision.frames`.)
 """
 
 from __future__ import annotations
 
 _SMALLEST = 16
 _CHUNK_STEP = 64
-_CAPACITY_STEP = 128
+_CAPACITY_STEP = 128  # attention on XLA:CPU has fast products for such counts of slots
 
 
 def doubling(tokens: int) -> int:
-    """Rounds up to a power of two of at least 16: few sizes, for what is met again and again at any
-    length."""
-    return max(_SMALLEST, 1 << (max(tokens, 1) - 1).bit_length())
+    """Rounds up to a power of two of at least 16: fewest sizes, for what is met again and again at
+    any length."""
+    return _rounded(tokens, _SMALLEST, 1)
 
 
 def prefill_chunk(tokens: int, limit: int) -> int:
@@ -48,17 +49,18 @@ def rows(count: int, unit: int = 1) -> int:
         count: at least 1.
         unit: what the size is a multiple of.
     """
-    step = 1 if count <= 4 else 2 if count <= 8 else 4
-    size = -(-count // step) * step
-    return -(-size // unit) * unit
+    return -(-_rounded(count, 1, 2) // unit) * unit
 
 
 def capacity(tokens: int) -> int:
     """Sizes a state that is made for one call of so many tokens: calls of similar length share
-    graphs, none pays for twice its length."""
-    return round_capacity(tokens)
+    graphs, and none has a quarter more than it needs, beyond 512."""
+    return _rounded(tokens, _CAPACITY_STEP, 4)
 
 
-def round_capacity(tokens: int) -> int:
-    """Rounds up to where attention on XLA:CPU has a count of slots that its fast products take."""
-    return -(-tokens // _CAPACITY_STEP) * _CAPACITY_STEP
+def _rounded(count: int, unit: int, parts: int) -> int:
+    """Rounds up to a power of two of units, or to one of the sizes that cut what is between two
+    such into so many equal parts."""
+    units = -(-max(count, 1) // unit)
+    step = max(1, (1 << (units - 1).bit_length()) // (2 * parts))
+    return -(-units // step) * step * unit
