@@ -23,6 +23,7 @@ from ..model.state_shares import fetch_state, gather_state, place_state, scatter
 from ..model.vocabulary import gather_vocabulary, place_vocabulary, scatter_vocabulary
 from ..xla.compiled import Compiled
 from ..xla.devices import device_put
+from ..xla.progress import compile_all
 from . import grammar, steps
 from .prefix_cache import KV, Match, Snapshot
 from .sampling import MOST_LIKELY, Choice, Controls, bias_for, controls_for, counts_for
@@ -116,11 +117,11 @@ class Batch:
         self._ending = [self._model_ends] * self.slots  # what ends each slot's row
         self._ends = self._ends_of(self._ending)
 
-    def warm_up(self) -> None:
-        """Compiles all that slots of this capacity need."""
+    def warm_up(self, progress: bool = False) -> None:
+        """Compiles all that slots of this capacity need, with progress on standard error if it is
+        wanted."""
         pictures = self.params.vision is not None
-        for _, step, arguments in self.graphs(pictures, grammar.installed()):
-            step.compile(*arguments)
+        compile_all(self.graphs(pictures, grammar.installed()), progress)
 
     def graphs(self, pictures: bool, limited: bool) -> Iterator[tuple[str, Compiled, tuple]]:
         """Yields all that slots of this capacity run: a name, the step, and arguments for it.

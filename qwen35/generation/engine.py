@@ -34,7 +34,7 @@ from .sampling_settings import Sampling
 from .schedule import Schedule
 from .steps import Rows
 from .thinking import ThinkingBudget
-from .together import everywhere, join
+from .together import everywhere, join, with_progress
 
 
 class QueueFull(RuntimeError):
@@ -181,6 +181,7 @@ class Engine:
             self._cancel(request.id)
 
     @everywhere
+    @with_progress
     def _cancel(self, number: int) -> None:
         self._schedule.cancel(number)
 
@@ -215,6 +216,7 @@ class Engine:
         return self._step(self._clock())
 
     @everywhere
+    @with_progress
     def _step(self, now: float) -> list[Piece]:
         return self._schedule.step(now)
 
@@ -265,10 +267,14 @@ class Engine:
 
     @everywhere
     def warm_up(self) -> None:
-        """Compiles all that any request of the present capacity needs: no later step compiles."""
-        self.batch.warm_up()
+        """Compiles all that any request of the present capacity needs: no later step compiles.
+
+        With `progress`, a terminal shows a bar of the graphs.
+        """
+        self.batch.warm_up(self._progress)
 
     @everywhere
+    @with_progress
     def keep(self, keys: Sequence[int], row: Rows) -> None:
         """Puts a row that has read a prompt of these keys into the prefix cache."""
         if self._keeper is not None:
@@ -276,11 +282,13 @@ class Engine:
             self._keeper.settle()
 
     @everywhere
+    @with_progress
     def recall(self, keys: Sequence[int]) -> tuple[int, Rows]:
         """Returns how many of these keys the prefix cache knows, and the row after those."""
         return (0, self.batch.blank()) if self._keeper is None else self._keeper.recall(keys)
 
     @everywhere
+    @with_progress
     def gather(self, keys: Sequence[int]) -> tuple[int, State, Tensor]:
         """Returns how many of these keys the prefix cache knows, and of the row after those the
         whole state and the logits, on the CPU: what `adopt` takes, on any mesh."""
@@ -301,6 +309,7 @@ class Engine:
         self._adopt(tuple(keys), state, logits)
 
     @everywhere
+    @with_progress
     def _adopt(self, keys: tuple[int, ...], state: State, logits: Tensor) -> None:
         self._schedule.make_room(len(keys))
         self.keep(keys, self.batch.scatter(state, logits))

@@ -157,14 +157,23 @@ def join(params: Params, **facts: Any) -> Together | None:
 
 
 def everywhere(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a method of an engine run in all of its processes, and show what it compiles if the
-    engine's `progress` says so."""
+    """Lets a method of an engine run in all of its processes."""
+
+    @functools.wraps(method)
+    def run(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+        if engine._together is None:
+            return method(engine, *args, **kwargs)
+        return engine._together.call(engine, method, args, kwargs)
+
+    return run
+
+
+def with_progress(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a method of an engine show what it compiles, if the engine's `progress` says so."""
 
     @functools.wraps(method)
     def run(engine: Engine, *args: Any, **kwargs: Any) -> Any:
         with show_compilations(engine._progress):
-            if engine._together is None:
-                return method(engine, *args, **kwargs)
-            return engine._together.call(engine, method, args, kwargs)
+            return method(engine, *args, **kwargs)
 
     return run

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from tqdm import tqdm
 
+from .compiled import Compiled
 from .observers import Compilations, CompileEvent, on_compile
 
 
@@ -24,6 +26,26 @@ def compile_progress(event: CompileEvent) -> None:
 def show_compilations(show: bool) -> AbstractContextManager[Compilations]:
     """Return an `on_compile` with progress on standard error, or one that only counts."""
     return on_compile(compile_progress if show else None)
+
+
+def compile_all(graphs: Iterable[tuple[str, Compiled, tuple]], show: bool) -> Compilations:
+    """Compile functions, each for some arguments, unless that has been done; run nothing.
+
+    Return what was compiled.
+
+    Args:
+        graphs: a name, the function and its arguments of each.
+        show: with progress on standard error: a bar of all, or a line for each that is compiled.
+    """
+    wanted = list(graphs)
+    # Nothing is drawn, a moment long, where all has been compiled.
+    with progress_bar("compile", len(wanted), "graph", show, delay=0.1) as bar:
+        with show_compilations(show and isinstance(bar, NoBar)) as seen:
+            for name, function, arguments in wanted:
+                with on_compile(lambda _, name=name: bar.set_postfix_str(name)):
+                    function.compile(*arguments)
+                bar.update(1)
+    return seen
 
 
 class Bar(tqdm):
@@ -47,6 +69,9 @@ class NoBar:
 
     def update(self, count: float) -> None:
         """Takes what a bar would show."""
+
+    def set_postfix_str(self, text: str) -> None:
+        """Takes what would stand behind a bar."""
 
 
 def progress_bar(name: str, total: float, unit: str, show: bool, **looks: Any) -> Bar | NoBar:

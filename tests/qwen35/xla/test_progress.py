@@ -1,10 +1,16 @@
-"""Progress bars: what a process that forks and is killed leaves of them."""
+"""Progress bars: of compilations, and what a process that forks and is killed leaves of them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
+
+from qwen35.xla.observers import CompileEvent, announce, on_compile
+from qwen35.xla.progress import compile_all
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
 
@@ -39,3 +45,40 @@ def test_a_killed_child_that_held_tqdms_lock_stops_no_load():
     layers, counted = done.stdout.split()
     assert int(layers) > 0 and counted == "2"
     assert "load: " in done.stderr and "count: 100%" in done.stderr
+
+
+class Step:
+    """Stands for a function of `compiled`: compiling takes a moment, once."""
+
+    def __init__(self):
+        self.arguments = set()
+
+    def compile(self, *arguments):
+        if arguments in self.arguments:
+            return
+        for phase in ("trace", "compile", "done"):
+            announce(CompileEvent("_step", "", phase, 0.5))
+            time.sleep(0.05)
+        self.arguments.add(arguments)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_compiled_shows_as_a_bar_or_a_line_each(terminal, capsys, monkeypatch):
+    """And as nothing where all is there; whoever else looks on sees all the same."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    step, others = Step(), []
+    graphs = [(name, step, (name,)) for name in ("small", "large")]
+    with on_compile(others.append):
+        seen = compile_all(graphs, show=True)
+    assert (seen.count, seen.seconds) == (2, 1.0) and len(others) == 6
+    said = capsys.readouterr().err
+    if terminal:
+        assert "compile:  50%" in said and "compile: 100%" in said and "2/2" in said
+        assert "small" in said and "large" in said and "compiling" not in said
+    else:
+        assert said == "compiling step ... done in 0.5 s\n" * 2
+    assert compile_all(graphs, show=True).count == 0 and compile_all(graphs, False).count == 0
+    assert capsys.readouterr().err == ""
+    step.arguments.clear()
+    assert compile_all(graphs, show=False).count == 2
+    assert capsys.readouterr().err == ""
