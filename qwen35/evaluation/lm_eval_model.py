@@ -283,11 +283,10 @@ class Qwen35LM(TemplateLM):
                 order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
                 for start in range(0, len(order), size):
                     chosen = order[start : start + size]
-                    # A last, smaller batch is filled up: another size would be compiled anew.
-                    filled = chosen + chosen[-1:] * (size - len(chosen))
-                    samplings = [wanted.sampling.for_row(indices[row]) for row in filled]
-                    texts = self._write([rows[row] for row in filled], samplings, wanted, capacity)
-                    for row, text in zip(chosen, texts, strict=False):
+                    samplings = [wanted.sampling.for_row(indices[row]) for row in chosen]
+                    own = [rows[row] for row in chosen]
+                    texts = self._write(own, samplings, wanted, capacity, size)
+                    for row, text in zip(chosen, texts, strict=True):
                         results[indices[row]] = text
                         request = requests[indices[row]]
                         self.cache_hook.add_partial("generate_until", request.args, text)
@@ -342,8 +341,13 @@ class Qwen35LM(TemplateLM):
         samplings: list[Sampling],
         wanted: _Wanted,
         capacity: int,
+        size: int,
     ) -> list[str]:
-        """Generates the rows' continuations until each of them has come to a stop."""
+        """Generates the rows' continuations until each of them has come to a stop.
+
+        Args:
+            size: of a batch, of which these rows may be fewer.
+        """
         tokens: list[list[int]] = [[] for _ in rows]
         texts, going = [""] * len(rows), set(range(len(rows)))
         ends = self._ends.union(wanted.sampling.stop)
@@ -354,6 +358,7 @@ class Qwen35LM(TemplateLM):
             max_new_tokens=wanted.new_tokens,
             sampling=samplings,
             capacity=capacity,
+            batch=size,
             progress=self.progress,
         )
         for row, text, token in pieces:

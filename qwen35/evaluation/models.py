@@ -113,20 +113,17 @@ class Qwen35Model:
     def greedy(
         self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
     ) -> list[list[int]]:
-        sampling = Sampling(stop=sorted(ends))
-        written: list[list[int]] = []
-        for start in range(0, len(prompts), _BATCH):
-            completions = generate(
-                self.params,
-                self._tokenizer,
-                [list(prompt) for prompt in prompts[start : start + _BATCH]],
-                max_new_tokens=count,
-                sampling=sampling,
-                capacity=self._capacity,
-                progress=self._progress,
-            )
-            written += [list(completion.tokens) for completion in completions]
-        return written
+        completions = generate(
+            self.params,
+            self._tokenizer,
+            [list(prompt) for prompt in prompts],
+            max_new_tokens=count,
+            sampling=Sampling(stop=sorted(ends)),
+            capacity=self._capacity,
+            batch=min(_BATCH, len(prompts)),
+            progress=self._progress,
+        )
+        return [list(completion.tokens) for completion in completions]
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from ..model.vocabulary import scatter_vocabulary
 from ..prompts.inputs import Prompts, RowPictures, encode_pictures, encode_prompts, piece
 from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike, own_end_tokens
+from ..xla.compiled import Compiled
 from ..xla.devices import device_put
-from ..xla.progress import progress_bar, show_compilations
+from ..xla.progress import compile_all, progress_bar, show_compilations
 from . import buckets, steps
 from .continuation import Continuation, ends_of
 from .grammar import grammar_for, stacked
@@ -39,15 +40,17 @@ def generate(
     sampling: Sampling | Sequence[Sampling] = Sampling(),
     capacity: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
+    batch: int | None = None,
     template: Mapping[str, Any] | None = None,
     thinking: ThinkingBudget | None = None,
     progress: bool = False,
 ) -> list[Completion]:
-    """Continues a batch of prompts, of any lengths, and returns one `Completion` for each.
+    """Continues prompts, of any number and lengths, and returns one `Completion` for each.
 
     On XLA parameters, and on those whose `Runtime` names a backend, the steps run compiled: one
-    prefill graph, one decode graph; where any of the prompts has an image or a video, one prefill
-    graph that takes embeddings too, and those of the vision tower (see `encode_images`).
+    prefill graph, one decode graph; for prompts with an image or a video, one prefill graph that
+    takes embeddings too, and those of the vision tower (see `encode_images`). They are compiled
+    before the first step.
 
     Args:
         params: the parameters, on the device to run on.
@@ -60,6 +63,9 @@ def generate(
         sampling: how tokens are chosen; one for all rows, or one for each.
         capacity: tokens the state holds per row; None is as many as this call needs.
         prefill_chunk: the most prompt tokens that one prefill step takes.
+        batch: prompts that go together; None is all of them. One graph of each kind serves all
+            batches: fewer prompts, of the last batch say, are filled up with empty rows where steps
+            are compiled. What only later rows have, pictures or penalties, needs others.
         template: variables of the chat template for prompts of messages, such as
             `{"enable_thinking": False}` or `{"reasoning_effort": "low"}`.
         thinking: ends a thought of a row that gets too long, whether its prompt begins the thought
@@ -79,6 +85,7 @@ def generate(
         sampling=sampling,
         capacity=capacity,
         prefill_chunk=prefill_chunk,
+        batch=batch,
         template=template,
         thinking=thinking,
         progress=progress,
@@ -99,6 +106,7 @@ def stream(
     sampling: Sampling | Sequence[Sampling] = Sampling(),
     capacity: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
+    batch: int | None = None,
     template: Mapping[str, Any] | None = None,
     thinking: ThinkingBudget | None = None,
     progress: bool = False,
@@ -106,7 +114,7 @@ def stream(
     """Generates like `generate`, but yields a `Piece` for every token as it comes.
 
     Arguments are checked at the call, before the first piece is asked for. The generator's return
-    value (`StopIteration.value`) is the list of completions.
+    value (`StopIteration.value`) is the list of completions. Batches come one after the other.
     """
     max_new_tokens = integer("max_new_tokens", max_new_tokens)
     prefill_chunk = integer("prefill_chunk", prefill_chunk)
@@ -114,6 +122,8 @@ def stream(
     capacity = _capacity(params, prompts, max_new_tokens, capacity)
     model = end_tokens(params, tokenizer)
     settings_by_row = settings_of_rows(sampling, len(prompts))
+    for settings in settings_by_row:
+        settings.check_vocabulary(params.config.vocab_size)
     ends = [ends_of(tokenizer, settings, model) for settings in settings_by_row]
     rows = [
         Continuation(
@@ -129,8 +139,16 @@ def stream(
     ]
     if thinking is not None and any(row.sampling.logprobs is not None for row in rows):
         raise ValueError("a thinking budget puts in tokens of its own, without logprobs")
-    call = _Call(params, prompts, seen, rows, capacity, progress)
-    return _stream(call, rows, buckets.prefill_chunk(max(map(len, prompts)), prefill_chunk))
+    batch = len(prompts) if batch is None else integer("batch", batch)
+    chunk = buckets.prefill_chunk(max(map(len, prompts)), prefill_chunk)
+
+    def calls() -> Iterator[_Call]:
+        for start in range(0, len(prompts), batch):
+            here = slice(start, start + batch)
+            own = prompts[here], seen[here], rows[here]
+            yield _Call(params, *own, batch=batch, capacity=capacity, progress=progress)
+
+    return _stream_all(calls(), chunk)
 
 
 def end_tokens(params: Params, tokenizer: TokenizerLike) -> frozenset[int]:
@@ -140,9 +158,14 @@ def end_tokens(params: Params, tokenizer: TokenizerLike) -> frozenset[int]:
     return frozenset((*params.config.eos_token_ids, *named))
 
 
-def _stream(
-    call: _Call, rows: list[Continuation], chunk: int
-) -> Generator[Piece, None, list[Completion]]:
+def _stream_all(calls: Iterator[_Call], chunk: int) -> Generator[Piece, None, list[Completion]]:
+    completions = []
+    for call in calls:
+        completions += yield from _stream(call, chunk)
+    return completions
+
+
+def _stream(call: _Call, chunk: int) -> Generator[Piece, None, list[Completion]]:
     """Has a token decoded before it reads it, where it can: the device never waits for the host.
 
     Which token is the last by number is known beforehand, and which a thinking budget puts in. A
@@ -150,6 +173,7 @@ def _stream(
     """
     start = time.perf_counter()
     seconds: list[float] = []  # from the start, when each step's tokens were read
+    rows = call.rows
     left = rows[0].max_new_tokens - 1  # alike in all rows
     ahead = call.ahead and all(row.grammar is None for row in rows)  # which asks for its tokens
     choice = call.prefill(chunk, _allowed(rows), decode_follows=left > 0)
@@ -179,13 +203,14 @@ def _allowed(rows: list[Continuation]) -> list[Tensor | None]:
 
 
 class _Call:
-    """The tensors of one call between steps: all rows are read and decoded side by side.
+    """The tensors of one batch between steps: all rows are read and decoded side by side.
 
     Where `Batch`'s slots serve any request with one graph, these are made for the call: capacity
     and chunk are its own, and of the sampling settings the graph has only what a row uses. Empty
     rows make up the number, so that calls of similar size share graphs.
 
     Attributes:
+        rows: what follows each prompt.
         ahead: whether a step is started before the last one's tokens are read.
         compile_seconds: that calls have spent with compiling.
     """
@@ -196,16 +221,19 @@ class _Call:
         prompts: list[list[int]],
         seen: list[Prompt | None],
         rows: list[Continuation],
+        *,
+        batch: int,
         capacity: int,
         progress: bool,
     ) -> None:
+        self.rows = rows
         self.ahead = steps.run_ahead(params)
         self.compile_seconds = 0.0
         self._params = params
         # Where nothing is compiled, empty rows would only cost time.
         size = len(prompts)
         if steps.are_compiled(params):
-            size = buckets.rows(size, dp_rows_here(params.runtime))
+            size = buckets.rows(batch, dp_rows_here(params.runtime))
         self._empty = size - len(prompts)
         prompts = [*prompts, *[[]] * self._empty]
         samplings = [*(row.sampling for row in rows), *[Sampling()] * self._empty]
@@ -227,46 +255,47 @@ class _Call:
         if self._controls.penalties is not None:
             self._counts = scatter_vocabulary(params, counts_for(prompts, vocabulary))
         self._state: State
-        self._token: Tensor
+        self._token = self._put(torch.zeros(size, dtype=torch.int64))
 
     def prefill(self, chunk: int, allowed: list[Tensor | None], decode_follows: bool) -> Choice:
         """Runs the prompts, chunk by chunk, and returns every row's first token, still to be read.
 
-        The decode step is compiled here if it follows: not between two tokens of a stream.
+        All is compiled before, the decode step too if it follows: not between two tokens of a
+        stream.
         """
         params, longest = self._params, max(map(len, self._prompts))
         rows = steps.blank(params, len(self._prompts), self._capacity)
         pictures = self._encode_pictures()
+        graphs = self._graphs(rows, chunk, pictures, allowed, decode_follows)
+        self.compile_seconds += compile_all(graphs, self._progress).seconds
         show = self._progress and longest > chunk
         with progress_bar("prefill", longest, "token", show, leave=False) as bar:
             for start in range(0, longest, chunk):
-                pieces = [prompt[start : start + chunk] for prompt in self._prompts]
-                here = None if pictures is None else piece(pictures, start, chunk)
-                rows = self._run(steps.prefill_pieces, params, rows, pieces, chunk, here)
+                here = self._piece(pictures, start, chunk)
+                rows = self._run(steps.prefill_pieces, params, rows, *here)
                 bar.update(min(chunk, longest - start))
-        position = None if self._controls.draw is None else rows.state.position
-        choice, self._counts = self._run(
-            steps.choose,
-            params,
-            position,
-            rows.logits,
-            self._controls,
-            self._bias,
-            self._counts,
-            None,
-            None,
-            self._logprobs,
-            self._short,
-            self._bits(allowed),
-        )
+        choice, self._counts = self._run(steps.choose, *self._choose_arguments(rows, allowed))
         self._state, self._token = rows.state, choice.token
-        if decode_follows:
-            active = [True] * (len(self._prompts) - self._empty)
-            arguments = self._decode_arguments(active, allowed)
-            self._run(steps.decode_and_choose.compile, *arguments)
-            if self._thinks:
-                self._run(steps.force.compile, *[self._token] * 3)
         return choice
+
+    def _graphs(
+        self,
+        rows: steps.Rows,
+        chunk: int,
+        pictures: list[RowPictures | None] | None,
+        allowed: list[Tensor | None],
+        decode_follows: bool,
+    ) -> Iterator[tuple[str, Compiled, tuple]]:
+        """Yields all that the call runs: a name, the step, and arguments for it."""
+        first = steps.put_pieces(self._params, *self._piece(pictures, 0, chunk))
+        yield "prefill", steps.prefill, (self._params, rows, *first)
+        yield "choose", steps.choose, self._choose_arguments(rows, allowed)
+        if decode_follows:
+            going_on = _going_on(self.rows)
+            arguments = self._decode_arguments(rows.state, going_on, allowed)
+            yield "decode_and_choose", steps.decode_and_choose, arguments
+            if self._thinks:
+                yield "force", steps.force, (self._token,) * 3
 
     def decode(self, active: list[bool], allowed: list[Tensor | None]) -> Choice:
         """Runs one step of the active rows and returns every row's next token, still to be read.
@@ -275,7 +304,7 @@ class _Call:
             active: which rows go on.
             allowed: each row's `Continuation.allowed`.
         """
-        arguments = self._decode_arguments(active, allowed)
+        arguments = self._decode_arguments(self._state, active, allowed)
         choice, self._state, self._counts = self._run(steps.decode_and_choose, *arguments)
         self._token = choice.token
         return choice
@@ -304,12 +333,27 @@ class _Call:
         allowed = [*allowed, *[None] * self._empty] if allowed else []
         return self._put(stacked(allowed, self._params.config.vocab_size))
 
-    def _decode_arguments(self, active: list[bool], allowed: list[Tensor | None]) -> tuple:
+    def _piece(
+        self, pictures: list[RowPictures | None] | None, start: int, chunk: int
+    ) -> tuple[list[list[int]], int, tuple[Tensor, Tensor] | None]:
+        """Cuts out what `steps.put_pieces` takes of each prompt from `start` on."""
+        pieces = [prompt[start : start + chunk] for prompt in self._prompts]
+        return pieces, chunk, None if pictures is None else piece(pictures, start, chunk)
+
+    def _choose_arguments(self, rows: steps.Rows, allowed: list[Tensor | None]) -> tuple:
+        position = None if self._controls.draw is None else rows.state.position
+        sampled = (self._controls, self._bias, self._counts, None, None)
+        how = (self._logprobs, self._short, self._bits(allowed))
+        return self._params, position, rows.logits, *sampled, *how
+
+    def _decode_arguments(
+        self, state: State, active: list[bool], allowed: list[Tensor | None]
+    ) -> tuple:
         # A single row is active while there are steps.
         active = [*active, *[False] * self._empty]
         mask = self._mask(*active) if len(active) > 1 else None
         sampled = (self._controls, self._bias, self._counts, self._logprobs, self._short)
-        return self._params, self._state, self._token, mask, *sampled, self._bits(allowed)
+        return self._params, state, self._token, mask, *sampled, self._bits(allowed)
 
     def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:
         with show_compilations(self._progress) as seen:

@@ -75,7 +75,7 @@ def of_generate(config: Config, tokens: int, rows: int = 1) -> list[Listed]:
     Args:
         config: the model.
         tokens: of the longest prompt.
-        rows: prompts.
+        rows: prompts that go together.
     """
     size = buckets.rows(rows)
     chunk = buckets.prefill_chunk(min(tokens, config.max_context), PREFILL_CHUNK)

@@ -116,3 +116,37 @@ def test_capacities_are_few():
         size = capacity(tokens)
         assert size % 128 == 0 and tokens <= size < max(tokens + 128, 1.25 * tokens)
     assert len({capacity(tokens) for tokens in range(1, 32_769)}) == 28
+
+
+def test_batches_of_a_call_share_graphs(load, letters):
+    """The last one too, which is shorter, and later calls; each row's tokens are its own."""
+    name, prompts = "value_heads_x2_tied", [[5 + n, 9, 2 * n][: 1 + n % 3] for n in range(9)]
+    sampling = [qwen35.Sampling(0.9 * (n % 2 == 0), seed=n, logprobs=2) for n in range(9)]
+    how = {"max_new_tokens": 4, "capacity": 40}  # which no other test has
+    params = load(name, "xla")
+    with on_compile() as seen:
+        said = qwen35.generate(params, letters, prompts, sampling=sampling, batch=4, **how)
+    assert seen.count == 3  # prefill, choose, decode and choose
+    together = qwen35.generate(load(name), letters, prompts, sampling=sampling, **how)
+    for one, other in zip(said, together, strict=True):
+        assert one.tokens == other.tokens and one.finish_reason == other.finish_reason
+        for mine, theirs in zip(one.logprobs, other.logprobs, strict=True):
+            assert mine.logprob == pytest.approx(theirs.logprob, rel=0, abs=1e-5)
+            assert len(mine.top) == len(theirs.top)
+    with on_compile() as seen:
+        two = qwen35.generate(params, letters, prompts[:2], sampling=sampling[:2], batch=4, **how)
+    assert seen.count == 0 and [one.tokens for one in two] == [one.tokens for one in said[:2]]
+    eager = qwen35.generate(load(name), letters, prompts, sampling=sampling, batch=4, **how)
+    assert [one.tokens for one in eager] == [one.tokens for one in said]
+
+
+def test_batches_come_one_after_the_other(load, letters):
+    """Settings of all are checked before the first."""
+    params, prompts = load("value_heads_x2_tied"), [[n + 1] for n in range(5)]
+    pieces = list(qwen35.stream(params, letters, prompts, max_new_tokens=2, batch=2))
+    assert [{piece.row for piece in pieces[n : n + 4]} for n in (0, 4, 8)] == [{0, 1}, {2, 3}, {4}]
+    sampling = [*[qwen35.Sampling()] * 4, qwen35.Sampling(banned=[131])]
+    with pytest.raises(ValueError, match="banned has token id 131"):
+        qwen35.stream(params, letters, prompts, sampling=sampling, batch=2)
+    with pytest.raises(ValueError, match="batch must be a positive integer, not 0"):
+        qwen35.stream(params, letters, prompts, batch=0)

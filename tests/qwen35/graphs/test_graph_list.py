@@ -60,7 +60,9 @@ def test_an_engine(slots, sizes, sees, letters):
 def test_a_call_of_generate(letters):
     params = qwen35.init_params(narrow(sees=False), device="xla")
     found = compiled(
-        lambda: qwen35.generate(params, letters, [[3] * 70, [5] * 41], max_new_tokens=3)
+        lambda: qwen35.generate(
+            params, letters, [[3] * 70, [5] * 41, [7]], max_new_tokens=3, batch=2
+        )
     )
     listed = graph_list.of_generate(params.config, 70, rows=2)
     assert found == Counter({f"_{one.name}": 1 for one in listed})
