@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..generation.request import Request
     from ..generation.sampling_settings import Sampling
     from ..generation.thinking import ThinkingBudget
+    from ..model.params import Params
     from ..prompts.processor import Processor
     from ..prompts.tokenizer import Tokenizer
     from ..sharding.drawing import Draws
@@ -122,6 +123,7 @@ class _Work:
         self._places: dict[str, Place] = {}  # of the answers, by custom_id
         self._journal: Journal[Written] | None = None
         self._source: BinaryIO
+        self._engine: Engine
         self._settings = b""
         self._progress = Progress(len(lines), ranks.prints)
         self.left: list[int] = []
@@ -140,10 +142,10 @@ class _Work:
         self._check_alike()
         # Before the model, which takes longer: that another process writes there, say.
         ranks.on_all_ranks(self._open, stack)
-        self._load(likely)
+        params = self._load()
         if ranks.prints:
             how = {name: repr(value) for name, value in sorted(self._how.items())}
-            how |= {"model": fingerprint(self._engine.batch.params)}
+            how |= {"model": fingerprint(params)}
             names = ("chat", "system", "thinking_budget", "weights", "head", "adapter")
             how |= {name: getattr(options, name) for name in names}
             self._settings = hashlib.sha256(json.dumps(how).encode()).digest()
@@ -151,6 +153,8 @@ class _Work:
         if ranks.processes > 1:
             found, self._settings = process.from_rank_0((found, self._settings))
         self.left = found
+        if self.left:
+            self._engine = self._make_engine(params, likely)
 
     def _check_alike(self) -> None:
         """Checks that all processes were asked for the same."""
@@ -171,9 +175,8 @@ class _Work:
             path = Path(self._options.results)
             self._journal = stack.enter_context(opened(path, written, BEGINNING))
 
-    def _load(self, likely: int) -> None:
+    def _load(self) -> Params:
         from ..generation.answers import thinking_budget
-        from ..generation.engine import Engine
         from ..prompts.processor import Processor
         from ..prompts.tokenizer import Tokenizer
         from .loading import load_params
@@ -186,13 +189,21 @@ class _Work:
         self._budget: ThinkingBudget | None = None
         if options.thinking_budget is not None:
             self._budget = thinking_budget(self._tokenizer, options.thinking_budget)
-        self._engine: Engine = Engine(
+        return params
+
+    def _make_engine(self, params: Params, likely: int) -> Engine:
+        from ..generation import buckets
+        from ..generation.engine import Engine
+
+        options, mesh = self._options, params.runtime.mesh
+        return Engine(
             params,
             self._tokenizer,
             slots=options.slots,
             capacity=options.capacity,
+            prefill_sizes=buckets.part_count(len(self.left) // (mesh.dp if mesh else 1)),
             top_logprobs=likely,
-            progress=ranks.prints,
+            progress=self._ranks.prints,
         )
 
     def _compare(self) -> list[int]:

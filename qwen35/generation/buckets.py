@@ -7,6 +7,8 @@ tower's patches have such sizes of their own, see `vision.frames`.)
 
 from __future__ import annotations
 
+import math
+
 _SMALLEST = 16
 _CHUNK_STEP = 64
 _CAPACITY_STEP = 128  # attention on XLA:CPU has fast products for such counts of slots
@@ -39,6 +41,17 @@ def parts(chunk: int, count: int) -> tuple[int, ...]:
     """Sizes the prefill steps of an engine: `count` equal parts of the chunk, one to all of them
     together; fewer where they are the same."""
     return tuple(sorted({-(-chunk * part // count) for part in range(1, count + 1)}))
+
+
+def part_count(prompts: int) -> int:
+    """Counts the sizes of an engine's prefill steps (`parts`) that pay for so many prompts.
+
+    A further size is a graph more to compile, and n sizes of a chunk of C tokens pad a prompt by
+    C / 2n on average. Compiled and padded together is least at n = sqrt(prompts · C / 2 / c), with
+    c the prompt tokens that are read in the time of a compilation: 70 of 9B on two cores,
+    far more of a toy or on a fast device. Here c is 2,000, with engines' chunks of 128.
+    """
+    return min(8, max(1, round(math.sqrt(prompts / 32))))
 
 
 def rows(count: int, unit: int = 1) -> int:

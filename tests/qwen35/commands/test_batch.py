@@ -157,10 +157,13 @@ def test_an_answer_has_what_the_capacity_leaves(tmp_path):
 
 
 def test_rates_leave_out_what_is_compiled(tmp_path, capsys, monkeypatch):
+    """Which is little for few lines: one size of prefill steps."""
     clock = itertools.count()  # a second each time that it is read
+    sizes = []
 
     def compile_long(engine):
         nonlocal clock
+        sizes.append(engine.settings.prefill_sizes)
         clock = itertools.count(next(clock) + 10_000)
 
     monkeypatch.setattr(qwen35.Engine, "warm_up", compile_long)
@@ -168,6 +171,7 @@ def test_rates_leave_out_what_is_compiled(tmp_path, capsys, monkeypatch):
     assert batch(write(tmp_path / "in", GOOD), tmp_path / "out", "--json") == 0
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["done"] == len(GOOD) and 0 < numbers["seconds"] < 10_000
+    assert sizes == [1]
 
 
 def test_a_run_goes_on_where_the_last_one_ended(tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import qwen35
-from qwen35.generation.buckets import capacity, prefill_chunk, rows
+from qwen35.generation.buckets import capacity, part_count, prefill_chunk, rows
 from qwen35.generation.generate import PREFILL_CHUNK
 from qwen35.xla.observers import on_compile
 
@@ -116,6 +116,14 @@ def test_capacities_are_few():
         size = capacity(tokens)
         assert size % 128 == 0 and tokens <= size < max(tokens + 128, 1.25 * tokens)
     assert len({capacity(tokens) for tokens in range(1, 32_769)}) == 28
+
+
+def test_sizes_of_prefill_steps_are_as_many_as_pay():
+    """By what is compiled and padded together, for chunks of 128 and 2,000 tokens a compilation."""
+    for prompts in (0, 1, 20, 100, 300, 1000, 1500):
+        cost = {n: 2000 * n + prompts * 128 / (2 * n) for n in range(1, 9)}
+        assert cost[part_count(prompts)] <= 1.01 * min(cost.values())
+    assert part_count(0) == 1 and part_count(10**6) == 8
 
 
 def test_batches_of_a_call_share_graphs(load, letters):
