@@ -11,6 +11,7 @@ from PIL import Image
 
 import qwen35
 from qwen35.ending import exit_code
+from qwen35.xla.environment import set_cpu_flag
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT, VISION = ROOT / "demo", ROOT / "demo_vision"
@@ -114,4 +115,6 @@ def report(what: str, completion: qwen35.Completion) -> None:
 
 
 if __name__ == "__main__":
+    # LLVM's optimisation is most of what compiling takes, and a toy's steps are short without it.
+    set_cpu_flag("xla_backend_optimization_level", "0")
     sys.exit(exit_code(main))

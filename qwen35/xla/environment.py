@@ -20,12 +20,7 @@ def xla() -> ModuleType:
     XNNPACK small products that its Eigen path does four times faster (34 against 125 GFLOP/s for
     128 x 2048 x 1024 on two AVX2 cores). Raises RuntimeError if torch-xla is missing.
     """
-    accelerators = ("libneuronxla", "libtpu")
-    if not any(importlib.util.find_spec(name) for name in accelerators):
-        os.environ.setdefault("PJRT_DEVICE", "CPU")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if os.environ.get("PJRT_DEVICE") == "CPU" and "xla_cpu_use_xnnpack" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_xnnpack=false".strip()
+    set_cpu_flag("xla_cpu_use_xnnpack", "false")
     try:
         import torch_xla
         import torch_xla.runtime
@@ -34,6 +29,17 @@ def xla() -> ModuleType:
             f"the XLA device needs torch-xla, which could not be imported: {error}"
         ) from error
     return torch_xla
+
+
+def set_cpu_flag(name: str, value: str) -> None:
+    """Add a flag to XLA_FLAGS, which torch-xla reads when it is imported, unless that already has
+    it or the XLA device is not the CPU; set PJRT_DEVICE as `xla` does."""
+    accelerators = ("libneuronxla", "libtpu")
+    if not any(importlib.util.find_spec(name) for name in accelerators):
+        os.environ.setdefault("PJRT_DEVICE", "CPU")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if os.environ.get("PJRT_DEVICE") == "CPU" and name not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
 
 
 def check_neuron() -> None:
