@@ -94,7 +94,7 @@ def test_batches_of_similar_size_share_graphs(load, letters):
     """With tokens of each row alone; and no batch is made half as large again."""
     for count in range(1, 200):
         assert count <= rows(count) < 1.5 * count
-        assert rows(count, 3) == count if count % 3 else rows(count, 3) % 3 == 0
+        assert rows(count, 3) % 3 == 0 and count <= rows(count, 3) < 1.5 * count + 3
     assert sorted({rows(count) for count in range(1, 33)}) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
     params = load("value_heads_x2_tied", "xla")
     prompts = [[5 + n, 9, 2 * n] for n in range(20)]
