@@ -196,12 +196,13 @@ class _Work:
         from ..generation.engine import Engine
 
         options, mesh = self._options, params.runtime.mesh
+        engines = mesh.dp if mesh is not None and params.runtime.rank is not None else 1
         return Engine(
             params,
             self._tokenizer,
             slots=options.slots,
             capacity=options.capacity,
-            prefill_sizes=buckets.part_count(len(self.left) // (mesh.dp if mesh else 1)),
+            prefill_sizes=buckets.part_count(len(self.left) // engines),
             top_logprobs=likely,
             progress=self._ranks.prints,
         )
