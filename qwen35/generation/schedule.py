@@ -21,6 +21,7 @@ place. So between two steps a request's state is that of exactly its tokens, les
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -64,6 +65,7 @@ class Schedule:
         self.filling: Filling | None = None
         self.running: list[Request | None] = [None] * settings.slots
         self._torn = False  # a step has begun to change what runs, and not come to its end
+        self._errors: list[Exception] = []  # that ended requests in this step
         self._batch = batch
         self._keeper = keeper
         self._settings = settings
@@ -96,6 +98,8 @@ class Schedule:
             self._reset(error)
             if not isinstance(error, Exception):
                 raise
+        while self._errors:
+            _let_go(self._errors.pop())
         return pieces
 
     def cancel(self, number: int) -> None:
@@ -314,10 +318,12 @@ class Schedule:
                     raise
                 self._note(f"request {request.id}: {error!r} ")
             self._take_out(request, "error", error)
+            self._errors.append(error)
 
     def _reset(self, error: BaseException) -> None:
         """Ends all requests that have a state: a step that failed may have consumed it."""
         cause = error if isinstance(error, Exception) else RuntimeError("interrupted")
+        self._errors.append(cause)
         filling = [] if self.filling is None else [self.filling.request]
         for request in (*filling, *filter(None, self.running)):
             self._take_out(request, "error", cause)
@@ -325,3 +331,10 @@ class Schedule:
         if self._keeper is not None:
             self._keeper.clear()
         self._torn = False
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empties the frames of an error: they hold tensors, and it is kept as long as its request."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import collections
+import gc
 import itertools
+import weakref
 
 import pytest
+import torch
 from engine_faults import (
     ASKED,
     CONFIG,
@@ -22,6 +25,7 @@ from engine_faults import (
 
 import qwen35
 from qwen35.generation import prefix_cache, reading, schedule
+from qwen35.xla import trees
 
 # Where requests change their places, and what all of them share changes hands.
 CRITICAL = {f"generation/{name}.py" for name in ("schedule", "keeping")}
@@ -84,6 +88,32 @@ def test_a_second_interrupt_while_the_first_is_cleared_up(params, alone, monkeyp
     drain(engine)
     assert lost.finish_reason == "error" and "interrupted" in str(lost.error)
     assert request.completion().tokens == alone[0].tokens
+
+
+@pytest.mark.parametrize("where", ["decode", "next_piece"])
+def test_an_error_that_is_kept_keeps_no_tensors(params, monkeypatch, where):
+    """Of the frames that it went through: a failed request would hold a state."""
+    held = []
+
+    def fail(*arguments):
+        try:
+            raise RuntimeError("first")
+        except RuntimeError:
+            tensor = torch.ones(3)
+            held.append(weakref.ref(tensor))
+            raise RuntimeError("injected") from None
+
+    engine = new_engine(params)
+    request = engine.submit([8, 9], max_new_tokens=9)
+    monkeypatch.setattr(*((engine.batch, where) if where == "decode" else (reading, where)), fail)
+    states = [weakref.ref(leaf) for leaf in trees.tensors(engine.batch.rows)]
+    drain(engine)
+    assert str(request.error) == "injected" and request.error.__traceback__ is not None
+    monkeypatch.undo()
+    engine.batch.reset()
+    gc.collect()
+    assert held and not any(tensor() is not None for tensor in held)
+    assert not any(state() is not None for state in states)
 
 
 def test_slots_grow_all_at_once_or_not_at_all(params, monkeypatch):
