@@ -11,7 +11,7 @@ import torch
 
 from ..checks.values import integer
 from ..model.params import Params
-from ..prompts.tokenizer import Tokenizer
+from ..prompts.tokenizer import Tokenizer, encode
 from ..reports.tables import markdown_table
 from .scoring import CHUNK, Scores, score
 
@@ -151,7 +151,7 @@ def _plan(
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     # Not verbose: a text longer than the model's context is nothing to warn of here.
-    return tokenizer.hf.encode(text, add_special_tokens=False, verbose=False)
+    return encode(tokenizer.hf, text, add_special_tokens=False, verbose=False)
 
 
 def _token_bytes(tokenizer: Tokenizer, token: int) -> int:

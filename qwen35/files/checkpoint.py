@@ -45,6 +45,7 @@ from .checkpoint_files import (
     model_config,
     names_in_files,
 )
+from .extras import TOKENIZER_FILES
 from .likeness import check_same_checkpoint
 from .materialize import build_all, dematerialize, keep, materialize, values_to_read, with_tp_index
 from .presharded import is_presharded, load_rank, recorded_dtype
@@ -271,7 +272,8 @@ def save(params: Params, directory: str | Path, *, tokenizer: Saved | None = Non
             "is saved"
         )
     aside.make_directory(directory)
-    with aside.switched(directory, "config.json", (SINGLE, INDEX, _SHARD_PATTERN)) as new:
+    old = (SINGLE, INDEX, _SHARD_PATTERN, *(() if tokenizer is None else TOKENIZER_FILES))
+    with aside.switched(directory, "config.json", old) as new:
         shards, modules = [], dict[str, compressed.Form]()
         for number, tensors in enumerate(_shards(params, modules)):
             write_tensors(new / str(number), tensors, {"format": "pt"})

@@ -8,12 +8,15 @@ from pathlib import Path
 from ..checks.errors import CheckpointError
 from . import aside
 
-# Of tokenizer and processor, and how others sample.
-_EXTRAS = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
+)
+# And of a processor, and how others sample.
+_EXTRAS = (
+    *TOKENIZER_FILES,
     "generation_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",

@@ -14,6 +14,8 @@ from torch import Tensor
 from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.values import shown
+from ..files import aside
+from ..files.extras import TOKENIZER_FILES
 from ..model.config import Config
 from .images import MAX_SOURCE_PIXELS, image_patches, read_image
 from .message_parts import known_part
@@ -132,9 +134,21 @@ class Processor:
         return processor
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the tokenizer's files and the settings of pictures, in their published form."""
-        self.tokenizer.save_pretrained(directory)
-        write_settings(Path(directory), self.images, self.videos)
+        """Writes the tokenizer's files and the settings of pictures, in their published form.
+
+        They take the place of others' as one switch (`aside`).
+
+        Args:
+            directory: made if it is not there; other files in it stay.
+
+        Raises:
+            OSError: it can't be written; then nothing has changed.
+        """
+        directory = Path(directory)
+        aside.make_directory(directory)
+        with aside.switched(directory, "tokenizer.json", TOKENIZER_FILES) as new:
+            self.tokenizer.save_pretrained(new)
+            write_settings(new, self.images, self.videos)
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:

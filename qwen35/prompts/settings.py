@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Self
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object, to_text
 from ..checks.values import integer, is_number, positive_number, shown
-from ..files import aside
 from ..model.config import VisionConfig
 
 # The fewest and the most tokens of a picture whose size a message asks for.
@@ -127,9 +126,9 @@ class VideoSettings(PatchSettings):
 
 def write_settings(directory: Path, images: PatchSettings, videos: VideoSettings | None) -> None:
     """Writes the settings in the published form, which `read_settings` reads back."""
-    aside.write(directory / _IMAGES, to_text(images.to_dict()))
+    (directory / _IMAGES).write_bytes(to_text(images.to_dict()))
     if videos is not None:
-        aside.write(directory / _VIDEOS, to_text(videos.to_dict()))
+        (directory / _VIDEOS).write_bytes(to_text(videos.to_dict()))
 
 
 def read_settings(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object
 from ..checks.stand_ins import stand_in
 from ..checks.values import as_integer, check_text, integer, is_number, shown
+from ..files import aside
+from ..files.extras import TOKENIZER_FILES
 from .messages import render, words_only
 
 _OLDER_TEMPLATE = "chat_template.json"
@@ -50,10 +53,10 @@ class Tokenizer:
         directory = hub.directory_of(path, hub.TOKENIZER)
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such directory; a checkpoint is a directory")
+        aside.settle(directory)
         if not (directory / "tokenizer.json").is_file():
             raise CheckpointError(f"{directory}: no tokenizer.json, so text can't be tokenized")
-        files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _OLDER_TEMPLATE)
-        for name in files:
+        for name in TOKENIZER_FILES:
             other = stand_in(directory / name) if (directory / name).is_file() else None
             if other is not None:
                 raise CheckpointError(f"{directory / name}: {other}")
@@ -63,8 +66,9 @@ class Tokenizer:
         # Not AutoTokenizer: the classes that a tokenizer_config.json may name put a
         # pre-tokenizer and a normalizer of their own in place of the file's.
         try:
-            hf = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-        except Exception as error:  # the tokenizers library raises plain Exception
+            with _panics_are_errors():
+                hf = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # as in `encode`
             raise CheckpointError(f"{directory}: tokenizer files are damaged ({error})") from None
         if not is_number(hf.model_max_length):  # else it fails over the first text
             raise CheckpointError(
@@ -79,9 +83,26 @@ class Tokenizer:
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the tokenizer's files, with the chat template, for `from_pretrained` and others.
 
-        Its end tokens are those of a generation_config.json, which `qwen35.save` writes.
+        They take the place of another's as one switch (`aside`). Its end tokens are those of a
+        generation_config.json, which `qwen35.save` writes.
+
+        Args:
+            directory: made if it is not there; other files in it stay.
+
+        Raises:
+            OSError: it can't be written; then nothing has changed.
         """
-        self.hf.save_pretrained(directory)
+        directory = Path(directory)
+        aside.make_directory(directory)
+        with aside.switched(directory, "tokenizer.json", TOKENIZER_FILES) as new:
+            # Several templates would get a folder beside one in a file of its own.
+            several = isinstance(self.hf.chat_template, dict)
+            try:
+                self.hf.save_pretrained(new, save_jinja_files=not several)
+            except Exception as error:  # as in `encode`, of a full disk too
+                if isinstance(error, OSError):
+                    raise
+                raise OSError(f"the tokenizer can't be written ({error})") from None
 
     def render(
         self,
@@ -108,18 +129,46 @@ class Tokenizer:
         """Returns the token ids of a text; special tokens written in it are recognised.
 
         Raises:
-            ValueError: it is no text of Unicode characters.
+            ValueError: it is no text of Unicode characters, or the tokenizer fails over it.
         """
         check_text("the text", text)
-        return self.hf.encode(text)
+        return encode(self.hf, text)
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Returns the text of token ids."""
-        return self.hf.decode(
-            list(tokens),
-            skip_special_tokens=skip_special_tokens,
-            clean_up_tokenization_spaces=False,  # which rewrites what the tokens say
-        )
+        with _panics_are_errors():
+            return self.hf.decode(
+                list(tokens),
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=False,  # which rewrites what the tokens say
+            )
+
+
+def encode(hf: Any, text: str, **options: Any) -> list[int]:
+    """Returns the token ids of a text, by transformers' tokenizer.
+
+    Raises:
+        ValueError: it fails over the text, as one does whose files are damaged.
+    """
+    try:
+        with _panics_are_errors():
+            return hf.encode(text, **options)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise ValueError(
+            f"the tokenizer fails over {shown(text)} ({error}); is its tokenizer.json damaged?"
+        ) from None
+
+
+@contextlib.contextmanager
+def _panics_are_errors() -> Iterator[None]:
+    """Makes a RuntimeError of a panic in the library's Rust, which is no Exception: it would pass
+    every handler, and end an engine and a batch."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a module that can't be imported
+            raise
+        raise RuntimeError(str(error)) from None
 
 
 def _older_template(file: Path) -> str | None:

@@ -1,8 +1,11 @@
 """What peers' tests and reports try, as inputs of ours: facts about files, none of their code.
 
-safetensors: the tests of safetensors/src/tensor.rs, and reports of headers of very many tensors.
-tokenizers and transformers: kinds of damage that their tests and issues name (merges of tokens that
-are not there, odd heads, layer types that do not fit, rotations by kind of layer).
+safetensors: the tests of safetensors/src/tensor.rs, the abuses that attacks/README.md lists, and
+reports of readers that others wrote (headers of very many tensors; stable-diffusion.cpp 1876,
+ollama 17148, mlx 3363, go-huggingface 57, ComfyUI 15602). tokenizers: damage that its tests and
+issues name (566, 909, 1269, 1506), and parts of a tokenizer.json at which its Rust panics.
+transformers: tests of configurations and of rotations, and issues (odd heads, layer types that do
+not fit, rotations by kind of layer, settings of one rotation with another).
 """
 
 from __future__ import annotations
@@ -54,6 +57,34 @@ def headers() -> Iterator[tuple[str, bytes, bool]]:
     for size in (2**64 - 2, 2**63 - 1, 10**400):
         stated = json.dumps(of_tensors(("x", "I32", [2, size], [0, 16]))).encode()
         yield f"a size of {len(str(size))} digits", framed(stated, bytes(16)), False
+    for shape, place in (
+        ([2**32, 2**32], [0, 0]),  # whose product is 0 in 64 bits
+        ([-1, -4], [0, 16]),
+        ([2, 2], []),
+        ([2, 2], [0]),
+        ([2, 2], [0, 8, 16]),
+        ([2, 2], [16, 0]),
+        ([2, 2], [-16, 0]),
+        ([2, 2], [2**40, 2**40 + 16]),
+        ([1000, 1000], [0, 16]),
+        ([2, 2], "0:16"),
+        ("2x2", [0, 16]),
+        ([2.0, 2.0], [0, 16]),
+    ):
+        stated = json.dumps({"x": {"dtype": "I32", "shape": shape, "data_offsets": place}})
+        yield f"I32 {shape} at {place}", framed(stated.encode(), bytes(16)), False
+    gap = of_tensors(("a", "I32", [1], [0, 4]), ("b", "I32", [2], [8, 16]))
+    yield "a gap between two tensors", framed(json.dumps(gap).encode(), bytes(16)), False
+    lapping = of_tensors(("a", "I32", [2], [0, 8]), ("b", "I32", [2], [4, 12]))
+    yield "two tensors that share bytes", framed(json.dumps(lapping).encode(), bytes(12)), False
+    older = {"x": {"dtype": "float16", "shape": [1, 8], "offsets": [0, 16]}}
+    yield "the keys of the first draft", framed(json.dumps(older).encode(), bytes(16)), False
+    for length in (2**63, 2**64 - 1, 100_000_001):
+        yield f"a header of {length} bytes", framed(one, bytes(16), length), False
+    yield "a list", framed(b"[]", b""), False
+    yield "half a byte", framed(
+        json.dumps(of_tensors(("x", "F4", [3], [0, 2]))).encode(), bytes(2)
+    ), False
     many = of_tensors(*((f"{n}", "U8", [0], [0, 0]) for n in range(20_000)))
     yield "very many tensors of nothing", framed(json.dumps(many).encode(), b""), True
     for metadata in ("pt", ["pt"], {"format": 3}, {"format": None}, {"a": {"b": "c"}}):
@@ -97,17 +128,78 @@ TOKENIZERS = {
     "a pattern that is none": TOKENIZER
     | {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated",
                          "invert": False}},
+    "the answer of a server": 404,
+    "a list": [TOKENIZER],
+    "a merge of texts with blanks": TOKENIZER | {"model": MODEL | {"merges": ["a b  c"]}},
+    "steps back over what is cut off": TOKENIZER
+    | {"truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst",
+                      "stride": 5}},
+    "merges left out at a chance of 2": TOKENIZER | {"model": MODEL | {"dropout": 2.0}},
+    "a token that stands for the unknown and is none": TOKENIZER
+    | {"model": {"type": "Unigram", "unk_id": 7, "vocab": [["a", 0.0]]}},
+    # Panics.
+    "a table of characters that is none": TOKENIZER
+    | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a prefix longer than its tokens": TOKENIZER
+    | {"model": MODEL | {"continuing_subword_prefix": "####"}},
 }  # fmt: skip
+# Those that are known to be wrong by a text alone.
+LATER = {
+    "a text put between all characters": {
+        "normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "xx"}
+    },
+    "nothing put before a text": {"normalizer": {"type": "Prepend", "prepend": ""}},
+    "a token around a text that is not there": {
+        "post_processor": {"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+                           "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}]}
+    },
+    "no token for the unknown": {
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100, "vocab": {"a": 0}}
+    },
+}  # fmt: skip
+# Settings of padding and of cutting off, which encoding a text for a model ignores.
+IGNORED = {
+    "parts of 0 tokens": {
+        "padding": {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 0,
+                    "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+    },
+    "a billion tokens": {
+        "padding": {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_id": 0,
+                    "pad_to_multiple_of": None, "pad_type_id": 0, "pad_token": "x"}
+    },
+    "no token at all": {
+        "truncation": {"direction": "Right", "max_length": 0, "strategy": "LongestFirst",
+                       "stride": 0}
+    },
+}  # fmt: skip
+
+
+def read_tokenizer(content: object, directory: Path) -> qwen35.Tokenizer | Exception:
+    for file in DEMO.glob("*.json*"):
+        shutil.copy(file, directory)
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    return outcome(lambda: qwen35.Tokenizer.from_pretrained(directory), qwen35.CheckpointError)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tokenizers(name, tmp_path):
     """Refused in a sentence: the library raises an Exception of no type, or panics."""
-    for file in DEMO.glob("*.json*"):
-        shutil.copy(file, tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(TOKENIZERS[name]))
-    found = outcome(lambda: qwen35.Tokenizer.from_pretrained(tmp_path), qwen35.CheckpointError)
+    found = read_tokenizer(TOKENIZERS[name], tmp_path)
     assert isinstance(found, qwen35.CheckpointError), name
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_tokenizers_that_fail_over_a_text(name, tmp_path):
+    tokenizer = read_tokenizer(TOKENIZER | LATER[name], tmp_path)
+    found = outcome(lambda: tokenizer.encode("Hello é"), ValueError)
+    assert isinstance(found, ValueError) and "tokenizer.json" in str(found), name
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_tokens_of_a_text_are_all_of_it_and_nothing_else(name, tmp_path):
+    whole = qwen35.Tokenizer.from_pretrained(DEMO).encode("Hello é")
+    assert read_tokenizer(TOKENIZER | IGNORED[name], tmp_path).encode("Hello é") == whole
 
 
 CONFIG = json.loads((DEMO / "config.json").read_bytes())
@@ -127,6 +219,47 @@ CONFIGS = {
     "no heads": {"num_attention_heads": 0},
     "sizes as texts": {"hidden_size": "96"},
     "an activation of another model": {"hidden_act": "gelu"},
+    "a rotation that is a number": {"rope_parameters": 1},
+    "a rotation that is a list": {"rope_parameters": [ROPE]},
+    "a kind of rotation that is none": {"rope_parameters": ROPE | {"rope_type": None}},
+    "YaRN by a factor that is a truth value": {
+        "rope_parameters": ROPE
+        | {"rope_type": "yarn", "factor": True, "original_max_position_embeddings": 64}
+    },
+    "YaRN by less than 1": {
+        "rope_parameters": ROPE
+        | {"rope_type": "yarn", "factor": 0.5, "original_max_position_embeddings": 64}
+    },
+    "YaRN whose fast rotations are slower than the slow ones": {
+        "rope_parameters": ROPE
+        | {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+        | {"beta_fast": 1, "beta_slow": 32}
+    },
+    "YaRN with a factor of attention below 0": {
+        "rope_parameters": ROPE
+        | {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+        | {"attention_factor": -1.0}
+    },
+    **{
+        f"a rotation of type {kind}": {"rope_parameters": ROPE | {"rope_type": kind, "factor": 2.0}}
+        for kind in ("linear", "dynamic", "llama3", "proportional")
+    },
+    "a theta of 0": {"rope_parameters": ROPE | {"rope_theta": 0}},
+    "more than all of a head rotated": {"rope_parameters": ROPE | {"partial_rotary_factor": 1.5}},
+    "kinds of layers as a text": {"layer_types": "full_attention"},
+    "layers that are none": {"layer_types": [None] * CONFIG["num_hidden_layers"]},
+    "no vocabulary": {"vocab_size": 0},
+    "a text for an end token": {"eos_token_id": "<|im_end|>"},
+}
+# Taken: what transformers' tests and published models have.
+GOOD_CONFIGS = {
+    "labels of a classifier": {"num_labels": 3, "id2label": {"0": "a", "1": "b", "2": "c"}},
+    "no end token": {"eos_token_id": None},
+    "several end tokens": {"eos_token_id": [1, 2]},
+    "an end token that never comes": {"eos_token_id": CONFIG["vocab_size"]},
+    "attention first": {"layer_types": ["full_attention", "linear_attention"] * 9},
+    "settings of a call": {"output_attentions": True, "use_cache": False, "return_dict": True},
+    "a dtype under its older name": {"torch_dtype": "bfloat16"},
 }
 
 
@@ -135,3 +268,36 @@ def test_configurations(name):
     content = {key: value for key, value in CONFIG.items() if key != "full_attention_interval"}
     found = outcome(lambda: qwen35.Config.from_dict(content | CONFIGS[name]), ValueError)
     assert isinstance(found, ValueError), name
+
+
+@pytest.mark.parametrize("name", GOOD_CONFIGS)
+def test_configurations_that_are_good(name):
+    changes = GOOD_CONFIGS[name]
+    if "layer_types" in changes:
+        changes = {"layer_types": changes["layer_types"][: CONFIG["num_hidden_layers"]]}
+    content = {key: value for key, value in CONFIG.items() if key != "full_attention_interval"}
+    found = outcome(lambda: qwen35.Config.from_dict(content | changes), ValueError)
+    assert isinstance(found, qwen35.Config), found
+
+
+INDEX = {"metadata": {"total_size": 16}, "weight_map": {"x": "a.safetensors"}}
+INDEXES = {
+    "no map": {"metadata": {}},
+    "a list for a map": INDEX | {"weight_map": ["x"]},
+    "a file that is not there": INDEX | {"weight_map": {"x": "b.safetensors"}},
+    "a file without the tensor": INDEX | {"weight_map": {"y": "a.safetensors"}},
+    "a file elsewhere": INDEX | {"weight_map": {"x": "../a.safetensors"}},
+    "a number for a file": INDEX | {"weight_map": {"x": 1}},
+    "a list": [INDEX],
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_indexes(name, tmp_path):
+    shutil.copy(DEMO / "config.json", tmp_path)
+    one = json.dumps(of_tensors(("x", "F32", [2, 2], [0, 16]))).encode()
+    (tmp_path / "a.safetensors").write_bytes(framed(one, bytes(16)))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(INDEXES[name]))
+    found = outcome(lambda: qwen35.load(tmp_path), qwen35.CheckpointError)
+    assert isinstance(found, qwen35.CheckpointError), name

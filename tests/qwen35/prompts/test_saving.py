@@ -37,6 +37,35 @@ def test_a_tokenizer_goes_along(tmp_path):
     assert one.tokens == other.tokens and one.finish_reason == "stop"
 
 
+def test_several_templates_go_along(tmp_path):
+    """transformers would write a folder of them, which can't be switched as a file is."""
+    tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
+    both = {"default": tokenizer.hf.chat_template, "tool_use": "{{ messages }}"}
+    tokenizer.hf.chat_template = both
+    qwen35.save(qwen35.load(DEMO), tmp_path, tokenizer=tokenizer)
+    again = qwen35.Tokenizer.from_pretrained(tmp_path)
+    assert again.hf.chat_template == both
+    assert again.render(MESSAGES) == qwen35.Tokenizer.from_pretrained(DEMO).render(MESSAGES)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_tokenizer_in_the_place_of_another_leaves_nothing_of_it(whole, tmp_path):
+    """Its template too, where the new one has none."""
+    tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").exists()
+    (tmp_path / "notes.txt").write_text("stays")
+    tokenizer.hf.chat_template = None
+    if whole:
+        qwen35.save(qwen35.load(DEMO), tmp_path, tokenizer=tokenizer)
+    else:
+        tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(qwen35.CheckpointError, match="no chat template"):
+        qwen35.Tokenizer.from_pretrained(tmp_path).render(MESSAGES)
+    assert (tmp_path / "notes.txt").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def test_one_of_transformers_does_as_well(tmp_path):
     qwen35.save(qwen35.load(DEMO), tmp_path, tokenizer=AutoTokenizer.from_pretrained(DEMO))
     tokenizer = qwen35.Tokenizer.from_pretrained(DEMO)
