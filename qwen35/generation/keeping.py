@@ -54,11 +54,16 @@ class Keeper:
         self._copied.append(_Copied(tuple(keys), start, copies, replica))
 
     def settle(self) -> None:
-        """Puts all that has been copied into the cache; it waits for copies that have not run."""
+        """Puts all that has been copied into the cache; it waits for copies that have not run.
+
+        A row whose logits are NaN is left out: NaN also comes of the tokens before the one that
+        brings it, where they are read together, and prompts that begin alike would take it over.
+        """
         while self._copied:
             keys, start, copies, replica = self._copied.popleft()
-            fetched = self._batch.fetch(copies, start, len(keys), replica)
-            self._cache.insert(keys, *fetched, start)
+            kv, snapshot = self._batch.fetch(copies, start, len(keys), replica)
+            if not snapshot.logits.isnan().all():
+                self._cache.insert(keys, kv, snapshot, start)
 
     def clear(self) -> None:
         """Forgets what has been copied."""

@@ -105,3 +105,21 @@ def test_copies_that_wait_are_bounded(params, letters):
     assert keeper.lookup([4]).length == 0, "what was forgotten is not found"
     assert keeper.lookup([0]).length == 1
     assert torch.equal(keeper.recall([0])[1].state.position, torch.tensor([1], dtype=torch.int32))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_prompt_whose_numbers_break_leaves_nothing_to_others(load, letters, value):
+    """Found by the campaign: of [8, 17, 77] the keys and values of 8, which is read together with
+    17, an infinite embedding, are NaN; [8, 4, 60] was kept with those of them."""
+    whole = load("equal_heads")
+    assert whole.embed is not None
+    [alone] = qwen35.generate(whole, letters, [[8, 4, 60]], max_new_tokens=6)
+    assert 17 not in alone.tokens
+    table = whole.embed.clone()
+    table[17] = value
+    engine = Engine(dataclasses.replace(whole, embed=table), letters, **SETTINGS)
+    prompts = [[8, 17, 77], [8, 4, 60], [8, 4, 60]]
+    requests = [engine.submit(prompt, max_new_tokens=6) for prompt in prompts]
+    list(engine.run())
+    assert [request.completion().tokens for request in requests[1:]] == [alone.tokens] * 2
+    assert requests[2].cached_tokens == 3 and engine.stats.snapshots
