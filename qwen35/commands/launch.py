@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_RANKS_TALK = ("torch.distributed", "qwen35.sharding")
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # that inductor looks for
 
 
@@ -59,6 +61,9 @@ def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
 
     Under torchrun the standard output of all ranks but the first goes nowhere, and a rank that
     fails says so, with its number.
+
+    Raises:
+        ConnectionError: another rank has gone, hangs or has failed.
     """
     backend = getattr(options, "compile", None)  # not every command compiles
     if backend is not None:
@@ -70,20 +75,46 @@ def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
         _check_torch_xla()
     with contextlib.ExitStack() as stack:
         dp = getattr(options, "dp", 1)  # not every command has replicas
+        stack.enter_context(_ends_of_ranks())
         ranks = stack.enter_context(start_ranks(options.tp, device, options.timeout, dp))
         if not ranks.first:
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
         segments = getattr(options, "segments", 1)  # not every command cuts steps
         runtime = Runtime(mesh=ranks.mesh, rank=ranks.rank, backend=backend, segments=segments)
-        try:
-            yield Launch(runtime, ranks.device, ranks.first, ranks.processes)
-        except Exception as error:
-            if launched():
-                print(
-                    f"qwen35: rank {ranks.rank}: {type(error).__name__}: {error}", file=sys.stderr
-                )
+        yield Launch(runtime, ranks.device, ranks.first, ranks.processes)
+
+
+@contextlib.contextmanager
+def _ends_of_ranks() -> Iterator[None]:
+    """Says which of torchrun's ranks fails, and whether that is another's end."""
+    try:
+        yield
+    except Exception as error:
+        if not launched():
             raise
+        rank = os.environ["RANK"]
+        if _of_ranks(error):
+            said = str(error).partition("\n")[0]
+            raise ConnectionError(
+                f"rank {rank} ends, since another has gone, hangs or has failed: {said}"
+            ) from error
+        print(f"qwen35: rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
+        raise
+
+
+def _of_ranks(error: BaseException | None) -> bool:
+    """Tells whether an error comes of what ranks say to each other.
+
+    torch raises RuntimeErrors for those and for mistakes alike: by the module that they come from.
+    """
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        module = str(frames[-1].f_globals.get("__name__")) if frames else ""
+        if isinstance(error, RuntimeError) and module.startswith(_RANKS_TALK):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _device_of(backend: str, device: str | None) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 
 import pytest
+import torch
 from torch import distributed
 
+from qwen35.commands.launch import launch
 from qwen35.sharding.launch import Ranks, start_ranks
 from qwen35.sharding.mesh import Mesh
 
@@ -61,3 +64,25 @@ def test_what_cannot_start(torchrun):
         pass
     with pytest.raises(ValueError, match="timeout must be a positive"), start_ranks(2, timeout=0):
         pass
+
+
+ALONE = argparse.Namespace(tp=2, dp=1, timeout=1.0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_other_never_comes_says_so(torchrun, rank):
+    """A command ends with a sentence then, where torch raises what it raises for mistakes too."""
+    torchrun(2, rank)
+    with pytest.raises(ConnectionError, match=f"^rank {rank} ends, since another has gone"):
+        with launch(ALONE, "cpu"):
+            pass
+
+
+def test_a_mistake_is_no_other_rank_s(torchrun, capsys):
+    torchrun(1, 0)
+    with pytest.raises(RuntimeError, match="size") as found:
+        with launch(argparse.Namespace(**vars(ALONE) | {"tp": 1}), "cpu"):
+            torch.ones(2) @ torch.ones(3)
+    assert not isinstance(found.value, ConnectionError)
+    assert "qwen35: rank 0: RuntimeError" in capsys.readouterr().err
+    assert not distributed.is_initialized()
