@@ -103,9 +103,30 @@ def random_request(rng, vocabulary, end_tokens=()):
             Sampling(1.3, seed=3, repetition_penalty=1.3, frequency_penalty=0.2),
             Sampling(presence_penalty=0.9, logit_bias={3: 1.0}, banned=[1, 2]),
             Sampling(stop=[rng.randrange(vocabulary) for _ in range(20)]),
+            Sampling(0.9, seed=rng.randrange(5), stop=random_stops(rng, vocabulary)),
         ]
     )
     return prompt, rng.choice([1, 2, 5, 12, 20]), sampling
+
+
+def random_stops(rng, vocabulary):
+    """Texts of one to three tokens, a letter of which is likely, and ids beside them."""
+    letters = [chr(0x4E00 + rng.randrange(vocabulary)) for _ in range(40)]
+    texts = ["".join(rng.choices(letters, k=rng.choice([1, 1, 2, 3]))) for _ in range(20)]
+    return [*dict.fromkeys(texts), *(rng.randrange(vocabulary) for _ in range(rng.choice([0, 5])))]
+
+
+def check_stops(request, sampling):
+    """A row ends at the first of its stops, by id or text, and its text before that."""
+    tokens = list(request.new_tokens)
+    told = [place for place, token in enumerate(tokens) if token in sampling.stop_tokens]
+    assert told in ([], [len(tokens) - 1])
+    words = Letters().decode(tokens[:-1] if told else tokens)
+    # Of some that end at one letter, the text ends before all of them.
+    first = min((place for text in sampling.stop_texts if (place := words.find(text)) >= 0),
+                default=None)  # fmt: skip
+    assert request.finish_reason == "stop" or (first is None and not told)
+    assert request.text in (words, words[:-1]) if first is None else request.text == words[:first]
 
 
 def test_every_request_gets_what_it_gets_alone(params, alone):
@@ -568,7 +589,9 @@ def soak(params, count, seed):
         expected, tokens = whole[key], tuple(request.new_tokens)
         assert tokens == expected.tokens[: len(tokens)], (request.id, request.finish_reason)
         if request.finish_reason in ("stop", "length"):
-            assert tokens == expected.tokens
+            assert tokens == expected.tokens and request.text == expected.text
+            if vocabulary - 3 not in tokens:
+                check_stops(request, what[2])
         elif request.finish_reason == "error":
             assert vocabulary - 3 in tokens or "injected" in str(request.error)
     stats = engine.stats
