@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = str(ROOT / "demo")
+SEES = str(ROOT / "demo_vision")
 SECONDS = 120  # after which a command hangs
 ANSWER = ["--max-new-tokens", "8", "--device", "cpu"]
 COMMANDS = {
@@ -20,16 +22,29 @@ COMMANDS = {
     "chat": ["chat", "--model", DEMO, "--no-thinking", *ANSWER],
     "generate": ["generate", "--model", DEMO, "--prompt", "a", *ANSWER],
     "perplexity": ["eval", "perplexity", "--model", DEMO, "--text", "LICENSE", "--device", "cpu"],
-    "convert": ["convert", "--tp", "2", DEMO],
-}
+    "convert": ["convert", "--tp", "2", DEMO, "{}/out"],
+    "batch": ["batch", "{}/in", "{}/out", "--model", DEMO, *ANSWER, "--slots", "2"],
+    "image": ["generate", "--model", SEES, "--image", f"{SEES}/circle.png", "--prompt", "a",
+              *ANSWER],
+    "export": ["export", "--model", DEMO, "--phase", "decode", "--capacity", "64", "{}/out"],
+    "agreement": ["eval", "agreement", "--model", DEMO, "--device", "cpu", "--max-new-tokens", "8",
+                  "--output", "{}/out"],
+    "tp 2": ["generate", "--model", DEMO, "--prompt", "a", "--tp", "2", "--max-new-tokens", "8"],
+}  # fmt: skip
+
+
+def words_of(name: str, folder: Path) -> list[str]:
+    """A command, of files in a folder."""
+    lines = [json.dumps({"custom_id": f"x{n}", "prompt": "a" * (n + 1)}) for n in range(20)]
+    (folder / "in").write_text("\n".join(lines))
+    words = (word.replace("{}", str(folder)) for word in COMMANDS[name])
+    return [sys.executable, "-m", "qwen35", *words]
 
 
 def run(name: str, redirections: str, folder: Path) -> subprocess.CompletedProcess:
     """A command in a shell of its own, with `redirections`; "hi" comes through standard input."""
-    words = [sys.executable, "-m", "qwen35", *COMMANDS[name]]
-    words += [str(folder / "out")] if name == "convert" else []
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f'"$@" {redirections}', "bash", *words],
+        ["bash", "-o", "pipefail", "-c", f'"$@" {redirections}', "bash", *words_of(name, folder)],
         input="hi\n",
         capture_output=True,
         text=True,
@@ -61,6 +76,10 @@ MORE_STREAMS = [
     ("perplexity", "2>&-", 0, ""),
     ("convert", ">&- 2>&-", 0, ""),
     ("convert", "2>/dev/full", 0, ""),
+    ("batch", ">&- 2>&- <&-", 0, ""),
+    ("batch", ">/dev/full 2>/dev/full", 0, ""),
+    ("tp 2", ">/dev/full", 2, "No space left"),
+    ("tp 2", "| true", 141, ""),
 ]
 
 
@@ -99,10 +118,8 @@ def interrupt(name: str, number: int, after: float, folder: Path) -> int:
     What comes before Python runs the command's first line, some hundredths of a second after the
     start, ends Python itself: at Ctrl-C with a traceback.
     """
-    words = [sys.executable, "-m", "qwen35", *COMMANDS[name]]
-    words += [str(folder / "out")] if name == "convert" else []
     process = subprocess.Popen(
-        words,
+        words_of(name, folder),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -126,10 +143,14 @@ def interrupt(name: str, number: int, after: float, folder: Path) -> int:
     return process.returncode
 
 
+# Early, while it imports, loads and computes.
+MOMENTS = {"chat": (0.3, 0.9, 1.8), "convert": (0.3, 0.9, 1.8), "batch": (2.2,), "tp 2": (4.0,)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", list(CODES))
-@pytest.mark.parametrize("name", ["chat", "convert"])
+@pytest.mark.parametrize("name", MOMENTS)
 def test_a_signal_ends_a_command_with_its_code(name, number, tmp_path):
-    """Early, while it imports, loads and computes; what ends before has succeeded."""
-    codes = {interrupt(name, number, after, tmp_path) for after in (0.3, 0.9, 1.8)}
+    """What ends before has succeeded."""
+    codes = {interrupt(name, number, after, tmp_path) for after in MOMENTS[name]}
     assert codes & (CODES[number] or {0})
