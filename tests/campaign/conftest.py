@@ -53,13 +53,14 @@ class Campaign:
     Attributes:
         minutes: of all tests together, or None in the short form.
         seed: of all inputs.
+        seconds: that the test may take.
         findings: faults, to be told at the end of the test.
         kind: what the test counted first.
     """
 
     def __init__(self, minutes: float | None, seed: int, share: float, name: str) -> None:
         self.minutes, self.seed = minutes, seed
-        self._seconds = share * (SHORT if minutes is None else 60 * minutes)
+        self.seconds = share * (SHORT if minutes is None else 60 * minutes)
         self._name = name
         self.findings = Findings()
         self.kind = name
@@ -75,7 +76,7 @@ class Campaign:
 
     def numbers(self, kind: str, at_least: int = 1) -> Iterator[int]:
         """Numbers of inputs, each counted as one of `kind`, until the test's time is over."""
-        end, number = time.monotonic() + self._seconds, 0
+        end, number = time.monotonic() + self.seconds, 0
         while number < at_least or time.monotonic() < end:
             yield number
             self.count(kind)
