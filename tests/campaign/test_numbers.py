@@ -179,7 +179,7 @@ def damaged_weights(draw, params: qwen35.Params) -> qwen35.Params:
 def test_weights(campaign, model):
     """The most likely tokens are those of the logits, where these are numbers."""
     step = qwen35.jit(qwen35.prefill)
-    # As `generate` pads them: times an infinite weight, padding is no number, nor is its sum with 0.
+    # As `generate` pads them: times an infinite weight, padding is NaN, and 0 times that too.
     tokens = torch.tensor([row + [0] * (8 - len(row)) for row in PROMPTS])
     lengths = torch.tensor([5, 3], dtype=torch.int32)
 

@@ -82,9 +82,11 @@ def headers() -> Iterator[tuple[str, bytes, bool]]:
     for length in (2**63, 2**64 - 1, 100_000_001):
         yield f"a header of {length} bytes", framed(one, bytes(16), length), False
     yield "a list", framed(b"[]", b""), False
-    yield "half a byte", framed(
-        json.dumps(of_tensors(("x", "F4", [3], [0, 2]))).encode(), bytes(2)
-    ), False
+    yield (
+        "half a byte",
+        framed(json.dumps(of_tensors(("x", "F4", [3], [0, 2]))).encode(), bytes(2)),
+        False,
+    )
     many = of_tensors(*((f"{n}", "U8", [0], [0, 0]) for n in range(20_000)))
     yield "very many tensors of nothing", framed(json.dumps(many).encode(), b""), True
     for metadata in ("pt", ["pt"], {"format": 3}, {"format": None}, {"a": {"b": "c"}}):

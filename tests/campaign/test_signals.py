@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 from oracle import Fault
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "qwen35" / "commands"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "qwen35" / "commands"))
 
-from test_streams import CODES, COMMANDS, interrupt, words_of
+from test_streams import CODES, COMMANDS, ROOT, interrupt, words_of
 
 WAITS = 15  # seconds that a rank waits for the others
 SECONDS = 60  # in which all of them have to end
@@ -42,7 +41,6 @@ def test_signals_at_random_moments(campaign, tmp_path):
             campaign.findings.add(error, lambda n=name, k=kind, a=after: f"{n}, {k!r} at {a:.3f} s")
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
-
 
 
 @contextlib.contextmanager

@@ -74,21 +74,26 @@ def work(draw: Any, shared: dict[str, Any], steps: int) -> None:
             same(copies[-1], x)
 
 
+def noted(errors: list[Exception], *arguments: Any) -> None:
+    """Works, and notes what is wrong."""
+    try:
+        work(*arguments)
+    except Exception as error:
+        errors.append(error)
+
+
 def test_calls_from_threads(campaign):
     shared = {
         "scaled": qwen35.jit(scaled),
         "stepped": qwen35.jit(stepped, donate=("state",)),
     }
     for number in campaign.numbers("programs of threads"):
-        threads, errors = 2 + campaign.random(number).randrange(4), list[BaseException]()
-
-        def run(thread: int, number: int = number, errors: list[BaseException] = errors) -> None:
-            try:
-                work(campaign.random(1000 * number + thread), shared, 12)
-            except BaseException as error:
-                errors.append(error)
-
-        running = [threading.Thread(target=run, args=(n,), daemon=True) for n in range(threads)]
+        draws = [campaign.random(1000 * number + n) for n in range(2 + number % 4)]
+        errors: list[Exception] = []
+        running = [
+            threading.Thread(target=noted, args=(errors, draw, shared, 12), daemon=True)
+            for draw in draws
+        ]
         for thread in running:
             thread.start()
         for thread in running:
