@@ -16,7 +16,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class _File:
     durable: bytes | None = None  # None: never synchronised
 
 
-_Moment = tuple[dict[tuple[int, str], int], list[_Step], dict[int, _File]]
+_Moment = tuple[dict[tuple[int, str], int], list[_Step], dict[int, _File], int]
 
 
 @dataclass
@@ -101,10 +101,13 @@ class Recorder:
     """What happens to a directory while it is open (`with recorder:`).
 
     Attributes:
-        moments: after each step, what a failing power may leave: names done, and pending.
+        written: counts what the writer has said to be on the disk.
+        moments: after each step, what a failing power may leave: names done, and pending; and what
+            was counted by then.
     """
 
     top: Path
+    written: Callable[[], int] = int
     moments: list[_Moment] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -161,7 +164,7 @@ class Recorder:
 
     def _moment(self) -> None:
         files = {number: _File(file.now, file.durable) for number, file in self._files.items()}
-        self.moments.append((dict(self._done), list(self._pending), files))
+        self.moments.append((dict(self._done), list(self._pending), files, self.written()))
 
     def _synced(self, descriptor: int) -> None:
         with _unwatched():
@@ -194,8 +197,9 @@ class Recorder:
 
     def disks(
         self, draw: random.Random, target: Path, most: int, last: bool = False
-    ) -> Iterator[tuple[str, Path]]:
-        """Makes the directories that may be found; each is removed when the next is asked for.
+    ) -> Iterator[tuple[str, Path, int]]:
+        """Makes the directories that may be found; each is removed when the next is asked for. With
+        each comes how much the writer had said to be there.
 
         Args:
             draw: chooses among very many combinations, and the order of moments.
@@ -206,7 +210,7 @@ class Recorder:
         seen = set()
         moments = list(enumerate(self.moments))[-1 if last else 0 :]
         draw.shuffle(moments)
-        for number, (done, pending, files) in moments:
+        for number, (done, pending, files, written) in moments:
             for kept in _choices(draw, len(pending), most):
                 for what in ("all", "none", "half", "zeros"):
                     names = dict(done)
@@ -215,13 +219,14 @@ class Recorder:
                             _apply(names, step)
                     contents = {n: _content(file, what) for n, file in files.items()}
                     tree = dict(_tree(names, contents, self._root))
-                    key = tuple(sorted(tree.items(), key=lambda item: item[0]))
+                    key = (written, *sorted(tree.items(), key=lambda item: item[0]))
                     if key in seen:
                         continue
                     seen.add(key)
                     _write(tree, target)
                     chosen = "".join("1" if keep else "0" for keep in kept)
-                    yield f"step {number}, names {chosen or 'all'}, contents {what}", target
+                    found = f"step {number}, names {chosen or 'all'}, contents {what}"
+                    yield found, target, written
 
 
 def _choices(draw: random.Random, count: int, most: int) -> Iterator[tuple[bool, ...]]:

@@ -47,21 +47,25 @@ def test_an_error_at_every_change(campaign, case, error, tmp_path):
 def test_power_fails_after_every_change(campaign, case, tmp_path):
     """What was not synchronised is there or not, in any order; what was promised is there."""
     directory = fresh(case, tmp_path / "d")
-    recorder = Recorder(directory)
+    recorder = Recorder(directory, lambda: len(ADDED))
     ADDED.clear()
     with recorder:
         case.write(directory)
     draw = campaign.random(0)
     most = 48 if campaign.full else 2
     disks = recorder.disks(draw, tmp_path / "disk", most)
-    for number, (what, disk) in zip(campaign.numbers("power failures"), disks, strict=False):
+    for number, (what, disk, written) in zip(
+        campaign.numbers("power failures"), disks, strict=False
+    ):
         try:
+            if case.kept(disk) < written:
+                raise Fault(f"{case.kept(disk)} of {written} pieces that were written")
             check(case, disk)
             if number % 5 == 0:
                 check_next(case, disk)
         except Fault as fault:
             campaign.findings.add(fault, lambda what=what: what)
-    for what, disk in recorder.disks(draw, tmp_path / "disk", most, last=True):
+    for what, disk, _ in recorder.disks(draw, tmp_path / "disk", most, last=True):
         campaign.count("power failures")
         try:
             check(case, disk, finished=True)

@@ -44,6 +44,8 @@ class Case:
         found: tells what is there: OLD, NEW, NOTHING; raises `Fault` for anything else.
         allowed: of that, while it is written.
         rival: writes OTHER at the same time, where two may write at once.
+        kept: counts what is there of that which `write` adds piece by piece, each of which counts
+            as written, in `ADDED`, before the next.
     """
 
     prepare: Callable[[Path], None]
@@ -51,6 +53,7 @@ class Case:
     found: Callable[[Path], str]
     allowed: tuple[str, ...] = (OLD, NEW)
     rival: Callable[[Path], None] | None = None
+    kept: Callable[[Path], int] = lambda directory: 0
 
 
 def save(directory: Path, name: str, shard: int = 10**9) -> None:
@@ -174,7 +177,7 @@ def reported(directory: Path) -> str:
 
 
 def answer(directory: Path, rewrite: bool = False) -> None:
-    """Adds lines, and says so after each where the test can see it."""
+    """Adds lines, and says so after each in `ADDED`."""
     with opened(directory / "out.jsonl", lambda line: line["id"], b'{"id": "') as journal:
         places = [place for place, _ in journal.known]
         for line in LINES[len(places) :]:
@@ -202,6 +205,11 @@ def answered(directory: Path) -> str:
     if known != names[: len(known)]:
         raise Fault(f"other lines: {known}")
     return OLD if len(known) < len(LINES) else NEW
+
+
+def count_answers(directory: Path) -> int:
+    path = directory / "out.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def of_source(directory: Path) -> None:
@@ -250,7 +258,7 @@ CASES = {
     ),
     "a new report": Case(lambda d: None, lambda d: report(d, NEW), reported, (NOTHING, NEW)),
     "answers": Case(lambda d: None, lambda d: answer(d, rewrite=True), answered,
-                    (NOTHING, OLD, NEW)),
+                    (NOTHING, OLD, NEW), kept=count_answers),
 }  # fmt: skip
 
 
