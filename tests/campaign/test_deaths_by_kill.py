@@ -68,6 +68,7 @@ def test_killed_at_every_change(campaign, case, tmp_path):
             break
 
 
+@pytest.mark.weight(3)
 def test_killed_again_over_what_was_left(campaign, case, tmp_path):
     """Two or three writers one after the other, each killed at any change."""
     for number in campaign.numbers("successions of writers"):
@@ -91,6 +92,7 @@ def limited(write, size: int):
     return run
 
 
+@pytest.mark.weight(3)
 def test_killed_inside_of_a_write(campaign, case, tmp_path):
     """At any byte, the library's own writes of tensors included."""
     for number in campaign.numbers("sizes of files"):
@@ -139,6 +141,7 @@ def system_calls(case: Case, directory: Path) -> list[tuple[str, int]]:
     return [(name, names[: n + 1].count(name)) for n, name in enumerate(names) if name in CALLS]
 
 
+@pytest.mark.weight(3)
 def test_killed_at_a_system_call(campaign, case, tmp_path):
     """Whoever makes it: Python, the libraries, the interpreter's own buffers."""
     if shutil.which("strace") is None:
@@ -157,6 +160,7 @@ def test_killed_at_a_system_call(campaign, case, tmp_path):
         check_left(campaign, case, directory, f"{call} number {time}", finished=not dead)
 
 
+@pytest.mark.weight(2)
 @pytest.mark.parametrize("name", RIVALS)
 def test_two_write_at_once(campaign, name, tmp_path):
     """Any of them is killed at any change, or none: there is one's or the other's, whole."""
@@ -181,6 +185,7 @@ def test_two_write_at_once(campaign, name, tmp_path):
             campaign.findings.add(fault, lambda events=events: f"at changes {events}")
 
 
+@pytest.mark.weight(2)
 def test_readers_that_finish_a_switch_are_killed(campaign, case, tmp_path):
     """A writer is killed late, then who reads what it left, then the next reads it whole."""
     for number in campaign.numbers("readers"):
