@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree
 
@@ -169,6 +169,8 @@ def bits(value):
 
 
 @settings(max_examples=200, deadline=None)
+@example(values=[Setting(0.0), Setting(-0.0)])
+@example(values=[[float("nan")], [float("nan")]])
 @given(values=st.lists(static_values, min_size=2, max_size=4))
 def test_static_values_are_one_where_type_and_bits_are(values):
     """As leaves, as keys, inside of containers and of constants."""
