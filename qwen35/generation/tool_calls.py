@@ -109,19 +109,27 @@ class CallReader:
         for tool in self._tools:
             function = tool.get("function", tool)
             if isinstance(function, Mapping) and function.get("name") == self.name:
-                properties = (function.get("parameters") or {}).get("properties") or {}
-                return properties.get(key)
+                return _inside(_inside(function, "parameters"), "properties").get(key)
         return None
+
+
+def _inside(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object in an object; an empty one where there is none: tools come from outside."""
+    found = content.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def kinds_of(schema: Any) -> set[str]:
     """Returns the JSON types that a schema allows, none where it names none."""
     if not isinstance(schema, Mapping):
         return set()
-    kinds = schema.get("type", [])
-    found = {kinds} if isinstance(kinds, str) else set(kinds)
+    kinds = schema.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    found = {kind for kind in kinds if isinstance(kind, str)}
     for word in ("anyOf", "oneOf"):
-        found |= {kind for one in schema.get(word, ()) for kind in kinds_of(one)}
+        several = schema.get(word)
+        for one in several if isinstance(several, list) else []:
+            found |= kinds_of(one)
     if isinstance(schema.get("enum"), list):
         names = {str: "string", bool: "boolean", int: "integer", float: "number"}
         found |= {names.get(type(value), "null") for value in schema["enum"]}

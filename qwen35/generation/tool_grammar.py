@@ -33,7 +33,7 @@ def tool_grammar(
     Raises:
         ValueError: there are no tools, or none of that name; or one can't be called.
     """
-    functions = [tool.get("function", tool) for tool in tools]
+    functions = [_object("a tool's function", tool.get("function", tool)) for tool in tools]
     if not functions:
         raise ValueError("no tools: there is nothing that could be called")
     if name is not None:
@@ -52,11 +52,14 @@ def tool_grammar(
 
 def _rules(call: str, function: Mapping[str, Any]) -> list[str]:
     """Writes the rules of a function's call."""
-    name, schema = _name(function.get("name")), function.get("parameters") or {}
-    properties = schema.get("properties") or {}
-    if not isinstance(properties, Mapping):
-        raise ValueError(f"properties of {shown(name)} must be an object, not {shown(properties)}")
+    name = _name(function.get("name"))
+    schema = _object(f"parameters of {shown(name)}", function.get("parameters") or {})
+    properties = _object(f"properties of {shown(name)}", schema.get("properties") or {})
     required = schema.get("required") or []
+    if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+        raise ValueError(
+            f"required of {shown(name)} must be a list of names, not {shown(required)}"
+        )
     properties = {**properties, **{key: {} for key in required if key not in properties}}
     shared = {}
     for word in ("$defs", "definitions"):  # what a property may refer to
@@ -83,6 +86,12 @@ def _value(schema: Any, shared: Mapping[str, Any]) -> str:
     if "string" in kinds or not (kinds or refers):
         return r'text "\n"'
     return f"%json {json.dumps({**shared, **schema, 'x-guidance': LAYOUT})} {end}"
+
+
+def _object(what: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} must be an object, not {shown(value)}")
+    return value
 
 
 def _name(name: Any) -> str:

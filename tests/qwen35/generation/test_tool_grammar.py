@@ -14,6 +14,7 @@ import qwen35
 from qwen35.generation.answers import message_of, read_answer
 from qwen35.generation.grammar import grammar_for
 from qwen35.generation.openai_form import CHAT, read_request, reader_for
+from qwen35.generation.tool_calls import CallReader
 
 pytest.importorskip("llguidance")
 
@@ -182,6 +183,19 @@ def test_what_is_drawn_calls_a_tool_in_openai_s_form(params, tokenizer, choice, 
             "need names without > and line ends",
         ),
         ({"tool_choice": "required", "tools": TOOLS, "ignore_eos": True}, "ignore_eos must be"),
+        *(
+            ({"tool_choice": "required", "tools": [{"type": "function", "function": f}]}, said)
+            for f, said in (
+                (-1e308, "a tool's function must be an object, not -1e"),
+                ({"name": "x", "parameters": ["y"]}, "parameters of 'x' must be an object"),
+                (
+                    {"name": "x", "parameters": {"properties": 5}},
+                    "properties of 'x' must be an object",
+                ),
+                ({"name": "x", "parameters": {"required": [{}]}}, "required of 'x' must be a list"),
+                ({"name": "x", "parameters": {"required": 5}}, "required of 'x' must be a list"),
+            )
+        ),
     ],
 )
 def test_what_can_t_be_called_is_refused(body, said):
@@ -202,3 +216,16 @@ def test_a_grammar_is_one(params, tokenizer):
     sampling = qwen35.Sampling(grammar='start: "Bern" | "Rome"')
     [said] = qwen35.generate(params, tokenizer, "The capital of Italy is", sampling=sampling)
     assert said.text in ("Bern", "Rome") and said.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [5, [], {"properties": 5}, {"properties": {"x": 5}}]
+    + [{"properties": {"x": {word: odd}}} for word in ("type", "anyOf", "oneOf", "enum")
+       for odd in (5, [{}], [[1]], {"a": 1}, None)],
+)  # fmt: skip
+def test_an_odd_schema_fails_over_no_call(parameters):
+    """A model may call a tool whose schema is none: the argument is JSON, or else its text."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    said = "\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
+    assert json.loads("".join(CallReader(tools).push(said)))["x"] in (1, "1")
