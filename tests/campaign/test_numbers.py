@@ -117,6 +117,9 @@ def chosen():
         choice = compiled[short](*qwen35.device_put(arguments, "xla"))
         return qwen35.device_put(choice.token, "cpu").tolist()
 
+    for top_k in (0, 1):  # compiles
+        plain = Sampling(1.0, top_k=top_k)
+        run(np.zeros((2, V), np.float32), [plain] * 2, np.zeros((2, V), np.int32))
     return run
 
 
@@ -154,7 +157,12 @@ WEIGHTS = (math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e20, 1e-20, 1e-45, 0
 
 @pytest.fixture(scope="module")
 def model():
-    return qwen35.init_params(UNTIED, seed=1)
+    """On the CPU; what is computed with it on XLA is compiled before anything is timed."""
+    params = qwen35.init_params(UNTIED, seed=1)
+    on_xla = qwen35.device_put(params, "xla")
+    qwen35.generate(on_xla, Letters(), PROMPTS, max_new_tokens=3, capacity=24)
+    new_engine(on_xla).warm_up()
+    return params
 
 
 def damaged_weights(draw, params: qwen35.Params) -> qwen35.Params:
