@@ -15,6 +15,7 @@ import torch
 _PART = 2**15 - 1  # values: torch shares 2**15 among its threads, for which callers have other work
 _BITS = 2**18  # of bfloat16 values, looked at at once
 _LONGEST = 80  # characters of a value that an error repeats
+_LONGEST_TOLD = 400  # of what others say
 
 
 def shown(value: Any) -> str:
@@ -24,6 +25,12 @@ def shown(value: Any) -> str:
     except ValueError:  # Python writes no integer of more than 4,300 digits
         return f"an integer of {value.bit_length():,} bits"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def told(error: BaseException) -> str:
+    """Writes what an error of another library says, cut where it is long: it may quote a file."""
+    text = str(error)
+    return text if len(text) <= _LONGEST_TOLD else f"{text[: _LONGEST_TOLD - 1]}…"
 
 
 def as_boolean(value: Any) -> Any:

@@ -75,7 +75,7 @@ def _entry(name: str, stated: Any, start: int) -> Entry:
         dtype, shape, (first, last) = stated["dtype"], stated["shape"], stated["data_offsets"]
         sizes = (*shape, first, last)
         whole = all(type(value) is int and 0 <= value < _MOST for value in sizes)
-        if not whole or len(sizes) > _DIMENSIONS + 2:
+        if not isinstance(shape, list) or not whole or len(sizes) > _DIMENSIONS + 2:
             raise ValueError
         bits = _BITS[dtype] * math.prod(shape)
     except (TypeError, KeyError, ValueError):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
+from ..checks.values import shown
 from . import aside
 
 Known = TypeVar("Known")
@@ -94,7 +95,10 @@ def opened(
                 file.truncate(place.start)
                 break
             try:
-                known.append((place, read(json.loads(line))))
+                entry = json.loads(line)
+                if not isinstance(entry, dict):
+                    raise ValueError(f"{shown(entry)} is no object")
+                known.append((place, read(entry)))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not one of this command's") from error
         yield Journal(path, file, known)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..checks.errors import CheckpointError
 from ..checks.stand_ins import stand_in
-from ..checks.values import shown
+from ..checks.values import shown, told
 from .header import Entry, read_header
 
 _CHUNK = 2**24  # bytes
@@ -58,7 +58,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         save_file(dict(tensors), file, metadata=dict(metadata))
     except SafetensorError as error:
-        raise OSError(f"{file.name}: it can't be written ({error})") from None
+        raise OSError(f"{file.name}: it can't be written ({told(error)})") from None
 
 
 class TensorFile:
@@ -82,7 +82,7 @@ class TensorFile:
             size = os.fstat(self._file.fileno()).st_size
             self._entries, self.metadata = read_header(self._file, size)
         except (OSError, ValueError) as error:
-            reason = stand_in(file) or f"not a readable safetensors file ({error})"
+            reason = stand_in(file) or f"not a readable safetensors file ({told(error)})"
             raise CheckpointError(f"{file}: {reason}") from None
         if sparse:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)

@@ -11,7 +11,7 @@ from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.json_file import read_object
 from ..checks.stand_ins import stand_in
-from ..checks.values import as_integer, check_text, integer, is_number, shown
+from ..checks.values import as_integer, check_text, integer, is_number, shown, told
 from ..files import aside
 from ..files.extras import TOKENIZER_FILES
 from .messages import render, words_only
@@ -69,7 +69,9 @@ class Tokenizer:
             with _panics_are_errors():
                 hf = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # as in `encode`
-            raise CheckpointError(f"{directory}: tokenizer files are damaged ({error})") from None
+            raise CheckpointError(
+                f"{directory}: tokenizer files are damaged ({told(error)})"
+            ) from None
         if not is_number(hf.model_max_length):  # else it fails over the first text
             raise CheckpointError(
                 f"{directory / 'tokenizer_config.json'}: model_max_length must be a number, not "
@@ -102,7 +104,7 @@ class Tokenizer:
             except Exception as error:  # as in `encode`, of a full disk too
                 if isinstance(error, OSError):
                     raise
-                raise OSError(f"the tokenizer can't be written ({error})") from None
+                raise OSError(f"the tokenizer can't be written ({told(error)})") from None
 
     def render(
         self,
@@ -155,7 +157,8 @@ def encode(hf: Any, text: str, **options: Any) -> list[int]:
             return hf.encode(text, **options)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ValueError(
-            f"the tokenizer fails over {shown(text)} ({error}); is its tokenizer.json damaged?"
+            f"the tokenizer fails over {shown(text)} ({told(error)}); is its tokenizer.json "
+            "damaged?"
         ) from None
 
 

@@ -20,7 +20,7 @@ ENTRIES = [{"id": f"x{number}", "text": text} for number, text in enumerate(TEXT
 
 
 def read(entry):
-    if not isinstance(entry, dict) or "id" not in entry:
+    if entry.get("id") is None:
         raise ValueError("no id")
     return entry["id"]
 
@@ -63,6 +63,7 @@ def test_a_torn_last_line_is_cut_off_wherever_it_was_torn(tmp_path):
         b'{"id": "x0"}\nmy notes',
         b'{"id": "x0"}\n{"text": 1}\n{"id": "x1"}\n',
         b'{"id": "x0"}\n\n{"id": "x1"}\n',
+        b'{"id": "x0"}\n5\n{"id": "x1"}\n',
         b"[" * 100_000 + b"\n",
     ],
 )

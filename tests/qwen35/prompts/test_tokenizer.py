@@ -195,3 +195,13 @@ def test_an_older_file_that_holds_no_template_is_refused(older, content):
     (older / "chat_template.json").write_text(content)
     with pytest.raises(qwen35.CheckpointError, match=r"chat_template\.json"):
         qwen35.Tokenizer.from_pretrained(older)
+
+
+def test_an_error_that_quotes_the_file_is_cut(directory):
+    """The library repeats what it finds in the place of a token's id, however long."""
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["model"]["vocab"]["x"] = "a" * 5000
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(qwen35.CheckpointError, match="files are damaged") as raised:
+        qwen35.Tokenizer.from_pretrained(directory)
+    assert str(raised.value).endswith("…)") and len(str(raised.value)) < 500 + len(str(directory))
