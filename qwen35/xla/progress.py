@@ -6,12 +6,14 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .compiled import Compiled
 from .observers import Compilations, CompileEvent, on_compile
+
+if TYPE_CHECKING:  # `qwen35 --help` draws no bar, and imports no torch
+    from .compiled import Compiled
 
 
 def compile_progress(event: CompileEvent) -> None:

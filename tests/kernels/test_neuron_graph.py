@@ -293,7 +293,7 @@ def test_the_export_command_needs_a_device_for_the_kernels(tmp_path, capsys):
 
 
 def placeholders(tokens):
-    return [lowering._placeholder(x) for x in tensors(tokens=tokens, group=2)]
+    return [lowering.placeholder(x) for x in tensors(tokens=tokens, group=2)]
 
 
 def graph_hash(outputs, salted):
@@ -399,7 +399,7 @@ def test_another_neuron_device_than_trainium2_is_refused(device, choice):
 
 def test_head_sizes_are_refused_before_the_graph_is_made(node):
     sizes = {**SIZES, "key_size": 24}
-    inputs = [lowering._placeholder(x) for x in tensors(tokens=2, **sizes)]
+    inputs = [lowering.placeholder(x) for x in tensors(tokens=2, **sizes)]
     with pytest.raises(ValueError, match="not 24 for keys"):
         run(inputs, "auto")
 

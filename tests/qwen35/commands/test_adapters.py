@@ -94,7 +94,7 @@ def test_bench_measures_the_merged_checkpoint(adapter, capsys, monkeypatch):
     known = qwen35.load(DEMO, adapter=adapter)
     seen = {}
 
-    def measure(directory, name, settings, say):
+    def measure(directory, name, settings, say, rank):
         seen.update(name=name, params=qwen35.load(directory))
         qwen35.Tokenizer.from_pretrained(directory)
         return {}

@@ -9,6 +9,7 @@ import pytest
 
 import qwen35
 from qwen35.commands.cli import main
+from qwen35.generation import steps
 from qwen35.generation.engine_settings import EngineSettings
 from qwen35.graphs import graph_list
 from qwen35.xla.observers import on_compile
@@ -37,8 +38,10 @@ def compiled(call):
 
 
 @pytest.mark.parametrize(("slots", "sizes", "sees"), [(1, 2, True), (3, 3, False)])
-def test_an_engine(slots, sizes, sees, letters):
+def test_an_engine(slots, sizes, sees, letters, monkeypatch):
     """Of each step as many graphs as are listed."""
+    # Of the slots' number alone, so that another test may have compiled it for as many.
+    monkeypatch.setattr(steps, "force", steps.compiled(steps._force))
     params = qwen35.init_params(narrow(sees), device="xla")
     settings = {"slots": slots, "capacity": 88, "prefill_chunk": 24, "prefill_sizes": sizes}
     engine = qwen35.Engine(params, letters, **settings)
