@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -200,12 +201,13 @@ def test_blocks_that_are_alike_share_a_graph(tower, compiled):
     hidden, merged = case.expected(patches, grid)
     step = compiled_functions.compiled(vision.tower)
     for segments, names in (("auto", ["_through_blocks", "tower"]), (2, ["tower"])):
-        cut, known, made = compiled.with_runtime(segments=segments), len(step.signatures), []
+        cut, made = compiled.with_runtime(segments=segments), []
+        known = Counter(step.signatures)  # of all backends, one after the other
         with on_compile(lambda event, m=made: event.phase == "done" and m.append(event.name)):
             assert_close(qwen35.encode_images(cut, patches, grid), merged)
         assert made == names * len({height * width for _, height, width in grid})
         assert_close(vision.image_hidden_states(cut, patches, grid), hidden)
-        reasons = [line.partition("one graph: ")[2] for line in step.signatures[known:]]
+        reasons = [line.partition("one graph: ")[2] for line in Counter(step.signatures) - known]
         why = "" if segments == "auto" else "its 3 layers make no 2 equal segments; 3 would do)"
         assert set(reasons) == {why}
 
