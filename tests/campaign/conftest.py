@@ -29,7 +29,8 @@ FLOORS = {"inputs": 100_000, "kill points": 2_000}
 # What is counted beside inputs, and beside kills of processes, which begin with "kills".
 OTHERS = (
     *("interrupts", "broken disks", "full disks", "power failures", "signals"),
-    *("exceptions at lines of an engine", "successions of writers", "sizes of files"),
+    *("exceptions at lines of an engine", "exceptions at each line of an engine"),
+    *("successions of writers", "sizes of files"),
     *("traced writers", "writers at once", "readers", "batches", "ranks"),
 )
 COUNTS: collections.Counter[str] = collections.Counter()
