@@ -143,6 +143,14 @@ def interrupt(name: str, number: int, after: float, folder: Path) -> int:
     return process.returncode
 
 
+@pytest.fixture
+def hangups():
+    """SIGHUP as a terminal's commands have it: nohup has it ignored, by all that it starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 # Early, while it imports, loads and computes.
 MOMENTS = {"chat": (0.3, 0.9, 1.8), "convert": (0.3, 0.9, 1.8), "batch": (2.2,), "tp 2": (4.0,)}
 
@@ -150,7 +158,7 @@ MOMENTS = {"chat": (0.3, 0.9, 1.8), "convert": (0.3, 0.9, 1.8), "batch": (2.2,),
 @pytest.mark.slow
 @pytest.mark.parametrize("number", list(CODES))
 @pytest.mark.parametrize("name", MOMENTS)
-def test_a_signal_ends_a_command_with_its_code(name, number, tmp_path):
+def test_a_signal_ends_a_command_with_its_code(name, number, tmp_path, hangups):
     """What ends before has succeeded."""
     codes = {interrupt(name, number, after, tmp_path) for after in MOMENTS[name]}
     assert codes & (CODES[number] or {0})
