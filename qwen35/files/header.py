@@ -6,6 +6,7 @@ space forbids where files are larger than that.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, BinaryIO, NamedTuple
 
@@ -78,6 +79,8 @@ def _entry(name: str, stated: Any, start: int) -> Entry:
         if not isinstance(shape, list) or not whole or len(sizes) > _DIMENSIONS + 2:
             raise ValueError
         bits = _BITS[dtype] * math.prod(shape)
+        if len(stated) > 3:  # keys of others, which have to be JSON and Unicode too
+            check_text("its header", json.dumps(stated, ensure_ascii=False, allow_nan=False))
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"what is said of {shown(name)} is no tensor's: {shown(stated)}") from None
     if bits != 8 * (last - first):

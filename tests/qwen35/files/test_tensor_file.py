@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -149,6 +150,9 @@ HEADERS = [
     ({"x": ["F32", [2], [0]]}, 8, False),
     ({"x": ["F32", [2**40, 2**40], [0, 8]]}, 8, False),
     ({"x": ["F32", [10**400], [0, 8]]}, 8, False),
+    ({"x": ["F32", [2], [0, 8], ["\ud800"]]}, 8, False),  # a key of others
+    ({"x": ["F32", [2], [0, 8], math.inf]}, 8, False),
+    ({"x": ["F32", [2], [0, 8], [1]]}, 8, True),
     ({"__metadata__": ["pt"]}, 0, False),
     ({"__metadata__": 0}, 0, False),
     ({"__metadata__": None}, 0, True),
@@ -176,9 +180,9 @@ def test_a_size_of_very_many_dimensions_is_not_multiplied_out(tmp_path):
 
 @pytest.mark.parametrize(("stated", "size", "good"), HEADERS, ids=lambda v: str(v)[:40])
 def test_headers_are_taken_as_the_library_takes_them(tmp_path, stated, size, good):
-    names = ("dtype", "shape", "data_offsets")
+    names = ("dtype", "shape", "data_offsets", "other")
     header = {
-        name: dict(zip(names, entry, strict=True)) if name != "__metadata__" else entry
+        name: dict(zip(names, entry, strict=False)) if name != "__metadata__" else entry
         for name, entry in stated.items()
     }
     file = write(tmp_path / "x.safetensors", json.dumps(header).encode(), size)
