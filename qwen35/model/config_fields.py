@@ -7,7 +7,7 @@ neither files nor classes: `Config` gives it the names of its fields and checks 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from ..checks.values import integer, shown
@@ -76,9 +76,7 @@ def resolve(content: Any, names: Collection[str], vision_names: Collection[str])
     """
     if not isinstance(content, dict):
         raise ValueError(f"a configuration is a JSON object, not {type(content).__name__}")
-    dotted = [key for key in content if key.startswith((_TEXT, _VISION))]
-    if dotted:
-        raise ValueError(f"{shown(dotted[0])} is no key: what belongs to a section stands in it")
+    _check_outside(content)
     model_type = content.get("model_type")
     if "text_config" in content or model_type == _MULTIMODAL_MODEL_TYPE:
         return _resolve_multimodal(content, names, vision_names)
@@ -248,10 +246,23 @@ def to_content(fields: Fields) -> dict[str, Any]:
 
 def of_text_model(extra: Extra) -> Extra:
     """Names a multimodal configuration's unknown keys as its text model's alone would be named:
-    where the model and its text both have a key, the text's counts."""
+    where the model and its text both have a key, the text's counts.
+
+    Raises:
+        ValueError: a key of the text's begins as those of a section do.
+    """
     kept = [(name, text) for name, text in extra if not name.startswith(_VISION)]
     kept.sort(key=lambda pair: pair[0].startswith(_TEXT))
-    return tuple(sorted({name.removeprefix(_TEXT): text for name, text in kept}.items()))
+    named = {name.removeprefix(_TEXT): text for name, text in kept}
+    _check_outside(named)
+    return tuple(sorted(named.items()))
+
+
+def _check_outside(keys: Iterable[str]) -> None:
+    """Checks that no key outside of the sections is named as theirs are in `Extra`."""
+    dotted = [key for key in keys if key.startswith((_TEXT, _VISION))]
+    if dotted:
+        raise ValueError(f"{shown(dotted[0])} is no key: what belongs to a section stands in it")
 
 
 def _sections(extra: Extra) -> dict[str, Any]:

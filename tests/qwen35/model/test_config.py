@@ -533,6 +533,11 @@ def test_unknown_keys_with_dots_rewrite_nothing():
     assert written["text_config"]["vision_config.depth"] == 5
     assert (written["text_config"]["a.b"], written["c.d"]) == (6, 7)
     assert qwen35.Config.from_dict(written) == config
+    with pytest.raises(ValueError, match="depth' is no key"):
+        config.text_only()  # whose file would have it outside of a section
+    del content["vision_config"]
+    with pytest.raises(ValueError, match="depth' is no key"):
+        qwen35.Config.from_dict(content)
     alone = qwen35.Config.from_dict(text(**{"a.b": 6}))
     assert alone.to_dict()["a.b"] == 6
 
