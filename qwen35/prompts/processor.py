@@ -147,7 +147,7 @@ class Processor:
         directory = Path(directory)
         aside.make_directory(directory)
         with aside.switched(directory, "tokenizer.json", TOKENIZER_FILES) as new:
-            self.tokenizer.save_pretrained(new)
+            self.tokenizer.write_files(new)
             write_settings(new, self.images, self.videos)
 
     @property

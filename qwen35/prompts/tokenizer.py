@@ -97,14 +97,18 @@ class Tokenizer:
         directory = Path(directory)
         aside.make_directory(directory)
         with aside.switched(directory, "tokenizer.json", TOKENIZER_FILES) as new:
-            # Several templates would get a folder beside one in a file of its own.
-            several = isinstance(self.hf.chat_template, dict)
-            try:
-                self.hf.save_pretrained(new, save_jinja_files=not several)
-            except Exception as error:  # as in `encode`, of a full disk too
-                if isinstance(error, OSError):
-                    raise
-                raise OSError(f"the tokenizer can't be written ({told(error)})") from None
+            self.write_files(new)
+
+    def write_files(self, directory: Path) -> None:
+        """Writes the files into a new directory that the caller switches: see `save_pretrained`."""
+        # Several templates would get a folder beside one in a file of its own.
+        several = isinstance(self.hf.chat_template, dict)
+        try:
+            self.hf.save_pretrained(directory, save_jinja_files=not several)
+        except Exception as error:  # as in `encode`, of a full disk too
+            if isinstance(error, OSError):
+                raise
+            raise OSError(f"the tokenizer can't be written ({told(error)})") from None
 
     def render(
         self,
