@@ -24,7 +24,7 @@ import torch
 from . import trees
 from .backends import Backend, Graph
 from .chains import CannotCut
-from .devices import explained, release_host_memory
+from .devices import explained, on_xla_cpu, release_host_memory, reuse_host_memory
 from .executable import Executable, initialize_cache
 from .observers import CompileEvent, announce, on_compile
 from .staged import Xla
@@ -238,6 +238,8 @@ class Jitted:
                 report("failed")
                 raise
             release_host_memory()  # tracing and compiling leave a heap of hundreds of MB
+            if self._uses_xla and on_xla_cpu():
+                reuse_host_memory()
             report("done")
         return graph
 
