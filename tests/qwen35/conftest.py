@@ -21,7 +21,9 @@ from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig, logging
 import qwen35
 from qwen35.files.materialize import materialize
 from qwen35.forms import SpacedWeight
+from qwen35.generation import steps
 from qwen35.model.declarations import Parameter
+from qwen35.xla import compiled as compiled_functions
 
 sys.path.insert(0, str(Path(__file__).parent))  # lets this file import the module beside it
 
@@ -31,6 +33,19 @@ logging.set_verbosity_error()  # it warns that the fast kernels, which are not w
 logging.disable_progress_bar()
 
 LINEAR, FULL = "linear_attention", "full_attention"
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    """Gives a test steps and towers that have compiled nothing: those of the process keep what
+    other tests had compiled, which a test that counts would miss."""
+    fresh = functools.cache(compiled_functions.Compiled)
+    monkeypatch.setattr(compiled_functions, "_compiled", fresh)
+    for name, step in vars(steps).items():
+        if isinstance(step, compiled_functions.Compiled):
+            monkeypatch.setattr(steps, name, fresh(step._function, step._donate))
+    every = tuple(fresh(step._function, step._donate) for step in steps.ALL)
+    monkeypatch.setattr(steps, "ALL", every)
 
 
 def _rope(factor: float, section: list[int], theta: float = 10000.0) -> dict:

@@ -62,17 +62,20 @@ def assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, 
     assert counters["stats"]["unique_graphs"] == 3 and not counters["graph_break"]
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 def test_greedy_tokens_are_those_of_transformers(params, two_layers, letters):
     assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, "aot_eager", 0)
 
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.usefixtures("nothing_compiled")
 def test_greedy_tokens_by_inductor(params, two_layers, letters):
     assert_greedy_tokens_are_those_of_transformers(params, two_layers, letters, "inductor", 1e-5)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("nothing_compiled")
 def test_greedy_tokens_by_openxla(params, two_layers, letters):
     """torch-xla's own way of torch.compile, on the XLA device; in the plain forms."""
     remote = placed(params, "openxla")

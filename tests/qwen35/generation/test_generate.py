@@ -126,11 +126,12 @@ def test_sizes_of_prefill_steps_are_as_many_as_pay():
     assert part_count(0) == 1 and part_count(10**6) == 8
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 def test_batches_of_a_call_share_graphs(load, letters):
     """The last one too, which is shorter, and later calls; each row's tokens are its own."""
     name, prompts = "value_heads_x2_tied", [[5 + n, 9, 2 * n][: 1 + n % 3] for n in range(9)]
     sampling = [qwen35.Sampling(0.9 * (n % 2 == 0), seed=n, logprobs=2) for n in range(9)]
-    how = {"max_new_tokens": 4, "capacity": 40}  # which no other test has
+    how = {"max_new_tokens": 4, "capacity": 40}
     params = load(name, "xla")
     with on_compile() as seen:
         said = qwen35.generate(params, letters, prompts, sampling=sampling, batch=4, **how)

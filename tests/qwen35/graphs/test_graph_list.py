@@ -9,22 +9,12 @@ import pytest
 
 import qwen35
 from qwen35.commands.cli import main
-from qwen35.generation import steps
 from qwen35.generation.engine_settings import EngineSettings
 from qwen35.graphs import graph_list
-from qwen35.xla.compiled import Compiled
 from qwen35.xla.observers import on_compile
 
 DEMO = Path(__file__).resolve().parents[3] / "demo_vision"
-
-
-@pytest.fixture(autouse=True)
-def steps_of_its_own(monkeypatch):
-    """Gives a test steps that have compiled nothing: those of a process keep what other tests had
-    compiled, which would not be counted here."""
-    for name, step in vars(steps).items():
-        if isinstance(step, Compiled):
-            monkeypatch.setattr(steps, name, Compiled(step._function, step._donate))
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 def narrow(sees):

@@ -132,6 +132,7 @@ def test_hidden_and_merged_are_those_of_transformers(tower, name, grid):
         pytest.param("openxla", 2e-5, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("nothing_compiled")
 def test_a_backend_of_torch_compile_computes_the_same(tower, backend, tolerance):
     """One graph for each size of frames. By aot_eager its operations run one by one, so that bits
     are equal."""
@@ -174,6 +175,7 @@ def test_every_tensor_matters(tower):
         assert (wrong - right).abs().max() > 1e-2, place
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 def test_compiled_is_transformers_too(tower, compiled):
     """One graph per padded size and kind of group, whatever the order and number of images."""
     case = tower()
@@ -192,6 +194,7 @@ def test_compiled_is_transformers_too(tower, compiled):
     assert step.compile_count - before == 5
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 def test_blocks_that_are_alike_share_a_graph(tower, compiled):
     """For each size of frames one for all three blocks, and one for what follows them; or one
     graph, where blocks can't be cut so."""
