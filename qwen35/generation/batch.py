@@ -46,9 +46,11 @@ class _Settings(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """What a row leaves, on the device: its keys and values in windows of tokens, and the rest."""
+    """What a row leaves, on the device: its keys and values in windows of tokens, of each window
+    from where to where they count, and the rest."""
 
     windows: tuple[KV, ...]
+    spans: tuple[tuple[int, int], ...]
     rest: tuple[Tensor, tuple[DeltaNetState, ...], Tensor]
 
 
@@ -272,23 +274,26 @@ class Batch:
 
     def copies(self, row: Rows, start: int, end: int) -> Copies:
         """Copies on the device what a row leaves: of keys and values those of tokens start to
-        end - 1. The row may be consumed then."""
+        end - 1. The row may be consumed then, and the slots may grow."""
+        places = self._windows(start, end)
         windows = tuple(
             steps.window(self.params, row.state, self._ids([begin] * self._copies), self.chunk)
-            for begin, _, _ in self._windows(start, end)
+            for begin, _, _ in places
         )
-        return Copies(windows, steps.recurrent(self.params, row))
+        spans = tuple((left, right) for _, left, right in places)
+        return Copies(windows, spans, steps.recurrent(self.params, row))
 
-    def fetch(self, copies: Copies, start: int, end: int, replica: int = 0) -> tuple[KV, Snapshot]:
+    def fetch(self, copies: Copies, replica: int = 0) -> tuple[KV, Snapshot]:
         """Copies to the CPU what `copies` made; of all ranks of a dp row, one after the other along
         dimension 0, where they are here."""
-        windows, (offset, layers, logits) = fetch_state(self.params, copies, replica)
+        made = copies.windows, copies.rest
+        windows, (offset, layers, logits) = fetch_state(self.params, made, replica)
         parts = [
             [
                 AttentionState(layer.key[..., left:right], layer.value[:, :, left:right])
                 for layer in window
             ]
-            for window, (_, left, right) in zip(windows, self._windows(start, end), strict=True)
+            for window, (left, right) in zip(windows, copies.spans, strict=True)
         ]
         kv = tuple(
             AttentionState(

@@ -61,7 +61,7 @@ class Keeper:
         """
         while self._copied:
             keys, start, copies, replica = self._copied.popleft()
-            kv, snapshot = self._batch.fetch(copies, start, len(keys), replica)
+            kv, snapshot = self._batch.fetch(copies, replica)
             if not snapshot.logits.isnan().all():
                 self._cache.insert(keys, kv, snapshot, start)
 

@@ -123,3 +123,27 @@ def test_a_prompt_whose_numbers_break_leaves_nothing_to_others(load, letters, va
     list(engine.run())
     assert [request.completion().tokens for request in requests[1:]] == [alone.tokens] * 2
     assert requests[2].cached_tokens == 3 and engine.stats.snapshots
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_copy_may_wait_while_the_slots_grow(seed, load, letters):
+    """What it holds of keys and values lies where it lay when it was made."""
+    params = load("value_heads_x2_tied")
+    draw = torch.Generator().manual_seed(seed)
+    size = params.config.vocab_size
+    first, long = (torch.randint(size, (n,), generator=draw).tolist() for n in (44, 60))
+    free = {"sampling": Sampling(ignore_eos=True)}
+    engine = Engine(
+        *(params, letters),
+        **{"slots": 1, "capacity": 64, "max_capacity": 96},
+        **{"prefill_chunk": 32, "prefill_sizes": 1, "snapshot_every": 64},
+    )
+    said = engine.submit(first, max_new_tokens=20, **free)
+    engine.submit(long, max_new_tokens=8, **free)  # grows them while a copy of the first waits
+    list(engine.run())
+    prompt = [*first, *said.new_tokens, 9]
+    went_on = engine.submit(prompt, max_new_tokens=20, **free)
+    list(engine.run())
+    assert went_on.cached_tokens > 32
+    [alone] = qwen35.generate(params, letters, [prompt], max_new_tokens=20, **free)
+    assert went_on.completion().tokens == alone.tokens
