@@ -148,7 +148,10 @@ class Jitted:
                     self._target.refuse_gradients(values)
                 return graph(leaves, frozen)
             except RuntimeError as error:
-                raise explained(self._target.name, error) from error.__cause__
+                ours = explained(self._target.name, error)
+                if ours is error:  # with its cause and context
+                    raise
+                raise ours from error
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile for these arguments, unless that has been done, without running: no argument is

@@ -83,9 +83,11 @@ def compile_graph(
         report: called with "trace" and "compile" before each.
     """
     report("trace")
+    compiles = False
     try:
         with Trace(target, values, leaves, frozen, chains.stop) as trace:
             report("compile")
+            compiles = True
             first = Executable(target.name, signature, trace, trace.compile())
         if trace.body is None:
             return first
@@ -93,6 +95,8 @@ def compile_graph(
     except CannotCut as reason:
         signature = f"{signature} (one graph: {reason})"
     with Trace(target, values, leaves, frozen) as trace:
+        if not compiles:
+            report("compile")
         return Executable(target.name, signature, trace, trace.compile())
 
 

@@ -8,8 +8,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from qwen35.xla import private
-from qwen35.xla.chains import chain
+from qwen35.xla.chains import cannot_cut, chain
 from qwen35.xla.devices import device_put
+from qwen35.xla.environment import xla
 from qwen35.xla.jit import jit
 from qwen35.xla.observers import on_compile
 
@@ -167,9 +168,36 @@ def a_number_in_the_carry(kept, states, x, bias):
     return chain(counting, (x, 0), bias, list(zip(kept, states, strict=True)))
 
 
+def custom(carry, around, kept, state):
+    """A run with a custom call, whose graph has an output more: its salt."""
+    y = carry * kept
+    if y.device.type == "xla":  # "Sharding": the CPU runs it, as y
+        call = xla()._XLAC._xla_custom_call
+        y = call([y], "Sharding", [list(y.shape)], [torch.float32], False, "", 1, {})[0]
+    return y + state, state * y + around
+
+
+def custom_runs(kept, states, x):
+    return chain(custom, x, x * 0, list(zip(kept, states, strict=True)))
+
+
+def test_runs_may_have_custom_calls():
+    x = torch.tensor([1.0, 2, 3])
+    kept, states = ([torch.full((3,), n / 3) for n in (k, k + 1, k + 2)] for k in (2, 5))
+    fn = jit(custom_runs)
+    assert_close(fn(*device_put((kept, states, x), "xla")), custom_runs(kept, states, x))
+    assert "one graph" not in fn.signatures[0]
+
+
+def no_chain(kept, states, x, bias):
+    cannot_cut("it is odd")
+    return [mix(x, bias, *run) for run in zip(kept, states, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("function", "donate", "reason"),
     [
+        (no_chain, (), "it is odd"),
         (a_number_in_the_carry, ("states",), "more than tensors"),
         (runs_of_runs, ("states",), "runs of its own"),
         (old_state_too, (), None),
@@ -180,8 +208,10 @@ def a_number_in_the_carry(kept, states, x, bias):
 )
 def test_what_can_not_be_cut_is_one_graph_that_says_why(function, donate, reason):
     arguments = made()
-    fn = jit(function, donate=donate)
-    assert_close(fn(*device_put(arguments, "xla")), function(*arguments))
+    fn, phases = jit(function, donate=donate), []
+    with on_compile(lambda event: event.name == function.__name__ and phases.append(event.phase)):
+        assert_close(fn(*device_put(arguments, "xla")), function(*arguments))
+    assert phases == ["trace", "compile", "done"]
     (signature,) = fn.signatures
     assert ("one graph" in signature) == (reason is not None)
     assert reason is None or reason in signature

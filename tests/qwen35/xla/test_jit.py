@@ -1075,3 +1075,16 @@ def test_custom_calls_that_differ_only_in_their_configuration_do_not_collide():
 
     assert [compiled(*kernel) for kernel in (("a", {}), ("b", {}), ("a", {"k": "1"}))] == [1, 1, 1]
     assert [compiled(*kernel) for kernel in (("a", {}), ("b", {}), ("a", {"k": "1"}))] == [0, 0, 0]
+
+
+def test_an_error_of_the_function_keeps_what_it_came_of():
+    def fails(x):
+        try:
+            return {}["missing"]
+        except KeyError:
+            raise RuntimeError("not this one")  # noqa: B904 - its context is what is looked at
+
+    with pytest.raises(RuntimeError, match="not this one") as caught:
+        jit(fails)(on_xla(torch.ones(2)))
+    assert isinstance(caught.value.__context__, KeyError)
+    assert not caught.value.__suppress_context__
