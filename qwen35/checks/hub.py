@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, causes
 from .json_file import read_object
 
 if TYPE_CHECKING:
@@ -97,9 +97,8 @@ def _missing(directory: Path) -> str | None:
 
 def _cause(error: BaseException) -> str:
     """Names what went wrong in the first place, without the library's advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return type(error).__name__
+    *_, first = causes(error)
+    return type(first).__name__
 
 
 def _silent() -> type[tqdm]:

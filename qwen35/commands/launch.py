@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from ..checks.errors import causes
 from ..model.params import Runtime
 from ..sharding import process
 from ..sharding.launch import start_ranks
@@ -103,17 +104,16 @@ def _ends_of_ranks() -> Iterator[None]:
         raise
 
 
-def _of_ranks(error: BaseException | None) -> bool:
+def _of_ranks(error: BaseException) -> bool:
     """Tells whether an error comes of what ranks say to each other.
 
     torch raises RuntimeErrors for those and for mistakes alike: by the module that they come from.
     """
-    while error is not None:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for one in causes(error):
+        frames = [frame for frame, _ in traceback.walk_tb(one.__traceback__)]
         module = str(frames[-1].f_globals.get("__name__")) if frames else ""
-        if isinstance(error, RuntimeError) and module.startswith(_RANKS_TALK):
+        if isinstance(one, RuntimeError) and module.startswith(_RANKS_TALK):
             return True
-        error = error.__cause__
     return False
 
 

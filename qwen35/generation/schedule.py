@@ -25,6 +25,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from ..checks.errors import causes
 from ..model.rows import grow
 from . import buckets, reading
 from .batch import Batch
@@ -333,8 +334,7 @@ class Schedule:
         self._torn = False
 
 
-def _let_go(error: BaseException | None) -> None:
+def _let_go(error: BaseException) -> None:
     """Empties the frames of an error: they hold tensors, and it is kept as long as its request."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    for one in causes(error, contexts=True):
+        traceback.clear_frames(one.__traceback__)
