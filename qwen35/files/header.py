@@ -78,6 +78,9 @@ def _entry(name: str, stated: Any, start: int) -> Entry:
         whole = all(type(value) is int and 0 <= value < _MOST for value in sizes)
         if not isinstance(shape, list) or not whole or len(sizes) > _DIMENSIONS + 2:
             raise ValueError
+        # torch multiplies sizes for its strides, those of an empty tensor too.
+        if math.prod(value or 1 for value in shape) >= _MOST:
+            raise ValueError
         bits = _BITS[dtype] * math.prod(shape)
         if len(stated) > 3:  # keys of others, which have to be JSON and Unicode too
             check_text("its header", json.dumps(stated, ensure_ascii=False, allow_nan=False))

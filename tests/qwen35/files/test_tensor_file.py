@@ -150,6 +150,7 @@ HEADERS = [
     ({"x": ["F32", [2], [0]]}, 8, False),
     ({"x": ["F32", [2**40, 2**40], [0, 8]]}, 8, False),
     ({"x": ["F32", [10**400], [0, 8]]}, 8, False),
+    ({"x": ["F32", [0, 2**62], [0, 0]]}, 0, True),
     ({"x": ["F32", [2], [0, 8], ["\ud800"]]}, 8, False),  # a key of others
     ({"x": ["F32", [2], [0, 8], math.inf]}, 8, False),
     ({"x": ["F32", [2], [0, 8], [1]]}, 8, True),
@@ -174,6 +175,15 @@ def test_what_a_header_says_twice_is_refused(tmp_path):
 def test_a_size_of_very_many_dimensions_is_not_multiplied_out(tmp_path):
     header = {"x": {"dtype": "F32", "shape": [2**62] * 100_000, "data_offsets": [0, 8]}}
     file = write(tmp_path / "x.safetensors", json.dumps(header).encode(), 8)
+    with pytest.raises(qwen35.CheckpointError, match="is no tensor's"):
+        TensorFile(file)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [0, 2**62, 8], [2**32, 0, 2**32]])
+def test_sizes_of_an_empty_tensor_that_torch_can_not_hold_are_refused(tmp_path, shape):
+    """The library takes them, and torch fails when the tensor is made."""
+    header = {"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+    file = write(tmp_path / "x.safetensors", json.dumps(header).encode(), 0)
     with pytest.raises(qwen35.CheckpointError, match="is no tensor's"):
         TensorFile(file)
 
