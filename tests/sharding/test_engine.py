@@ -80,6 +80,7 @@ def test_slots_of_all_ranks_grow(name, checkpoint, run_ranks):
         ("even", 2, 2, 16),
         pytest.param("even", 1, 4, 40, marks=slow),
         pytest.param("heads_of_27b", 1, 8, 40, marks=slow),
+        pytest.param("heads_of_27b", 1, 16, 16, marks=slow),
     ],
 )
 def test_an_engine_in_processes(name, dp, tp, count, checkpoint, run_ranks):
