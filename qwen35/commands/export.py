@@ -50,9 +50,10 @@ Phases, one or several with commas: prefill, prefill_images (the prompt's embedd
 are given), decode, and vision, the tower on frames of one size. Logits are whole on every rank.
 
 With --segments a step is cut into several graphs, PHASE_first, PHASE_run_0 and so on, PHASE_last,
-each of which has its five files. PHASE.json lists the launches: which graph, and the parameters and
-outputs of each one at the paths that it takes and gives, with "carry" and "around" for what passes
-from one to the next. A table, printed and in PHASE.json, compares that with one graph.
+each of which has its five files; what another phase has written already is taken from there.
+PHASE.json lists the launches: which graph, and the parameters and outputs of each one at the paths
+that it takes and gives, with "carry" and "around" for what passes from one to the next. A table,
+printed and in PHASE.json, compares that with one graph. Of an engine the steps with layers are cut.
 
 engine is all that an engine's warm-up compiles, each graph as a phase of its own (engine_decode,
 engine_prefill_32, engine_choose_greedy, ...): a prefill for each of --chunks, decode and choice of
@@ -109,8 +110,6 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--phase engine stands alone: it is graphs of all kinds")
     if engine and (options.weights or options.head):
         raise ValueError("--weights and --head are for graphs of one step, not for an engine's")
-    if engine and options.segments != 1:
-        raise ValueError("--segments cuts one step, not the steps of an engine")
     if options.in_jax:
         _check_run(options, engine)
 
@@ -123,9 +122,11 @@ def run(options: argparse.Namespace) -> int:
                  for name in ("tokens", "batch", "weights", "head", "fp8")}  # fmt: skip
         for phase in dict.fromkeys(phases):
             if options.segments == 1:
-                written.add(trace(config, phase, **asked, **shared))
+                graph = trace(config, phase, **asked, **shared)
+                written.add(graph)
+                written.steps[phase] = graph
             else:
-                _export_launches(config, phase, options.segments, asked | shared, written)
+                _export_step(config, phase, options.segments, asked | shared, written)
     compared = _run_in_jax(options, written) if options.in_jax else []
     if options.json:
         from ..reports.page import plain
@@ -150,11 +151,17 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Written:
-    """The graphs that a command has written, and what it says of them."""
+    """The graphs that a command has written, and what it says of them.
+
+    Attributes:
+        graphs: those with files of their own, by name.
+        steps: each phase as one graph, whether or not it was written as one.
+    """
 
     def __init__(self, directory: Path, *, quiet: bool) -> None:
         self.directory, self.quiet = directory, quiet
         self.graphs: dict[str, Graph] = {}
+        self.steps: dict[str, Graph] = {}
         self.described: dict[str, Any] = {"graphs": {}}
         self.findings: list[str] = []
 
@@ -180,46 +187,76 @@ class _Written:
         if not self.quiet:
             print(text)
 
+    def add_launches(self, whole: Graph, launches: Sequence[Graph]) -> dict[str, Any]:
+        """Writes the graphs that a step is cut into, but those that are there already, and how they
+        are launched; returns what that costs beside the `whole`."""
+        from ..graphs.export_files import write_launches
+        from ..graphs.launch_costs import count_launches, distinct, with_known_names
 
-def _export_launches(
+        launches = with_known_names(launches, self.graphs)
+        for name, graph in distinct(launches).items():
+            if name not in self.graphs:
+                self.add(graph)
+        counted = count_launches(launches, whole)
+        for file, size in write_launches(self.directory, whole.phase, launches, counted).items():
+            self.say(f"{file}: {size:,} bytes")
+        self.steps[whole.phase] = whole
+        self.described.setdefault("segments", {})[whole.phase] = counted
+        return counted
+
+
+def _export_step(
     config: Config, phase: str, segments: int | str, asked: dict[str, Any], written: _Written
 ) -> None:
     """Writes the graphs that a step is cut into, each once, and how they are launched."""
     from ..graphs.export import trace, trace_launches
-    from ..graphs.export_files import write_launches
-    from ..graphs.launch_costs import count_launches, distinct, render
+    from ..graphs.launch_costs import render
 
     launches = trace_launches(config, phase, segments=segments, **asked)
-    for graph in distinct(launches).values():
-        written.add(graph)
     whole = trace(config, phase, **asked | {"stablehlo": False})
-    counted = count_launches(launches, whole)
-    for file, size in write_launches(written.directory, phase, launches, counted).items():
-        written.say(f"{file}: {size:,} bytes")
-    written.graphs[phase] = whole
-    written.described["segments"] = written.described.get("segments", {}) | {phase: counted}
-    written.say(render(phase, counted))
+    written.say(render({phase: written.add_launches(whole, launches)}))
 
 
 def _export_engine(
     options: argparse.Namespace, config: Config, shared: dict[str, Any], written: _Written
 ) -> None:
-    """Writes every graph of an engine, and a report on all."""
+    """Writes every graph of an engine, or those that it is cut into, and a report on all."""
     from ..files import aside
-    from ..graphs.engine_graphs import describe_engine, render_engine, trace_engine
+    from ..graphs.engine_graphs import describe_engine, render_engine
     from ..graphs.export_files import as_text
+    from ..graphs.launch_costs import render
+
+    shapes = shared | {"slots": options.slots, "chunks": _chunks(options)}
+    counted: dict[str, Any] = {}
 
     def traced() -> Iterator[Graph]:
-        settings = {"slots": options.slots, "chunks": _chunks(options)}
-        for graph in trace_engine(config, **settings, **shared):
-            written.add(graph)
-            yield graph
+        for whole, launches in _engine_steps(config, options.segments, shapes):
+            if launches:
+                counted[whole.phase] = written.add_launches(whole, launches)
+            else:
+                written.add(whole)
+            yield whole
 
     report = describe_engine(traced())
+    if counted:
+        report["segments"] = counted
     file, text = written.directory / "engine.json", as_text(report)
     aside.write(file, text)
     written.say(f"{file}: {len(text):,} bytes")
     written.say(render_engine(report))
+    if counted:
+        written.say(render(counted))
+
+
+def _engine_steps(
+    config: Config, segments: int | str, shapes: dict[str, Any]
+) -> Iterator[tuple[Graph, list[Graph]]]:
+    """Traces each step of an engine, and what it is cut into, if it is."""
+    from ..graphs.engine_graphs import trace_engine, trace_engine_launches
+
+    if segments != 1:
+        return trace_engine_launches(config, segments=segments, **shapes)
+    return ((whole, []) for whole in trace_engine(config, **shapes))
 
 
 def _chunks(options: argparse.Namespace) -> Sequence[int]:
@@ -272,7 +309,7 @@ def _run_in_jax(options: argparse.Namespace, written: _Written) -> list[Compared
         calls = engine_calls_of(params, **sizes)
     else:
         sizes = {"tokens": options.tokens, "batch": options.batch, "capacity": options.capacity}
-        calls = calls_of(params, written.graphs, **sizes)
+        calls = calls_of(params, written.steps, **sizes)
     compared = compare(
         written.directory,
         directory,

@@ -93,6 +93,8 @@ def launch_design(
     *,
     one_token: bool,
     positions: bool,
+    states: Sequence[str] = ("state",),
+    engine: bool = False,
 ) -> Design:
     """Designs one of the graphs that a step of the model, or the tower, is cut into (`launches`).
 
@@ -101,26 +103,36 @@ def launch_design(
         name: the graph's.
         layers: that run in it, or blocks, by number.
         one_token, positions: as for `model_design`.
+        states: the paths of what the layers replace; the second is of rows that the step decodes
+            besides.
+        engine: whether it is an engine's step: rows have lengths, and logits, which stand beside
+            the states, stay split and replace others.
     """
     tower, count = isinstance(config, VisionConfig), len(layers)
     others = _VISION_OTHERS if tower else _OTHERS
+    others += engine * (_ENGINE + positions * _POSITIONS)
     if name == FIRST:
         reduced = {} if tower else {"all-reduce": 1}
         return Design(reduced, 0, others, weights=False, donates=())
     if name == LAST:
-        joined = {"all-reduce": 1} if tower else {"all-gather": 1}
+        joined = {"all-reduce": 1} if tower else {"all-gather": int(not engine)}
         reductions = 2 if tower else 1 + 2 * positions
-        donates = ("state.position", "state.rope_offset")
-        return Design(joined, reductions, others, weights=False, donates=donates)
+        replaced = [f"{state}.{part}" for state in states for part in ("position", "rope_offset")]
+        if engine:
+            replaced += [f"{state.removesuffix('state')}logits" for state in states]
+        how = {"weights": False, "donates": tuple(replaced), "splits_logits": engine}
+        return Design(joined, reductions, others, **how)
     if isinstance(config, VisionConfig):
         return Design({"all-reduce": 2 * count}, 6 * count, _VISION_BLOCK * count)
     kinds = [config.layer_types[layer] for layer in layers]
+    beside = len(states) > 1
+    instructions = _instructions(kinds, one_token) + beside * _instructions(kinds, True)
     return Design(
         {"all-reduce": 2 * count},
-        reductions=2 * count + _mixers(kinds),
-        instructions=_instructions(kinds, one_token),
-        donates=("state.layers",),
-        kernels=sum(kind != FULL for kind in kinds),
+        reductions=2 * count + _mixers(kinds) * len(states),
+        instructions=instructions + engine * _MASKED * count * len(states),
+        donates=tuple(f"{state}.layers" for state in states),
+        kernels=sum(kind != FULL for kind in kinds) * len(states),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 
@@ -18,8 +18,9 @@ from ..model.params import Runtime
 from ..reports.tables import markdown_table
 from ..sharding.mesh import Mesh
 from .costs import count_costs
-from .design import Design, model_design
+from .design import Design, launch_design, model_design
 from .export import Graph
+from .launches import lower_launches
 from .lowering import lower_call
 from .roofline import collective_bytes
 from .summary import short_bytes
@@ -52,18 +53,21 @@ _CHOICES = {
 _EXCHANGE = 800  # to put a row into its slot, for any preset
 
 
+class EngineShapes(TypedDict, total=False):
+    """What an engine's graphs are traced with; each is explained at `trace_engine`."""
+
+    mesh: Mesh
+    rank: int
+    slots: int
+    capacity: int
+    chunks: Sequence[int]
+    top_logprobs: int
+    dtype: torch.dtype | str
+    kernels: str
+
+
 def trace_engine(
-    config: Config,
-    *,
-    mesh: Mesh = Mesh(),
-    rank: int = 0,
-    slots: int = 8,
-    capacity: int = 4096,
-    chunks: Sequence[int] = (32, 64, 96, 128),
-    top_logprobs: int = 0,
-    dtype: torch.dtype | str = torch.bfloat16,
-    kernels: str = "portable",
-    stablehlo: bool = False,
+    config: Config, *, stablehlo: bool = False, **shapes: Unpack[EngineShapes]
 ) -> Iterator[Graph]:
     """Traces each graph that the warm-up of an engine compiles, for one rank, in its order.
 
@@ -82,10 +86,121 @@ def trace_engine(
     Raises:
         ValueError: the mesh can't split the model, or a chunk is over the capacity.
     """
+    for step in _steps(config, **shapes):
+        yield step.whole(stablehlo)
+
+
+def trace_engine_launches(
+    config: Config,
+    *,
+    segments: int | str,
+    stablehlo: bool = False,
+    **shapes: Unpack[EngineShapes],
+) -> Iterator[tuple[Graph, list[Graph]]]:
+    """Traces the graphs of `trace_engine`, and those that `Runtime(segments=…)` cuts them into.
+
+    Yields:
+        A graph, and what it is cut into as from `export.trace_launches`: nothing where it has no
+        layers, and only such a graph has its StableHLO.
+
+    Raises:
+        ValueError: as `trace_engine`, or a step can't be cut so.
+    """
+    for step in _steps(config, segments=segments, **shapes):
+        if step.runs_layers:
+            yield step.whole(False), step.launches(stablehlo)
+        else:
+            yield step.whole(stablehlo), []
+
+
+class _Step(NamedTuple):
+    """A step of an engine, its arguments as trees of meta tensors, and what `Graph` says of it."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    returns: tuple[str, ...]
+    slots: int
+    facts: dict[str, Any]
+
+    @property
+    def runs_layers(self) -> bool:
+        return self.name.startswith("prefill") or self.name == "decode"
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        """The arguments that a step with layers replaces: what it reads into, what it decodes."""
+        beside = self.name != "decode" and self.slots > 1  # a prefill step decodes the slots
+        return ("row", "rows") if beside else ("rows",)
+
+    @property
+    def given(self) -> dict[str, bool]:
+        """What tells a step with layers from others of the model."""
+        return {"one_token": self.name == "decode", "positions": self.name == "prefill_images"}
+
+    def whole(self, stablehlo: bool) -> Graph:
+        """Traces it as one graph."""
+        made = lower_call(self.function, self.arguments, self.returns, stablehlo=stablehlo)
+        facts = self.facts | {"phase": f"engine_{self.name}", "design": self.design()}
+        return Graph(**vars(made), **facts)
+
+    def launches(self, stablehlo: bool) -> list[Graph]:
+        """Traces it as the graphs that it is cut into."""
+        states = [f"{tree}.state" for tree in self.trees]
+        how = self.given | {"states": states, "engine": True}
+        graphs = []
+        made = lower_launches(self.function, self.arguments, self.returns, stablehlo=stablehlo)
+        for name, graph in made:
+            design = launch_design(self.facts["config"], name, graph.layers, **how)
+            facts = self.facts | {"phase": f"engine_{self.name}_{name}", "design": design}
+            graphs.append(Graph(**vars(graph), **facts))
+        return graphs
+
+    def design(self) -> Design:
+        """What the graph is made of."""
+        config = self.facts["config"]
+        if self.runs_layers:
+            return model_design(
+                config,
+                **self.given,
+                lengths=True,
+                donates=self.trees,
+                splits_logits=True,
+                decodes=len(self.trees) > 1,
+            )
+        donates: tuple[str, ...] = ("rows", "tree") if self.name.startswith("put") else ()
+        if self.name not in _CHOICES:
+            return Design({}, 0, _EXCHANGE, weights=False, donates=donates, splits_logits=True)
+        gathers, reductions, instructions = _CHOICES[self.name]
+        return Design(
+            {"all-gather": gathers},
+            reductions,
+            instructions,
+            weights=False,
+            donates=("counts",),
+            splits_logits=True,
+        )
+
+
+def _steps(
+    config: Config,
+    *,
+    mesh: Mesh = Mesh(),
+    rank: int = 0,
+    slots: int = 8,
+    capacity: int = 4096,
+    chunks: Sequence[int] = (32, 64, 96, 128),
+    top_logprobs: int = 0,
+    dtype: torch.dtype | str = torch.bfloat16,
+    kernels: str = "portable",
+    segments: int | str = 1,
+) -> Iterator[_Step]:
+    """Lists the steps of an engine; arguments are those of `trace_engine`, with the `segments` of
+    its `Runtime`."""
     sizes = tuple(sorted(set(chunks)))
     if sizes[-1] > capacity:
         raise ValueError(f"a chunk of {sizes[-1]} is over the capacity of {capacity}")
-    runtime = Runtime(mesh=mesh, rank=rank, forms="plain", kernels=kernels)
+    runtime = Runtime(mesh=mesh, rank=rank, forms="plain", kernels=kernels, segments=segments)
     params = abstract_params(config.text_only(), dtype=dtype, runtime=runtime)
     batch = Batch(
         params,
@@ -95,52 +210,18 @@ def trace_engine(
         top_logprobs=top_logprobs,
         ends=frozenset(config.eos_token_ids),
     )
+    traced = {"mesh": mesh, "rank": rank, "capacity": capacity, "config": config}
+    traced |= {"kernels": kernels, "dtype": name_of(as_dtype(dtype))}
     for name, step, values in batch.graphs(pictures=config.vision is not None, limited=True):
         parameters = list(inspect.signature(step).parameters)
         arguments = dict(zip(parameters, values, strict=False))
-        lowered = lower_call(step.__wrapped__, arguments, RETURNS[step], stablehlo=stablehlo)
         prefill = name.startswith("prefill")
         alone = prefill or name in ("recurrent", "window")
-        yield Graph(
-            **vars(lowered),
-            phase=f"engine_{name}",
-            mesh=mesh,
-            rank=rank,
-            tokens=arguments["tokens"].shape[1] if prefill else 1,
-            capacity=capacity,
-            batch=1 if alone else slots,
-            dtype=name_of(as_dtype(dtype)),
-            config=config,
-            kernels=kernels,
-            design=_design(config, name, slots),
-        )
-
-
-def _design(config: Config, name: str, slots: int) -> Design:
-    """What a graph of an engine of so many slots is made of."""
-    if name.startswith("prefill") or name == "decode":
-        beside = name != "decode" and slots > 1  # a prefill step decodes the slots
-        return model_design(
-            config,
-            one_token=name == "decode",
-            positions=name == "prefill_images",
-            lengths=True,
-            donates=("row", "rows") if beside else ("rows",),
-            splits_logits=True,
-            decodes=beside,
-        )
-    donates: tuple[str, ...] = ("rows", "tree") if name.startswith("put") else ()
-    if name not in _CHOICES:
-        return Design({}, 0, _EXCHANGE, weights=False, donates=donates, splits_logits=True)
-    gathers, reductions, instructions = _CHOICES[name]
-    return Design(
-        {"all-gather": gathers},
-        reductions,
-        instructions,
-        weights=False,
-        donates=("counts",),
-        splits_logits=True,
-    )
+        facts = traced | {
+            "tokens": arguments["tokens"].shape[1] if prefill else 1,
+            "batch": 1 if alone else slots,
+        }
+        yield _Step(name, step.__wrapped__, arguments, RETURNS[step], slots, facts)
 
 
 def describe_engine(graphs: Iterable[Graph]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
@@ -31,7 +30,6 @@ from .lowering import Lowered, lower_call
 
 PHASES = ("prefill", "prefill_images", "decode", "vision")
 _RETURNS = ("logits", "state")
-_LAYER = re.compile(r"^params\.(?:layers|blocks)\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,8 @@ def trace_launches(
     graphs = []
     for name, made in lower_launches(step, arguments, _RETURNS, stablehlo=stablehlo):
         graph = Graph(**vars(made), **facts | {"phase": f"{phase}_{name}"})
-        layers = sorted({int(at) for path in made.paths for at in _LAYER.findall(path)})
         given = {"one_token": phase == "decode", "positions": phase == "prefill_images"}
-        design = launch_design(graph.part, name, layers, **given)
+        design = launch_design(graph.part, name, made.layers, **given)
         graphs.append(dataclasses.replace(graph, design=design))
     return graphs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -67,12 +68,21 @@ def distinct(launches: Sequence[Graph]) -> dict[str, Graph]:
     return graphs
 
 
+def with_known_names(launches: Sequence[Graph], known: Mapping[str, Graph]) -> list[Graph]:
+    """Returns the launches, but those of a graph that is among the known ones under its name."""
+    names = {
+        name: next((old for old, graph in known.items() if graph.same_graph(new)), name)
+        for name, new in distinct(launches).items()
+    }
+    return [dataclasses.replace(graph, phase=names[graph.phase]) for graph in launches]
+
+
 def _passes(slot: Slot) -> bool:
     return slot.path.startswith(_BETWEEN)
 
 
-def render(step: str, counted: Mapping[str, Any]) -> str:
-    """Renders the counts of a step as a Markdown table, one graph beside several."""
+def render(counted: Mapping[str, Mapping[str, Any]]) -> str:
+    """Renders the counts of steps, by name, as a Markdown table: each as one graph, and cut."""
     rows = [
         (
             name,
@@ -82,7 +92,8 @@ def render(step: str, counted: Mapping[str, Any]) -> str:
             short_bytes(costs["passed_bytes"]),
             f"{costs['passed_share']:.2%}",
         )
-        for name, costs in ((f"{step}, one graph", counted["whole"]), (f"{step}, cut", counted))
+        for step, counts in counted.items()
+        for name, costs in ((f"{step}, one graph", counts["whole"]), (f"{step}, cut", counts))
     ]
     head = ("", "instructions to compile", "graphs", "launches of a step", "passed", "of a step")
     return markdown_table(head, rows)

@@ -19,6 +19,8 @@ from .design import Design
 from .hlo import Module
 from .lint import Case
 
+_LAYER = re.compile(r"^params\.(?:layers|blocks)\[(\d+)\]")
+
 
 class Slot(NamedTuple):
     """What a graph takes or returns: where it stands in the step's trees, and its type."""
@@ -74,6 +76,11 @@ class Lowered:
         return tuple(slot.path for slot in self.inputs)
 
     @property
+    def layers(self) -> list[int]:
+        """Returns the numbers of the layers, or of the tower's blocks, that the step was given."""
+        return sorted({int(at) for path in self.paths for at in _LAYER.findall(path)})
+
+    @property
     def signature(self) -> dict[str, list[dict[str, Any]]]:
         """Returns the graph's parameters and outputs, in its order, as plain values for JSON.
 
@@ -94,6 +101,14 @@ class Lowered:
     def module(self) -> Module:
         """The parsed text."""
         return Module(self.text)
+
+    def same_graph(self, other: Lowered) -> bool:
+        """Tells whether another has the same graph, whatever the paths of what it takes and
+        gives."""
+        if (self.text, self.donated) != (other.text, other.donated):
+            return False
+        pairs = zip(self.captured, other.captured, strict=True)
+        return all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
     def case(
         self,

@@ -9,8 +9,9 @@ import pytest
 
 import qwen35
 from qwen35.commands import cli
+from qwen35.graphs.engine_graphs import trace_engine, trace_engine_launches
 from qwen35.graphs.export import trace, trace_launches
-from qwen35.graphs.launch_costs import count_launches, distinct, render
+from qwen35.graphs.launch_costs import count_launches, distinct, render, with_known_names
 from qwen35.sharding.mesh import Mesh
 
 SMALL = dataclasses.replace(
@@ -23,6 +24,8 @@ SMALL = dataclasses.replace(
 )
 TOWER = dataclasses.replace(qwen35.presets["0.8b"].vision, depth=3, out_hidden_size=256)
 SEEING = dataclasses.replace(SMALL, vision=TOWER)
+KINDS = ("linear_attention", "full_attention")
+ENGINE = ("--phase", "engine", "--chunks", "8")
 BOUND = 5e-6  # as in test_export_check
 
 
@@ -33,22 +36,8 @@ def export(model, out, phases, *more) -> int:
     return cli.main([*command, *sizes, *more, str(out)])
 
 
-@pytest.mark.parametrize(
-    ("phase", "runs"),
-    [
-        ("decode", ["run_0"] * 2),
-        ("prefill", ["run_0", "run_1", "run_0", "run_2"]),
-        ("prefill_images", ["run_0", "run_1", "run_0", "run_2"]),
-        ("vision", ["run_0"] * 3),
-    ],
-)
-@pytest.mark.parametrize("tp", [1, 4])
-def test_launches_keep_the_rules_and_pass_on_what_others_take(phase, runs, tp):
+def check_launches(whole, launches) -> None:
     """Each graph by itself; together they take what one graph takes, and give what it gives."""
-    settings = {"mesh": Mesh(tp=tp), "tokens": 70, "capacity": 128, "batch": 2}
-    launches = trace_launches(SEEING, phase, segments="auto", **settings)
-    assert [g.phase for g in launches] == [f"{phase}_{n}" for n in ("first", *runs, "last")]
-    whole = trace(SEEING, phase, **settings)
     for graph in distinct(launches).values():
         assert graph.lint() == []
     made, taken = Counter(), set()
@@ -66,6 +55,62 @@ def test_launches_keep_the_rules_and_pass_on_what_others_take(phase, runs, tp):
     assert donated == {whole.arguments[number] for number, _ in whole.donated}
 
 
+@pytest.mark.parametrize(
+    ("phase", "runs"),
+    [
+        ("decode", ["run_0"] * 2),
+        ("prefill", ["run_0", "run_1", "run_0", "run_2"]),
+        ("prefill_images", ["run_0", "run_1", "run_0", "run_2"]),
+        ("vision", ["run_0"] * 3),
+    ],
+)
+@pytest.mark.parametrize("tp", [1, 4])
+def test_launches_keep_the_rules_and_pass_on_what_others_take(phase, runs, tp):
+    settings = {"mesh": Mesh(tp=tp), "tokens": 70, "capacity": 128, "batch": 2}
+    launches = trace_launches(SEEING, phase, segments="auto", **settings)
+    assert [g.phase for g in launches] == [f"{phase}_{n}" for n in ("first", *runs, "last")]
+    check_launches(trace(SEEING, phase, **settings), launches)
+
+
+@pytest.mark.parametrize(("tp", "slots"), [(1, 1), (4, 3)])
+def test_the_steps_of_an_engine_are_cut_likewise(tp, slots):
+    """Prefills of one slot, and of several, which they decode besides. Graphs without layers stay
+    as they are."""
+    config = dataclasses.replace(SEEING, num_hidden_layers=4, layer_types=KINDS * 2)
+    shapes = {"mesh": Mesh(tp=tp), "slots": slots, "capacity": 64, "chunks": (16,)}
+    cut = {
+        whole.phase.removeprefix("engine_"): (whole, launches)
+        for whole, launches in trace_engine_launches(config, segments="auto", **shapes)
+    }
+    usual = [graph.phase for graph in trace_engine(config, **shapes)]
+    assert [f"engine_{name}" for name in cut] == usual
+    reading = ["run_0", "run_1", "run_0", "run_2"]
+    runs = {"decode": ["run_0"] * 2, "prefill_16": reading, "prefill_images": reading}
+    for name, (whole, launches) in cut.items():
+        if name in runs:
+            names = [f"engine_{name}_{part}" for part in ("first", *runs[name], "last")]
+            assert [graph.phase for graph in launches] == names
+            check_launches(whole, launches)
+        else:
+            assert launches == []
+
+
+def test_a_graph_that_is_known_keeps_its_name():
+    """Layers are the same behind embeddings that were given; what comes before is not."""
+    settings = {"tokens": 12, "capacity": 64, "segments": "auto"}
+    known = distinct(trace_launches(SEEING, "prefill", **settings))
+    launches = trace_launches(SEEING, "prefill_images", **settings)
+    named = with_known_names(launches, known)
+    runs = ("run_0", "run_1", "run_0", "run_2")
+    assert [graph.phase for graph in named] == [
+        *("prefill_images_first", *(f"prefill_{name}" for name in runs), "prefill_images_last")
+    ]
+    for before, after in zip(launches, named, strict=True):
+        assert (before.inputs, before.outputs) == (after.inputs, after.outputs)
+    longer = trace_launches(SEEING, "prefill", **settings | {"tokens": 13})
+    assert with_known_names(longer[1:-1], known) == longer[1:-1]
+
+
 def test_what_passes_between_launches_is_counted():
     """By hand: x is written by all but the last launch and read by all but the first, cosines and
     sines are written once and read by each run."""
@@ -79,7 +124,7 @@ def test_what_passes_between_launches_is_counted():
     assert counted["graphs"]["decode_run_0"]["launches"] == 2
     assert counted["instructions"] < 0.75 * counted["whole"]["instructions"]
     assert 0 < counted["passed_share"] < 0.01
-    table = render("decode", counted)
+    table = render({"decode": counted})
     assert "one graph" in table and f"{counted['instructions']:,}" in table
 
 
@@ -138,6 +183,7 @@ def test_jax_launches_them_as_the_manifest_says(segments, reference, tmp_path, c
     [
         ("equal_heads", ["--segments", "auto"], "the kinds of its 4 layers don't repeat"),
         ("equal_heads", ["--segments", "3"], "its 4 layers make no 3 equal segments"),
+        ("equal_heads", [*ENGINE, "--segments", "3"], "its 4 layers make no 3 equal segments"),
         ("equal_heads", ["--segments", "0"], "must be a positive integer or auto, not '0'"),
     ],
 )
@@ -146,7 +192,34 @@ def test_what_can_not_be_cut_is_refused(name, more, said, reference, tmp_path, c
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_an_engine_is_not_cut(reference, tmp_path, capsys):
-    model = reference("equal_heads").directory
-    assert export(model, tmp_path / "out", "engine", "--segments", "auto") == 2
-    assert "--segments cuts one step" in capsys.readouterr().err
+def test_the_command_writes_what_an_engine_is_cut_into(multimodal, tmp_path, capsys):
+    more = (*ENGINE, "--slots", "2", "--segments", "auto")
+    assert export(multimodal.directory, tmp_path, "engine", *more) == 0
+    report = json.loads((tmp_path / "engine.json").read_text())
+    steps = ("engine_prefill_8", "engine_prefill_images", "engine_decode")
+    assert tuple(report["segments"]) == steps
+    assert all(name.removeprefix("engine_") in report["graphs"] for name in steps)
+    launched = {
+        step: [entry["graph"] for entry in json.loads((tmp_path / f"{step}.json").read_text())
+               ["launches"]]
+        for step in steps
+    }  # fmt: skip
+    reads, sees, decodes = launched.values()
+    assert reads[1:-1] == sees[1:-1] and {reads[0], reads[-1]}.isdisjoint({sees[0], sees[-1]})
+    assert {*reads, *sees}.isdisjoint(decodes)
+    written = {path.name.removesuffix(".hlo.pb") for path in tmp_path.glob("*.hlo.pb")}
+    uncut = {f"engine_{name}" for name in report["graphs"]} - {*steps}
+    assert written == uncut | {*reads, *sees, *decodes}
+    assert "engine_decode, cut" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_jax_launches_an_engine_as_the_manifest_says(multimodal, tmp_path, capsys):
+    """Each step of slots that hold sampled rows gives what the step gives that nobody cut."""
+    more = (*ENGINE, "--slots", "3", "--segments", "auto", "--run", "--json")
+    assert export(multimodal.directory, tmp_path, "engine", *more) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {"engine_prefill_8", "engine_prefill_images", "engine_decode"} == set(said["segments"])
+    assert len(said["run"]) == 32
+    for one in said["run"]:
+        assert one["faults"] == [] and one["difference"] < BOUND and one["calls"] == 1
