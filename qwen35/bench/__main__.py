@@ -7,20 +7,24 @@ what the others' processes measure.
 
 import importlib
 import json
+import os
 import signal
 import sys
 
 from torch import distributed
 
 from ..sharding import process
+from ..xla.progress import count_compilations
 from .records import arguments_of, to_plain
 
 
 def main() -> int:
     module, function = sys.argv[1].split(".")
     measure = getattr(importlib.import_module(f"qwen35.bench.{module}"), function)
+    first = os.environ.get("RANK", "0") == "0"
     try:
-        result = to_plain(measure(**arguments_of(measure, json.loads(sys.argv[2]))))
+        with count_compilations(first):
+            result = to_plain(measure(**arguments_of(measure, json.loads(sys.argv[2]))))
     except ValueError as error:  # bad input: the parent says it in one line
         result = {"error": str(error)}
     print(json.dumps(result))

@@ -22,6 +22,7 @@ from ..reports.page import about
 from ..reports.tables import markdown_table, milliseconds
 from ..xla.devices import device_put, xla
 from ..xla.jit import jit
+from ..xla.progress import count_compilations
 from .statistics import median
 
 PROMPT = 128
@@ -44,7 +45,7 @@ def measure(
         name: what the report calls it.
         adapter: as for `load`, of a checkpoint.
         runtime: of this rank.
-        progress: show how loading goes, on standard error.
+        progress: show how loading and compiling go, on standard error.
 
     Returns:
         Plain values: `model`, `dtype`, `device`, `versions`, `tp` and the figures of `protocol`.
@@ -64,7 +65,9 @@ def measure(
         )
     ways = 1 if runtime.mesh is None else runtime.mesh.tp
     device = f"xla:{xla().runtime.device_type().lower()}"
-    return about(name, "bfloat16", device) | {"tp": ways} | protocol(params)
+    with count_compilations(progress):
+        figures = protocol(params)
+    return about(name, "bfloat16", device) | {"tp": ways} | figures
 
 
 def protocol(

@@ -21,7 +21,7 @@ from ..sharding import process
 from ..sharding.mesh import Mesh
 from ..xla.compiled import compiled
 from ..xla.devices import device_put
-from ..xla.progress import show_compilations
+from ..xla.progress import compile_all
 from .scoring import CHUNK
 
 _BATCH = 8
@@ -71,7 +71,7 @@ class Qwen35Model:
         tokenizer: the checkpoint's.
         longest: tokens that a prompt and its continuation have at most.
         chunk: tokens that a step takes.
-        progress: show compilations on standard error.
+        progress: draw progress of compilations on standard error.
     """
 
     def __init__(
@@ -90,25 +90,35 @@ class Qwen35Model:
         self._progress = progress
 
     def logits(self, tokens: Sequence[int], last: int) -> Tensor:
-        with show_compilations(self._progress):
-            return self._logits(tokens, last)
-
-    def _logits(self, tokens: Sequence[int], last: int) -> Tensor:
+        params = self.params
         read, project = compiled(_read_step, donate=("state",)), compiled(_logits_step)
-        copies = dp_rows_here(self.params.runtime)  # dp rows that are here all do the same
-        state, parts = init_state(self.params, copies, self._capacity), []
-        for start in range(0, len(tokens), self._chunk):
-            piece = list(tokens[start : start + self._chunk])
-            rows = torch.tensor([piece + [0] * (self._chunk - len(piece))] * copies)
-            lengths = torch.tensor([len(piece)] * copies)
-            inputs = device_put((rows, lengths), self.params.device.type)
-            hidden, state = read(self.params, state, *inputs)
-            parts.append(device_put(hidden, "cpu")[0, : len(piece)])
+        copies = dp_rows_here(params.runtime)  # dp rows that are here all do the same
         # A whole power of two of positions, or somewhat more, so that prompts share a graph.
         positions = -(-doubling(last) // copies) * copies
-        hidden = F.pad(torch.cat(parts)[-last:], (0, 0, 0, positions - last))
-        result = project(self.params, device_put(hidden, self.params.device.type))
+        state, parts = init_state(params, copies, self._capacity), []
+        graphs = [
+            ("read", read, (params, state, *self._put_piece((), copies))),
+            ("logits", project, (params, self._put_hidden(positions))),
+        ]
+        compile_all(graphs, self._progress)
+        for start in range(0, len(tokens), self._chunk):
+            piece = tokens[start : start + self._chunk]
+            hidden, state = read(params, state, *self._put_piece(piece, copies))
+            parts.append(device_put(hidden, "cpu")[0, : len(piece)])
+        result = project(params, self._put_hidden(positions, torch.cat(parts)[-last:]))
         return device_put(result, "cpu")[:last]
+
+    def _put_piece(self, piece: Sequence[int], copies: int) -> tuple[Tensor, Tensor]:
+        """Puts the next tokens, the same in all rows, onto the device, and how many they are."""
+        rows = torch.tensor([[*piece, *[0] * (self._chunk - len(piece))]] * copies)
+        return device_put((rows, torch.tensor([len(piece)] * copies)), self.params.device.type)
+
+    def _put_hidden(self, positions: int, hidden: Tensor | None = None) -> Tensor:
+        """Puts hidden states [n, H] onto the device, zeros behind them: [positions, H]."""
+        if hidden is None:
+            hidden = torch.zeros(0, self.params.config.hidden_size, dtype=self.params.dtype)
+        hidden = F.pad(hidden, (0, 0, 0, positions - len(hidden)))
+        return device_put(hidden, self.params.device.type)
 
     def greedy(
         self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]

@@ -17,9 +17,9 @@ from ..model.rows import take_state
 from ..model.state import State, init_state
 from ..prompts.inputs import Ids, encode_row, encode_rows
 from ..sharding.process import dealt, undealt
-from ..xla.compiled import compiled
+from ..xla.compiled import Compiled, compiled
 from ..xla.devices import device_put
-from ..xla.progress import Bar, NoBar, progress_bar, show_compilations
+from ..xla.progress import Bar, NoBar, compile_all, progress_bar
 
 CHUNK = 256
 _POSITIONS = 64  # whose logits exist at a time: 62 MiB of them at a vocabulary of 248,320
@@ -80,7 +80,9 @@ def _score(
     longest = len(rows[order[0]]) - 1 if rows else 0
     batch, chunk = _batch(params, batch, len(rows)), min(chunk, doubling(longest))
     capacity = _capacity(params, longest)
-    with _bar(sum(map(len, rows)) - len(rows), progress) as bar, show_compilations(progress):
+    if rows:
+        compile_all(_graphs(params, batch, capacity, chunk), progress)
+    with _bar(sum(map(len, rows)) - len(rows), progress) as bar:
         for start in range(0, len(rows), batch):
             chosen = order[start : start + batch]
             state = init_state(params, batch, capacity)
@@ -146,14 +148,17 @@ def _score_continuations(
     read_chunk = min(chunk, doubling(len(contexts[0]) - 1)) if contexts else chunk
     score_chunk = min(chunk, doubling(max((len(more) for _, more in pairs), default=0)))
     total = sum(map(len, contexts)) - len(contexts) + sum(len(more) for _, more in pairs)
+    if contexts:
+        # Contexts of one token are not read: the continuation's first step has it.
+        chunks = score_chunk, read_chunk if len(contexts[0]) > 1 else None
+        compile_all(_graphs(params, batch, capacity, *chunks, forks=True), progress)
     with _bar(total, progress) as bar:
         for start in range(0, len(contexts), batch):
             group = contexts[start : start + batch]
             state = init_state(params, batch, capacity)
             # The last token of a context is read with the continuation, whose first it predicts.
             before = _filled([context[:-1] for context in group], batch)
-            with show_compilations(progress):
-                state = _read_group(params, state, before, read_chunk, bar)
+            state = _read_group(params, state, before, read_chunk, bar)
             wanted = [[(len(pairs[index][1]), index) for index in members[key]] for key in group]
             for forks in _forks(wanted, batch, dp_rows):
                 source = device_put(torch.tensor([row for row, _ in forks]), params.device.type)
@@ -162,9 +167,8 @@ def _score_continuations(
                     () if index is None else [*pairs[index][0][-1:], *pairs[index][1]]
                     for _, index in forks
                 ]
-                with show_compilations(progress):
-                    fork = compiled(take_state)(params, state, source)
-                    scores = _score_group(params, fork, rows, score_chunk, bar)
+                fork = _FORK(params, state, source)
+                scores = _score_group(params, fork, rows, score_chunk, bar)
                 yield from zip(chosen, scores, strict=True)
 
 
@@ -211,13 +215,10 @@ def _read_group(
     params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: Bar | NoBar
 ) -> State:
     """Reads the rows' tokens and returns the state after them."""
-    read = compiled(_read_step, donate=("state",))
     for start in range(0, max(map(len, group)), chunk):
-        pieces = [list(row[start : start + chunk]) for row in group]
-        tokens = torch.tensor([piece + [0] * (chunk - len(piece)) for piece in pieces])
-        lengths = torch.tensor(list(map(len, pieces)))
-        state = read(params, state, *device_put((tokens, lengths), params.device.type))
-        bar.update(int(lengths.sum()))
+        pieces = [row[start : start + chunk] for row in group]
+        state = _READ(params, state, *_put_read(params, pieces, chunk))
+        bar.update(sum(map(len, pieces)))
     return state
 
 
@@ -225,23 +226,53 @@ def _score_group(
     params: Params, state: State, group: list[Sequence[int]], chunk: int, bar: Bar | NoBar
 ) -> list[Scores]:
     """Scores the rows, idle ones left out, after `state`, which is consumed."""
-    step = compiled(_score_step, donate=("state",))
     parts = []
     for start in range(0, max(map(len, group)) - 1, chunk):
-        pieces = [list(row[start : start + chunk + 1]) for row in group]
-        tokens = torch.tensor([piece + [0] * (chunk + 1 - len(piece)) for piece in pieces])
-        lengths = torch.tensor([max(0, len(piece) - 1) for piece in pieces])
-        inputs = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), lengths)
-        inputs = device_put(inputs, params.device.type)
-        logprobs, greedy, state = step(params, state, *inputs)
+        pieces = [row[start : start + chunk + 1] for row in group]
+        logprobs, greedy, state = _SCORE(params, state, *_put_scored(params, pieces, chunk))
         parts.append(device_put((logprobs, greedy), "cpu"))
-        bar.update(int(lengths.sum()))
+        bar.update(sum(max(0, len(piece) - 1) for piece in pieces))
     logprobs, greedy = (torch.cat(column, 1) for column in zip(*parts, strict=True))
     return [
         Scores(logprobs[row, : len(tokens) - 1].clone(), greedy[row, : len(tokens) - 1].clone())
         for row, tokens in enumerate(group)
         if tokens
     ]
+
+
+def _graphs(
+    params: Params,
+    batch: int,
+    capacity: int,
+    score_chunk: int,
+    read_chunk: int | None = None,
+    forks: bool = False,
+) -> Iterator[tuple[str, Compiled, tuple]]:
+    """Yields what `compile_all` takes of the steps, of chunks of so many tokens."""
+    state, idle = init_state(params, batch, capacity), [()] * batch
+    if read_chunk is not None:
+        yield "read", _READ, (params, state, *_put_read(params, idle, read_chunk))
+    if forks:
+        source = device_put(torch.zeros(batch, dtype=torch.int64), params.device.type)
+        yield "fork", _FORK, (params, state, source)
+    yield "score", _SCORE, (params, state, *_put_scored(params, idle, score_chunk))
+
+
+def _put_read(params: Params, pieces: Sequence[Sequence[int]], chunk: int) -> tuple[Tensor, Tensor]:
+    """Puts what `_READ` takes of pieces of rows, of at most `chunk` tokens, onto the device."""
+    tokens = torch.tensor([[*piece, *[0] * (chunk - len(piece))] for piece in pieces])
+    lengths = torch.tensor(list(map(len, pieces)))
+    return device_put((tokens, lengths), params.device.type)
+
+
+def _put_scored(
+    params: Params, pieces: Sequence[Sequence[int]], chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Puts what `_SCORE` takes of pieces of rows, of one more token, onto the device."""
+    tokens = torch.tensor([[*piece, *[0] * (chunk + 1 - len(piece))] for piece in pieces])
+    lengths = torch.tensor([max(0, len(piece) - 1) for piece in pieces])
+    inputs = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), lengths)
+    return device_put(inputs, params.device.type)
 
 
 @torch.no_grad()
@@ -264,6 +295,11 @@ def _score_step(
         greedy.append(block_logits.argmax(-1) == target)
     shape = tokens.shape
     return torch.cat(logprobs).reshape(shape), torch.cat(greedy).reshape(shape), state
+
+
+_READ = compiled(_read_step, donate=("state",))
+_SCORE = compiled(_score_step, donate=("state",))
+_FORK = compiled(take_state)
 
 
 def _capacity(params: Params, tokens: int) -> int:

@@ -14,9 +14,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import qwen35
 from qwen35.commands.cli import main
-from qwen35.evaluation import scoring
+from qwen35.evaluation import models, scoring
 from qwen35.evaluation.perplexity import perplexity, windows
 from qwen35.evaluation.scoring import score, score_continuations
+from qwen35.xla.observers import on_compile
+from qwen35.xla.progress import compile_all
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
 KNOWN = "The capital of France is Paris. The capital of Japan is Tokyo."
@@ -215,6 +217,33 @@ def test_continuations_go_on_from_one_reading(device, batch, chunk, reference, m
     if device == "cpu":
         own = sum(len(continuation) for _, continuation in pairs)
         assert sum(read) == own + sum(len(context) - 1 for context in contexts)
+
+
+@pytest.mark.slow
+def test_all_is_compiled_before_the_first_token(reference, monkeypatch):
+    """Under one bar, in a terminal: nothing is left to be compiled on the way."""
+    model = reference("value_heads_x3_gqa6_odd_hidden")
+    params = qwen35.load(model.directory, device="xla")
+    tokens = model.tokens(1, 120, seed=7)[0].tolist()
+    before = []
+
+    def compile_first(graphs, show):
+        before.append(compile_all(graphs, show).count)
+
+    for module in (scoring, models):
+        monkeypatch.setattr(module, "compile_all", compile_first)
+    compared = models.Qwen35Model(params, None, 60, chunk=19)
+    pairs = [(tokens[:30], tokens[30:36]), (tokens[:30], tokens[36:40]), (tokens[:1], tokens[9:12])]
+    for run, graphs in (
+        (lambda: score(params, [tokens[:50], tokens[:9], tokens[:40]], batch=2, chunk=19), 1),
+        (lambda: list(score_continuations(params, pairs, batch=3, chunk=19)), 3),
+        (lambda: compared.logits(tokens[:45], 5), 2),
+        (lambda: compared.logits(tokens[:29], 7), 0),
+    ):
+        before.clear()
+        with on_compile() as seen:
+            run()
+        assert seen.count == sum(before) == graphs
 
 
 def test_pairs_that_cannot_be_scored_are_named(params):

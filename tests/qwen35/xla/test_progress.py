@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwen35.xla.observers import CompileEvent, announce, on_compile
-from qwen35.xla.progress import compile_all
+from qwen35.xla.progress import compile_all, count_compilations, progress_bar
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
 
@@ -81,4 +81,36 @@ def test_what_is_compiled_shows_as_a_bar_or_a_line_each(terminal, capsys, monkey
     assert capsys.readouterr().err == ""
     step.arguments.clear()
     assert compile_all(graphs, show=False).count == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_under_another_bar_that_of_compilations_does_not_stay(capsys, monkeypatch):
+    """The last thing written is the other bar: what was below it has been wiped off."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress_bar("compare", 2, "prompt", True) as bar:
+        compile_all([("read", Step(), ()), ("logits", Step(), (1,))], show=True)
+        bar.update(2)
+    below, _, after = capsys.readouterr().err.rpartition("read")
+    assert "compile: " in below + after and "compile" not in after.rpartition("\r")[2]
+    wiped = after[after.index("compile: 100%") :]
+    assert "\r" + " " * 20 in wiped or "\x1b[2K" in wiped, repr(wiped)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_compilations_of_an_unknown_number_are_counted_in_a_terminal(terminal, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    step, seen = Step(), []
+    with count_compilations(True):
+        for number in range(3):
+            step.compile(number)
+            seen.append(capsys.readouterr().err)
+    seen.append(capsys.readouterr().err)
+    if not terminal:
+        assert seen == [""] * 4
+        return
+    for number, said in enumerate(seen[:-1]):
+        assert f"compile: {number} graphs done, now step" in said
+        assert not said.rpartition("\r")[0].rpartition("\r")[2].strip()  # it is wiped off
+    with count_compilations(False):
+        Step().compile()
     assert capsys.readouterr().err == ""
