@@ -1,12 +1,14 @@
 """Times how long commands take to begin, and the stages of the demo's start.
 
-    scripts/measure_start.py [--rounds 7] [--beside CHECKOUT] [--only demo]
+    scripts/measure_start.py [--rounds 7] [--beside CHECKOUT] [--only demo] [--model DIR]
 
 Each is a process of its own, in turn from round to round; with another checkout of the repository,
 both take turns, but for the stages. Shown are medians of seconds, and of the processor's seconds,
 which say more where others use the machine. The demo's time is that of its own process to the first
-character of an answer, without scripts/demo's look whether the environment is there. Files are in
-the page cache after the round that is not counted.
+character of an answer, without scripts/demo's look whether the environment is there; with --model
+also that of `qwen35 generate` of another checkpoint. Files are in the page cache after the round
+that is not counted, but where a row says that they are on the disk: there they are dropped from it
+before each run, and their processor's seconds hold no waiting.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--beside", type=Path, help="another checkout to take turns with")
     parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--model", type=Path, help="a checkpoint for `qwen35 generate`")
     parser.add_argument("--stages-of", type=Path, help=argparse.SUPPRESS)  # for a child of its own
     options = parser.parse_args()
     if options.stages_of is not None:
@@ -58,6 +61,10 @@ def main() -> None:
         "demo to the first character": first_character,
         "demo by stages": by_stages,
     }
+    if options.model is not None:
+        model = options.model.resolve()
+        rows["generate, files in memory"] = generating(model)
+        rows["generate, files on the disk"] = generating(model, dropped=True)
     taken: dict[tuple[str, Path], list[Taken]] = collections.defaultdict(list)
     for number in range(options.rounds + 1):
         for name, run in rows.items():
@@ -109,13 +116,36 @@ def whole(*arguments: str) -> Run:
 
 def first_character(checkout: Path) -> dict[str, Taken]:
     """Times the demo to the first character of what it says."""
+    command = [str(checkout / "scripts" / "run_demo.py"), PROMPT]
+    return {"": until(command, checkout, first_of("the demo"))}
+
+
+def first_of(name: str) -> Callable[[subprocess.Popen], None]:
+    """Returns what waits until a process says something."""
 
     def read(process: subprocess.Popen) -> None:
         if not process.stdout.read(1):
-            raise RuntimeError("the demo said nothing")
+            raise RuntimeError(f"{name} said nothing")
 
-    command = [str(checkout / "scripts" / "run_demo.py"), PROMPT]
-    return {"": until(command, checkout, read)}
+    return read
+
+
+def generating(model: Path, dropped: bool = False) -> Run:
+    """Returns what times `qwen35 generate` to the first character.
+
+    Args:
+        model: its checkpoint.
+        dropped: have the system forget the checkpoint's files before.
+    """
+    command = ["-m", "qwen35", "generate", "--model", str(model), "--prompt", PROMPT]
+
+    def run(checkout: Path) -> dict[str, Taken]:
+        for file in model.glob("*.safetensors") if dropped else ():
+            with open(file, "rb") as content:
+                os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return {"": until(command, checkout, first_of("generate"))}
+
+    return run
 
 
 def by_stages(checkout: Path) -> dict[str, Taken]:

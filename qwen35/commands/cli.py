@@ -14,11 +14,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from ..checks import hub
 from ..checks.errors import CheckpointNote
 from ..ending import exit_code
+from ..files.read_ahead import reading_ahead
 from ..sharding.torchrun import launched
 from ..version import __version__
 from . import batch, bench, chat, convert, evaluate, export, generate, info, neuron
@@ -68,7 +70,8 @@ def _run(arguments: list[str] | None) -> int:
         with _notes():
             _fetch(options)
             _wait_asleep(options)
-            return options.run(options)
+            with _reading_ahead(options):
+                return options.run(options)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
@@ -85,6 +88,15 @@ def _fetch(options: argparse.Namespace) -> None:
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         options.asked_model = options.model
         options.model = str(hub.directory_of(options.model, progress=first))
+
+
+def _reading_ahead(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Has a checkpoint's files read from the disk while a command that loads it is still importing
+    and compiling; of several processes of a machine, the first does."""
+    loads = options.command in ("generate", "chat", "batch", "eval")
+    if not loads or os.environ.get("LOCAL_RANK", "0") != "0":
+        return contextlib.nullcontext()
+    return reading_ahead(options.model)
 
 
 def _wait_asleep(options: argparse.Namespace) -> None:

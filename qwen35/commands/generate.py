@@ -16,6 +16,7 @@ from .options import add_sampling, add_shared, sampling_from, template_from
 if TYPE_CHECKING:
     from ..generation.results import Completion, Timings
     from ..generation.sampling_settings import Sampling
+    from ..model.params import Params
     from ..prompts.processor import Processor, Prompt
     from ..prompts.tokenizer import Tokenizer
     from .launch import Launch
@@ -183,7 +184,8 @@ def _generate(
         The completion, and its text as a message: of an answer thought and calls apart.
     """
     from ..generation.answers import AnswerReader, Part, message_of, thinking_budget
-    from ..generation.generate import stream
+    from ..generation.generate import compile_steps, stream
+    from ..xla.observers import Compilations
     from .loading import load_params
 
     words = getattr(tokenizer, "tokenizer", tokenizer)
@@ -194,16 +196,21 @@ def _generate(
         reader = AnswerReader(words, ids, thinking=thinking, tools=template.get("tools", ()))
         if options.thinking_budget is not None and thinking:
             budget = thinking_budget(words, options.thinking_budget)
-    params = load_params(options, ranks, vision=bool(options.image or options.video))
-    pieces = stream(
-        params,
-        tokenizer,
-        prompt,
-        max_new_tokens=options.max_new_tokens,
-        sampling=sampling,
-        thinking=budget,
-        progress=ranks.prints,
-    )
+    run = {
+        "max_new_tokens": options.max_new_tokens,
+        "sampling": sampling,
+        "thinking": budget,
+        "progress": ranks.prints,
+    }
+    compiled = Compilations()
+
+    def compile_for(params: Params) -> None:
+        nonlocal compiled
+        compiled = compile_steps(params, tokenizer, prompt, **run)
+
+    pictures = bool(options.image or options.video)
+    params = load_params(options, ranks, vision=pictures, compile_for=compile_for)
+    pieces = stream(params, tokenizer, prompt, **run)
     parts: list[Part] = []
     screen = screen_for(options)
 
@@ -219,6 +226,9 @@ def _generate(
             take(raw if reader is None else reader.push(piece.token, piece.text))
     except StopIteration as stop:
         [completion] = stop.value
+        seconds = completion.timings.compile + compiled.seconds
+        timings = dataclasses.replace(completion.timings, compile=seconds)
+        completion = dataclasses.replace(completion, timings=timings)
     finally:
         screen.leave_thought()  # however it ends, a terminal is dim no longer
     take([] if reader is None else reader.finish())

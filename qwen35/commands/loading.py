@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def load_params(
-    options: argparse.Namespace, ranks: Launch, *, vision: bool | None = None
+    options: argparse.Namespace,
+    ranks: Launch,
+    *,
+    vision: bool | None = None,
+    compile_for: Callable[[Params], object] | None = None,
 ) -> Params:
     """Loads --model with what the shared options say of its weights and of its positions.
 
@@ -21,16 +26,26 @@ def load_params(
         options: those of a command that has model, dtype, weights, head, adapter and check_finite.
         ranks: where it runs.
         vision: whether a vision tower is loaded too; None: if the files hold it.
+        compile_for: is called with what is going to be loaded, still without values, where that is
+            known and steps are compiled. The files are read meanwhile.
 
     Raises:
         CheckpointError, ValueError: as `qwen35.load`; in all processes if in one. Or their
             checkpoints differ.
     """
     from ..files.checkpoint import load
+    from ..files.expected import expected
     from ..files.likeness import check_same_checkpoint
 
     if ranks.processes > 1:
         check_same_checkpoint(options.model, options.adapter)
+    context = getattr(options, "context", None)
+    if compile_for is not None and _compiles_alone(ranks):
+        how = {"dtype": options.dtype, "runtime": ranks.runtime, "vision": vision}
+        changed = options.weights or options.head or options.adapter
+        coming = None if changed else expected(options.model, **how)
+        if coming is not None:
+            compile_for(coming if context is None else _extended(coming, context, False))
     params = ranks.on_all_ranks(
         load,
         options.model,
@@ -44,8 +59,12 @@ def load_params(
         progress=ranks.prints,
         vision=vision,
     )
-    context = getattr(options, "context", None)
     return params if context is None else _extended(params, context, ranks.prints)
+
+
+def _compiles_alone(ranks: Launch) -> bool:
+    """Whether torch-xla compiles steps, and no other process has to do the same."""
+    return ranks.device == "xla" and ranks.processes == 1 and ranks.runtime.backend is None
 
 
 def model_name(options: argparse.Namespace) -> str:

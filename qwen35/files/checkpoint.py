@@ -39,11 +39,10 @@ from .checkpoint_files import (
     INDEX,
     SINGLE,
     TEXT_PREFIX,
-    CheckpointFiles,
     Readable,
     Watched,
-    model_config,
     names_in_files,
+    opened,
 )
 from .extras import TOKENIZER_FILES
 from .likeness import check_same_checkpoint
@@ -164,11 +163,7 @@ def load(
             loaded = pytree.tree_map(dense, loaded, is_leaf=is_special)
         return place_params(loaded, device)
     runtime = runtime.on(device)
-    sparse = runtime.mesh is not None and runtime.mesh.tp > 1
-    for reading in aside.steady(directory, "config.json"):
-        with reading:
-            config = model_config(directory, vision)
-            files = CheckpointFiles(directory, tower=config.vision is not None, sparse=sparse)
+    config, files = opened(directory, vision, runtime)
     merging = None if adapter is None else Adapter(adapter, check_finite=check_finite)
     own_head = config.tie_word_embeddings
     if merging is not None:

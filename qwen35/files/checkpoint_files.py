@@ -21,7 +21,8 @@ from ..checks.stand_ins import other_kind
 from ..checks.values import shown
 from ..model.config import Config
 from ..model.declarations import VISION_PREFIX, Source, declarations
-from ..model.params import Params
+from ..model.params import Params, Runtime
+from . import aside
 from .faults import Faults
 from .quantized import MEMBERS, QuantizedFile, open_weight, scheme_of
 from .tensor_file import TensorFile, TensorSlice
@@ -56,9 +57,24 @@ def model_config(directory: Path, vision: bool | None) -> Config:
                 f"{directory}: config.json describes a vision tower, of which the files hold "
                 "nothing: it is loaded as a text model",
                 CheckpointNote,
-                stacklevel=3,
+                stacklevel=4,
             )
     return config.text_only() if vision is False else config
+
+
+def opened(
+    directory: Path, vision: bool | None, runtime: Runtime
+) -> tuple[Config, CheckpointFiles]:
+    """Opens a checkpoint's files, all of one writer, and reads its configuration (`model_config`).
+
+    Where a rank of `runtime` reads its share, small parts are read.
+    """
+    sparse = runtime.mesh is not None and runtime.mesh.tp > 1
+    for reading in aside.steady(directory, "config.json"):
+        with reading:
+            config = model_config(directory, vision)
+            files = CheckpointFiles(directory, tower=config.vision is not None, sparse=sparse)
+    return config, files
 
 
 def config_of_files(path: str | Path) -> Config:

@@ -23,7 +23,7 @@ class Plain:
         shape: Sequence[int],
         dtype: torch.dtype,
         device: str,
-        write: Callable[[Tensor], None],
+        write: Callable[[Tensor], None] | None,
     ) -> Weight:
         """Store the weight [K, N] of a linear map on "cpu" or "xla" as products want it.
 
@@ -31,7 +31,8 @@ class Plain:
             shape: K and N; of tensors that no product reads, any shape.
             dtype: of the weight.
             device: where it goes.
-            write: is called once, with a tensor of the host of that shape, and writes all of it.
+            write: is called once, with a tensor of the host of that shape, and writes all of it;
+                None stores nothing: what comes back, on XLA, is to compile for.
         """
         return written(shape, dtype, device, write)
 

@@ -19,6 +19,7 @@ from ..prompts.processor import Prompt
 from ..prompts.tokenizer import TextStream, TokenizerLike, own_end_tokens
 from ..xla.compiled import Compiled
 from ..xla.devices import device_put
+from ..xla.observers import Compilations
 from ..xla.progress import compile_all, progress_bar, show_compilations
 from . import buckets, steps
 from .continuation import Continuation, ends_of
@@ -116,6 +117,50 @@ def stream(
     Arguments are checked at the call, before the first piece is asked for. The generator's return
     value (`StopIteration.value`) is the list of completions. Batches come one after the other.
     """
+    calls, chunk = _calls(
+        params,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        capacity=capacity,
+        prefill_chunk=prefill_chunk,
+        batch=batch,
+        template=template,
+        thinking=thinking,
+        progress=progress,
+    )
+    return _stream_all(calls, chunk)
+
+
+def compile_steps(
+    params: Params, tokenizer: TokenizerLike, prompts: Prompts, **how: Any
+) -> Compilations:
+    """Compiles what `stream` would compile before its first piece, and runs nothing.
+
+    Arguments and errors are those of `stream`, but that the parameters' values do not matter: they
+    may be those of `files.expected`. Of prompts with pictures nothing is compiled: that
+    takes their embeddings.
+    """
+    calls, chunk = _calls(params, tokenizer, prompts, **how)
+    return next(calls).compile(chunk)
+
+
+def _calls(
+    params: Params,
+    tokenizer: TokenizerLike,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int = 128,
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
+    capacity: int | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
+    batch: int | None = None,
+    template: Mapping[str, Any] | None = None,
+    thinking: ThinkingBudget | None = None,
+    progress: bool = False,
+) -> tuple[Iterator[_Call], int]:
+    """Checks what `stream` is given; returns the batches, and the tokens of a prefill step."""
     max_new_tokens = integer("max_new_tokens", max_new_tokens)
     prefill_chunk = integer("prefill_chunk", prefill_chunk)
     prompts, seen = encode_prompts(params, tokenizer, prompts, template)
@@ -148,7 +193,7 @@ def stream(
             own = prompts[here], seen[here], rows[here]
             yield _Call(params, *own, batch=batch, capacity=capacity, progress=progress)
 
-    return _stream_all(calls(), chunk)
+    return calls(), chunk
 
 
 def end_tokens(params: Params, tokenizer: TokenizerLike) -> frozenset[int]:
@@ -257,6 +302,16 @@ class _Call:
         self._state: State
         self._token = self._put(torch.zeros(size, dtype=torch.int64))
 
+    def compile(self, chunk: int) -> Compilations:
+        """Compiles all that the call runs; nothing where prompts have pictures, to be encoded
+        first."""
+        if self._has_pictures:
+            return Compilations()
+        rows = steps.blank(self._params, len(self._prompts), self._capacity)
+        follows = self.rows[0].max_new_tokens > 1
+        graphs = self._graphs(rows, chunk, None, _allowed(self.rows), follows)
+        return compile_all(graphs, self._progress)
+
     def prefill(self, chunk: int, allowed: list[Tensor | None], decode_follows: bool) -> Choice:
         """Runs the prompts, chunk by chunk, and returns every row's first token, still to be read.
 
@@ -320,9 +375,13 @@ class _Call:
         """Waits for a choice and returns every row's token."""
         return read_choice(choice, self._limits)[: len(self._limits) - self._empty]
 
+    @property
+    def _has_pictures(self) -> bool:
+        return any(prompt is not None and prompt.images.grid for prompt in self._seen)
+
     def _encode_pictures(self) -> list[RowPictures | None] | None:
         """Encodes each row's pictures (None: it has none); None for all where no row has any."""
-        if not any(prompt is not None and prompt.images.grid for prompt in self._seen):
+        if not self._has_pictures:
             return None
         return [
             None if prompt is None else self._run(encode_pictures, self._params, prompt)

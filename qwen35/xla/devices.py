@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 _LOST = (
-    "an argument has lost its value: it shares memory with a tensor that was donated, or its "
-    "computation failed"
+    "an argument has no value: it shares memory with a tensor that was donated, its computation "
+    "failed, or it was made to compile for"
 )
 
 

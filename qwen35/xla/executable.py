@@ -174,6 +174,7 @@ def make_ready(
     for _, flat in frozen:
         if not flat.ready:
             run_pending_of(flat.leaves)
+            check_alive(name, flat.leaves)
             flat.ready = True
     check_alive(name, loose)
     if donated:

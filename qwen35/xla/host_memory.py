@@ -25,7 +25,7 @@ def written(
     shape: Sequence[int],
     dtype: torch.dtype,
     device: str,
-    write: Callable[[torch.Tensor], None],
+    write: Callable[[torch.Tensor], None] | None,
 ) -> torch.Tensor:
     """Return a tensor on "cpu" or "xla" with the values that `write` puts in.
 
@@ -34,8 +34,11 @@ def written(
         dtype: the tensor's.
         device: where it goes.
         write: is called once, with a contiguous tensor of the host that is not initialised, which
-            it must write whole and not keep.
+            it must write whole and not keep. None makes a tensor of XLA without a value, which
+            functions can be compiled for.
     """
+    if write is None:
+        return private.create_placeholder_tensor(tuple(shape), dtype)
     kind = _KINDS.get(dtype)
     size = math.prod(shape) * dtype.itemsize
     if device == "xla" and kind and size and on_xla_cpu() and not xla().runtime.is_spmd():

@@ -79,7 +79,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "torch_xla.core.xla_builder": {
         "Op": ("build an operation out of XLA's", BITS),
         "Type": ("name XLA's types", BITS),
-        "create_placeholder_tensor": ("make a tensor without data, to trace on", LOWERING),
+        "create_placeholder_tensor": ("make a tensor without data", LOWERING, "xla.host_memory"),
         "mkshape": ("describe a tensor by XLA's name of its type", LOWERING),
     },
     "torch_xla.core.xla_op_registry": {

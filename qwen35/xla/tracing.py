@@ -69,7 +69,9 @@ class Trace:
         self._sort_arguments()
         # Clearing pending computations at the end would take the caller's too: run them first.
         run_pending()
-        check_alive(self._target.name, self._leaves)
+        # Those of frozen trees are looked at when they are run with: none is needed to compile.
+        loose = [leaf for at, leaf in enumerate(self._leaves) if at not in self._frozen]
+        check_alive(self._target.name, loose)
         self._seed = private._xla_get_rng_seed()
         try:
             self._trace()

@@ -42,7 +42,7 @@ class XlaCpu(Plain):
         shape: Sequence[int],
         dtype: torch.dtype,
         device: str,
-        write: Callable[[Tensor], None],
+        write: Callable[[Tensor], None] | None,
     ) -> Weight:
         """`Plain.store`; on XLA a cache line of zeros follows each row, and bfloat16 is its bits.
 
@@ -60,7 +60,7 @@ class XlaCpu(Plain):
             write(room.view(dtype)[:, :width])
 
         full = rows, width + _LINE // dtype.itemsize
-        return SpacedWeight(written(full, stored, device, write_rows), width)
+        return SpacedWeight(written(full, stored, device, write and write_rows), width)
 
     def place(self, weight: Weight, device: str) -> Weight:
         """`Plain.place`; on XLA a cache line follows each row (see `store`)."""
