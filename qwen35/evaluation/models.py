@@ -123,6 +123,8 @@ class Qwen35Model:
     def greedy(
         self, prompts: Sequence[Sequence[int]], count: int, ends: Collection[int]
     ) -> list[list[int]]:
+        if not prompts:  # a replica's share, where there are fewer than replicas
+            return []
         completions = generate(
             self.params,
             self._tokenizer,

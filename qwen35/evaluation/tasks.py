@@ -92,13 +92,20 @@ def run_tasks(
         `samples`, a list for each task's name. None on replicas but the first.
 
     Raises:
-        ValueError: settings out of range, or a task asks for what the model can't do.
+        ValueError: settings out of range, fewer documents than replicas, or a task asks for what
+            the model can't do.
     """
     for name, value, least in (("fewshot", fewshot, 0), ("limit", limit, 1)):
         if value is not None:
             integer(name, value, least)
     start = time.perf_counter()
-    for task in tasks["tasks"].values():
+    for name, task in tasks["tasks"].items():
+        documents = min(len(task.eval_docs), limit or sys.maxsize)
+        if 0 < documents < lm.world_size:  # of which lm-eval refuses those that get none
+            raise ValueError(
+                f"task {name}: {documents} documents for dp = {lm.world_size} replicas; each "
+                f"needs one: --dp {documents}, or more documents"
+            )
         given = task.get_config("num_fewshot")
         if given is None or (fewshot is not None and given != 0):
             task.set_config(key="num_fewshot", value=fewshot or 0)

@@ -130,6 +130,11 @@ class Letters:
         return " ".join(map(str, tokens))
 
 
+def test_a_replica_without_a_prompt_writes_nothing():
+    """As where there are fewer prompts than replicas: another replica has them."""
+    assert Qwen35Model(qwen35.load(DEMO), Letters(), 20).greedy([], 4, ()) == []
+
+
 @pytest.mark.parametrize(("device", "chunk"), [("cpu", 256), ("cpu", 7), ("xla", 32)])
 def test_both_models_give_transformers_logits_and_tokens(device, chunk, reference):
     name = "value_heads_x3_gqa6_odd_hidden"

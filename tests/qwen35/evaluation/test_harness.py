@@ -320,6 +320,13 @@ def test_contexts_that_are_cut_are_counted(ours, caplog):
     assert "1 of 1 contexts are too long" in caplog.text
 
 
+def test_fewer_documents_than_replicas_are_refused_before_lm_eval_does_in_some(ours):
+    model = ours()
+    model._world_size = 2
+    with pytest.raises(ValueError, match=r"demo_facts: 1 documents for dp = 2 .*: --dp 1"):
+        run_tasks(model, find_tasks(["demo_facts"], [TASKS]), limit=1)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
