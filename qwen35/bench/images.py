@@ -139,12 +139,12 @@ class TowerMemory:
     with_compilation: int | None = None
 
 
-def measure_our_memory(model: str, side: int) -> TowerMemory:
-    """Measures this project's tower on a picture of `side` pixels each way."""
-    from ..files.checkpoint import load
+def measure_our_memory(model: str, side: int, segments: int | str = 1) -> TowerMemory:
+    """Measures this project's tower, cut as by `Runtime.segments`, on a picture of `side` pixels
+    each way."""
     from ..vision.tower import encode_images
 
-    vision = load(model, dtype="float32", device="xla", check_finite=False).vision
+    vision = _load_tower(model, segments)
     patches, grid = _patches(vision.config, side)
 
     def encode() -> torch.Tensor:
@@ -182,15 +182,15 @@ class TowerCompilations:
     sizes: tuple[TowerCompilation, ...]
 
 
-def measure_compilation(model: str, side: int) -> TowerCompilations:
-    """Compiles the tower for each padded size up to a picture of `side` pixels each way."""
-    from ..files.checkpoint import load
+def measure_compilation(model: str, side: int, segments: int | str = 1) -> TowerCompilations:
+    """Compiles the tower, cut as by `Runtime.segments`, for each padded size up to a picture of
+    `side` pixels each way."""
     from ..vision.frames import groups, padded_sizes
     from ..vision.tower import tower
     from ..xla.devices import device_put
     from ..xla.jit import jit
 
-    vision = load(model, dtype="float32", device="xla", check_finite=False).vision
+    vision = _load_tower(model, segments)
     config = vision.config
     step, sizes = jit(tower), []
     for length in padded_sizes(config, (side // config.patch_size) ** 2):
@@ -201,6 +201,11 @@ def measure_compilation(model: str, side: int) -> TowerCompilations:
         seconds = timed(lambda group=group: step.compile(vision, group))
         sizes.append(TowerCompilation(length, seconds))
     return TowerCompilations(tuple(sizes))
+
+
+def _load_tower(model: str, segments: int | str) -> Any:
+    place = Placement(segments=segments)
+    return place.load(model, place.start(), vision=True).vision
 
 
 def _time_picture(

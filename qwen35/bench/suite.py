@@ -11,6 +11,7 @@ import torch
 
 from ..model.config import Config
 from ..model.declarations import axis_sizes
+from ..model.segments import check_cut
 from ..reports.page import Plots
 from ..reports.provenance import processor_name, provenance
 from ..sharding import layout
@@ -120,6 +121,7 @@ def check(config: Config, settings: Settings) -> None:
     for part, reason in impossible(config, settings.tp * settings.dp, settings.device).items():
         if part in settings.parts:
             raise ValueError(f"{part}: {reason}")
+    _check_cut(config, settings)
     limit = config.max_context
     longest = {
         "ttft": max(settings.lengths),
@@ -135,6 +137,24 @@ def check(config: Config, settings: Settings) -> None:
             raise ValueError(
                 f"{part} needs {tokens} tokens, over the model's max_position_embeddings of {limit}"
             )
+
+
+def _check_cut(config: Config, settings: Settings) -> None:
+    """Refuses segments where a part would measure one graph of all layers.
+
+    Raises:
+        ValueError: the layers of a part can't be cut so, or nothing is compiled.
+    """
+    segments, parts = settings.segments, set(settings.parts)
+    if segments != 1 and settings.device == "cpu":
+        raise ValueError("segments cut what is compiled, and device cpu compiles nothing")
+    if parts - {"compile"}:
+        check_cut(config.layer_types, segments)
+    if config.vision is not None and "images" in parts:
+        blocks = ["block"] * config.vision.depth
+        check_cut(blocks, segments, "images: the vision tower")
+    for layers in settings.layers if "compile" in parts else ():
+        check_cut(text.narrow_kinds(layers), segments, f"compile: a model of {layers} layers")
 
 
 def _jobs(model: str, settings: Settings) -> dict[str, Job]:
@@ -160,11 +180,12 @@ def _jobs(model: str, settings: Settings) -> dict[str, Job]:
         jobs["images, transformers"] = Job(images.measure_reference, pictures)
     if "images" in parts and settings.one_device:
         large = {"model": model, "side": settings.large_side}
-        jobs["images, memory"] = Job(images.measure_our_memory, large, once=True)
+        cut = {"segments": settings.segments}
+        jobs["images, memory"] = Job(images.measure_our_memory, large | cut, once=True)
         jobs["images, memory, transformers"] = Job(
             images.measure_reference_memory, large, once=True
         )
-        jobs["images, compilation"] = Job(images.measure_compilation, large, once=True)
+        jobs["images, compilation"] = Job(images.measure_compilation, large | cut, once=True)
     if "memory" in parts:
         filled = {"model": model, "lengths": settings.lengths, "steps": settings.steps}
         after = {"lengths": (), "contexts": ((max(settings.lengths), 1),)}

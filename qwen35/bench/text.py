@@ -298,11 +298,15 @@ def measure_compilation(layers: Sequence[int], segments: int | str = 1) -> Narro
     return NarrowModels(tuple(_compile_narrow(count, segments) for count in layers))
 
 
+def narrow_kinds(layers: int) -> tuple[str, ...]:
+    """Returns the kinds of the layers of a model that `measure_compilation` compiles."""
+    return tuple("full_attention" if i % 4 == 3 else "linear_attention" for i in range(layers))
+
+
 def _compile_narrow(layers: int, segments: int | str) -> NarrowModel:
-    kinds = tuple("full_attention" if i % 4 == 3 else "linear_attention" for i in range(layers))
     sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "vision": None}
     config = dataclasses.replace(
-        presets["0.8b"], num_hidden_layers=layers, layer_types=kinds, **sizes
+        presets["0.8b"], num_hidden_layers=layers, layer_types=narrow_kinds(layers), **sizes
     )
     params = init_params(config, device="xla", runtime=Runtime(segments=segments))
     state = init_state(params, 1, 4 * PREFILL_CHUNK)

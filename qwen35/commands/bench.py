@@ -197,9 +197,11 @@ def _made(options: argparse.Namespace, vision: bool, scratch: str, ranks: Launch
 
 def _bench_neuron(options: argparse.Namespace) -> None:
     from ..bench.neuron import measure, render
+    from ..model.segments import check_cut
     from .launch import launch
 
     config = config_from(options)
+    check_cut(config.layer_types, options.segments)
     with launch(options, "neuron") as ranks:
         make_output(options)
         result = measure(

@@ -223,13 +223,14 @@ def _agreement(options: argparse.Namespace, ranks: Launch) -> None:
     from ..evaluation.agreement import PROMPTS, measure
     from ..evaluation.agreement_page import plots, render
     from ..reports.page import about
-    from .loading import model_name
+    from .loading import check_segments, model_name
 
     texts = PROMPTS
     if options.prompts is not None:
         texts = [line for line in _read(options.prompts).splitlines() if line.strip()]
         if not texts:
             raise ValueError(f"{options.prompts} has no prompts: one a line is wanted")
+    check_segments(options, ranks)
     make_output(options)
     dtypes = list(dict.fromkeys(options.dtype))
     result = measure(

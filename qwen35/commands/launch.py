@@ -82,6 +82,8 @@ def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
         segments = getattr(options, "segments", 1)  # not every command cuts steps
+        if segments != 1 and backend is None and ranks.device == "cpu":
+            raise ValueError("--segments cuts what is compiled, and --device cpu compiles nothing")
         runtime = Runtime(mesh=ranks.mesh, rank=ranks.rank, backend=backend, segments=segments)
         yield Launch(runtime, ranks.device, ranks.first, ranks.processes)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..model.params import Params
+    from ..model.params import Params, VisionParams
     from .launch import Launch
 
 
@@ -31,12 +31,13 @@ def load_params(
 
     Raises:
         CheckpointError, ValueError: as `qwen35.load`; in all processes if in one. Or their
-            checkpoints differ.
+            checkpoints differ, or --segments do not fit the layers.
     """
     from ..files.checkpoint import load
     from ..files.expected import expected
     from ..files.likeness import check_same_checkpoint
 
+    check_segments(options, ranks)
     if ranks.processes > 1:
         check_same_checkpoint(options.model, options.adapter)
     context = getattr(options, "context", None)
@@ -59,12 +60,25 @@ def load_params(
         progress=ranks.prints,
         vision=vision,
     )
+    if params.vision is not None and ranks.prints:
+        _tell_of_uncut(params.vision)
     return params if context is None else _extended(params, context, ranks.prints)
 
 
 def _compiles_alone(ranks: Launch) -> bool:
     """Whether torch-xla compiles steps, and no other process has to do the same."""
     return ranks.device == "xla" and ranks.processes == 1 and ranks.runtime.backend is None
+
+
+def check_segments(options: argparse.Namespace, ranks: Launch) -> None:
+    """Raises a ValueError if the layers of --model can't be cut as --segments says."""
+    from ..model.config import Config
+    from ..model.segments import check_cut
+
+    segments = ranks.runtime.segments
+    if segments != 1:
+        config = ranks.on_all_ranks(Config.from_pretrained, options.model)
+        check_cut(config.layer_types, segments)
 
 
 def model_name(options: argparse.Namespace) -> str:
@@ -75,6 +89,16 @@ def model_name(options: argparse.Namespace) -> str:
 def asked_model(options: argparse.Namespace) -> str:
     """Returns the directory, or the hub's name, that stood at the command line."""
     return getattr(options, "asked_model", options.model)
+
+
+def _tell_of_uncut(vision: VisionParams) -> None:
+    """Says where --segments cut the text's layers and not a tower's, which are another number."""
+    from ..model.segments import check_cut
+
+    try:
+        check_cut([type(block) for block in vision.blocks], vision.runtime.segments, "the tower")
+    except ValueError as reason:
+        print(f"qwen35: note: {reason}: it is one graph", file=sys.stderr)
 
 
 def _extended(params: Params, context: int, prints: bool) -> Params:

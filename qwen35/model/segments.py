@@ -80,6 +80,14 @@ def sizes_of(kinds: Sequence[Any], segments: int | str) -> tuple[list[int], str]
     return [count], f"its {count} layers make no {segments} equal segments{other}"
 
 
+def check_cut(kinds: Sequence[Any], segments: int | str, what: str = "the model") -> None:
+    """Raises a ValueError where `runs` would not cut layers of these kinds, with the numbers of
+    segments that would do."""
+    sizes, otherwise = sizes_of(kinds, segments)
+    if segments != 1 and len(sizes) == 1:
+        raise ValueError(f"{what} can't be cut with segments = {segments}: {otherwise}")
+
+
 def in_turn(
     body: Callable[..., tuple[Tensor, list[list[Any]]]],
     runs: Sequence[SomeLayers],

@@ -15,8 +15,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 import qwen35
-from qwen35.bench import neuron, sampling, text
+from qwen35.bench import neuron, sampling, suite, text
 from qwen35.bench.neuron import protocol
+from qwen35.bench.settings import Settings
 from qwen35.commands.cli import main
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
@@ -72,6 +73,33 @@ def test_pictures_and_compilation(capfd):
     assert sizes == sorted(set(sizes)) and sizes[-1] >= (96 // 16) ** 2
     assert [row["layers"] for row in narrow] == [1, 4]
     assert all(row["compile_prefill"] > 0 and 0 < row["host"] < 60 for row in narrow)
+
+
+@pytest.mark.parametrize(
+    ("parts", "segments", "message"),
+    [
+        (("ttft",), 5, "the model .* segments = 5: its 4 layers make no 5 equal .*; 2 would do"),
+        (("ttft", "images"), 2, "images: the vision tower .* its 3 layers make no 2 equal"),
+        (("compile",), 7, "a model of 24 layers .* no 7 equal segments; 2, 3, 6 would do"),
+    ],
+)
+def test_segments_are_of_all_that_is_measured(parts, segments, message):
+    """What measures one graph in spite of them is refused; the others' jobs are cut."""
+    config = qwen35.Config.from_pretrained(DEMO.parent / "demo_vision")
+    small = {"lengths": (8,), "layers": (24,), "parts": parts}
+    with pytest.raises(ValueError, match=message):
+        suite.check(config, Settings(segments=segments, **small))
+    suite.check(config, Settings(segments="auto", **small))
+    for name, job in suite._jobs("DIR", Settings(segments="auto", **small)).items():
+        if name != "machine" and "transformers" not in name:
+            given = job.arguments.get("place", job.arguments)
+            assert given["segments"] == "auto", name
+
+
+def test_segments_of_what_is_not_compiled_are_refused():
+    config = qwen35.Config.from_pretrained(DEMO)
+    with pytest.raises(ValueError, match="device cpu compiles nothing"):
+        suite.check(config, Settings(("ttft",), lengths=(8,), device="cpu", segments="auto"))
 
 
 @pytest.mark.parametrize("tied", [True, False])

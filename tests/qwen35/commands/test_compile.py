@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import shutil
@@ -15,6 +16,8 @@ import pytest
 
 import qwen35
 from qwen35.commands import cli
+from qwen35.commands.launch import Launch
+from qwen35.commands.loading import load_params
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPT = ("--prompt", "The capital of France", "--greedy", "--max-new-tokens", "3")
@@ -76,12 +79,44 @@ def test_cut_steps_say_what_one_graph_says(tmp_path, capsys):
     [
         (["--segments", "0"], "argument --segments: must be a positive integer or auto, not '0'"),
         (["--segments", "2", "--compile", "aot_eager"], "makes steps one graph: segments must be"),
+        (["--segments", "2"], "its 2 layers make no 2 equal segments"),
+        (["--segments", "auto"], "the kinds of its 2 layers don't repeat"),
+        (["--segments", "2", "--device", "cpu"], "--device cpu compiles nothing"),
     ],
 )
 def test_segments_that_cannot_be_are_one_line(small, capsys, options, message):
+    """With the reason, and not one graph that nobody asked for."""
     assert cli.main(["generate", "--model", str(small), *PROMPT, *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("qwen35: error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", *PROMPT),
+        ("chat",),
+        ("eval", "perplexity", "--text", str(ROOT / "README.md")),
+        ("eval", "agreement", "--dtype", "float32"),
+        ("bench", "ttft", "--lengths", "8"),
+    ],
+)
+def test_every_command_says_which_segments_would_do(words, capsys):
+    assert cli.main([*words, "--model", str(ROOT / "demo"), "--segments", "5"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    wanted = "segments = 5: its 8 layers make no 5 equal segments; 2 would do"
+    assert last == f"qwen35: error: the model can't be cut with {wanted}"
+
+
+def test_a_tower_that_stays_whole_is_told_of(capsys):
+    """Its 3 layers are another number than the text's 4: hardly a number cuts both."""
+    options = argparse.Namespace(model=str(ROOT / "demo_vision"), dtype="auto", weights=None)
+    vars(options).update(head=None, adapter=None, check_finite=True)
+    for segments, vision in ((1, True), (2, False), (2, True)):
+        runtime = qwen35.Runtime(segments=segments)
+        load_params(options, Launch(runtime, "cpu", True, 1), vision=vision)
+        told = "note: the tower can't be cut with segments = 2: its 3 layers make no 2 equal"
+        assert (told in capsys.readouterr().err) == (segments == 2 and vision)
 
 
 def test_inductor_without_a_compiler_is_one_line(small, capsys, monkeypatch):
