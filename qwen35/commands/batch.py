@@ -158,13 +158,12 @@ class _Work:
 
     def _check_alike(self) -> None:
         """Checks that all processes were asked for the same."""
-        from ..sharding.process import check_equal_on_ranks
+        from .launch import check_asked_alike
 
         if self._ranks.processes > 1:
-            own = ("run", "model", "device", "input", "results")
-            common = {name: value for name, value in vars(self._options).items() if name not in own}
             digest = hashlib.sha256(b"".join(line.digest for line in self._lines)).hexdigest()
-            check_equal_on_ranks(options=common, input=digest)
+            sampling = self._how["sampling"]
+            check_asked_alike(self._options, input=digest, sampling=sampling)
 
     def _open(self, stack: ExitStack) -> None:
         from ..files.journal import opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     sampling = sampling_from(options, sampling_defaults(options.model))
     prompt = _read_prompt(options)
     with launch(options, options.device) as ranks:
-        tokenizer, seen = _prepare(ranks, options, prompt, template)
+        tokenizer, seen = _prepare(ranks, options, prompt, template, sampling)
         completion, said = _generate(ranks, options, sampling, tokenizer, seen, template)
         if options.json:
             result = {
@@ -144,13 +145,17 @@ def _template(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _prepare(
-    ranks: Launch, options: argparse.Namespace, prompt: str, template: dict[str, Any] | None
+    ranks: Launch,
+    options: argparse.Namespace,
+    prompt: str,
+    template: dict[str, Any] | None,
+    sampling: Sampling,
 ) -> tuple[Tokenizer | Processor, str | Prompt]:
     """Reads all but the weights, which a bad picture needs not wait for: tokenizer and prompt."""
     from ..model.config import Config
     from ..prompts.processor import Processor, user_message
     from ..prompts.tokenizer import Tokenizer
-    from ..sharding.process import check_equal_on_ranks
+    from .launch import check_asked_alike
 
     pictures = bool(options.image or options.video)
     kind = Processor if pictures else Tokenizer
@@ -164,9 +169,11 @@ def _prepare(
         seen = ranks.on_all_ranks(answer, messages, **template)
     if ranks.processes > 1:
         config = ranks.on_all_ranks(Config.from_pretrained, options.model)
-        own = ("run", "model", "prompt", "prompt_file", "device")  # may differ from rank to rank
-        common = {name: value for name, value in vars(options).items() if name not in own}
-        check_equal_on_ranks(config=config, prompt=prompt, options=common)
+        read = {"config": config, "prompt": prompt, "sampling": sampling}
+        if pictures:
+            digest = hashlib.sha256(seen.images.patches.numpy().tobytes()).hexdigest()
+            read["pictures"] = seen.images.grid, digest
+        check_asked_alike(options, **read)
     return tokenizer, seen
 
 

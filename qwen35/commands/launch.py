@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..checks.errors import causes
 from ..model.params import Runtime
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+# What ranks on several machines may have each for itself: where files are, whose content is
+# compared instead (of checkpoints and adapters by `likeness`), and what runs there.
+_OWN = (
+    *("run", "device", "model", "asked_model", "adapter", "json_schema"),
+    *("prompt", "prompt_file", "image", "video", "input", "results"),
+)
 _RANKS_TALK = ("torch.distributed", "qwen35.sharding")
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # that inductor looks for
 
@@ -86,6 +92,20 @@ def launch(options: argparse.Namespace, device: str | None) -> Iterator[Launch]:
             raise ValueError("--segments cuts what is compiled, and --device cpu compiles nothing")
         runtime = Runtime(mesh=ranks.mesh, rank=ranks.rank, backend=backend, segments=segments)
         yield Launch(runtime, ranks.device, ranks.first, ranks.processes)
+
+
+def check_asked_alike(options: argparse.Namespace, **read: Any) -> None:
+    """Checks that all processes, which have met, were asked for the same.
+
+    Args:
+        options: of the command, whose own places of files don't count.
+        read: what stands in those files.
+
+    Raises:
+        ValueError: they were not; in all of them.
+    """
+    common = {name: value for name, value in vars(options).items() if name not in _OWN}
+    process.check_equal_on_ranks(options=common, **read)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen35.commands import cli
+from qwen35.commands import cli, launch
 from qwen35.commands.options import add_sampling, sampling_from
 from qwen35.generation.sampling_settings import Sampling
 
@@ -141,3 +141,23 @@ def test_neuron_is_a_device_everywhere_and_refused_where_there_is_none(line, cap
     assert cli.main([*words, "--model", str(DEMO), "--device", "neuron"]) == 2
     assert "--device neuron needs a Neuron device" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["generate --prompt-file @/p --image @/p", "batch @/in @/out"])
+def test_each_machine_may_have_its_files_elsewhere(command, tmp_path, monkeypatch):
+    """Ranks compare what was asked for, and what files hold; not where one machine has them."""
+    compared = []
+    monkeypatch.setattr(
+        launch.process, "check_equal_on_ranks", lambda **facts: compared.append(facts)
+    )
+    files = " --model @ --adapter @/adapter --json-schema @/schema --max-new-tokens "
+    for machine, tokens in (("one", "3"), ("other", "3"), ("third", "4")):
+        (tmp_path / machine).symlink_to(DEMO)
+        words = (command + files + tokens).replace("@", str(tmp_path / machine)).split()
+        options = cli._parser().parse_args(words)
+        cli._fetch(options)
+        launch.check_asked_alike(options, input=tokens)
+    assert compared[0] == compared[1]
+    assert {**compared[2], "options": {**compared[2]["options"], "max_new_tokens": 3}} == {
+        **compared[0], "input": "4"
+    }  # fmt: skip
