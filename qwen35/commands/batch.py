@@ -136,11 +136,13 @@ class _Work:
             likely: the most likely tokens that a line asks for.
         """
         from ..files.saved_state import fingerprint
+        from ..generation.batch import check_slots
         from ..sharding import process
 
         options, ranks = self._options, self._ranks
+        check_slots(options.slots, ranks.runtime)  # before the model, which takes longer
         self._check_alike()
-        # Before the model, which takes longer: that another process writes there, say.
+        # Before the model too: that another process writes there, say.
         ranks.on_all_ranks(self._open, stack)
         params = self._load()
         if ranks.prints:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..model.all_ranks import dp_rows_here
 from ..model.config import FULL
-from ..model.params import Params
+from ..model.params import Params, Runtime
 from ..model.rows import grow
 from ..model.state import AttentionState, DeltaNetState, State
 from ..model.state_shares import fetch_state, gather_state, place_state, scatter_state
@@ -52,6 +52,13 @@ class Copies(NamedTuple):
     windows: tuple[KV, ...]
     spans: tuple[tuple[int, int], ...]
     rest: tuple[Tensor, tuple[DeltaNetState, ...], Tensor]
+
+
+def check_slots(slots: int, runtime: Runtime) -> None:
+    """Raises a ValueError if the dp rows that are here can't have equally many slots."""
+    copies = dp_rows_here(runtime)
+    if slots % copies:
+        raise ValueError(f"slots = {slots} can't be split evenly over dp = {copies}")
 
 
 class Batch:
@@ -90,8 +97,7 @@ class Batch:
         self.params = params
         self.slots = slots
         self._copies = dp_rows_here(params.runtime)
-        if slots % self._copies:
-            raise ValueError(f"slots = {slots} can't be split evenly over dp = {self._copies}")
+        check_slots(slots, params.runtime)
         self.capacity = capacity
         self.chunk = sizes[-1]
         self._sizes = sizes

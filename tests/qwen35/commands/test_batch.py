@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,9 +17,10 @@ from types import SimpleNamespace
 import pytest
 
 import qwen35
-from qwen35.commands import batch_progress, cli
+from qwen35.commands import batch_progress, cli, launch, loading
 from qwen35.files.journal import opened
 from qwen35.generation import openai_form
+from qwen35.sharding.mesh import Mesh
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
 COUNTRIES = ("France", "Japan", "Italy", "Spain")
@@ -352,3 +354,17 @@ def test_a_killed_run_loses_no_line_that_was_written(tmp_path, end, say):
     kept = written.splitlines()[: written.count(b"\n")]
     assert set(kept) <= set(found.splitlines())
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+def test_slots_that_replicas_cannot_share_are_refused_before_the_model_is_read(
+    tmp_path, capsys, monkeypatch
+):
+    """Of all replicas in this process; its virtual devices need not even be there."""
+    runtime = qwen35.Runtime(mesh=Mesh(dp=2), rank=None)
+    ranks = contextlib.nullcontext(launch.Launch(runtime, "xla", True, 1))
+    monkeypatch.setattr(launch, "launch", lambda *_: ranks)
+    monkeypatch.setattr(loading, "load_params", lambda *_: pytest.fail("it was loaded"))
+    source = write(tmp_path / "in", GOOD)
+    assert batch(source, tmp_path / "out", "--dp", "2") == 2
+    assert "slots = 3 can't be split evenly over dp = 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
