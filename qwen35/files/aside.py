@@ -79,7 +79,7 @@ def switched(directory: Path, gate: str, stale: Sequence[str] = ()) -> Iterator[
         directory: where the files belong; other files in it stay. It must be there.
         gate: the name of the new file without which no reader looks at the others.
         stale: patterns of file names (as for fnmatch) that belong to the old files: what they
-            match and the new files don't replace is removed.
+            match and the new files don't replace is removed. Looked at when the block ends.
 
     Raises:
         OSError: the files can't be written.

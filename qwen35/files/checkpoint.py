@@ -44,7 +44,7 @@ from .checkpoint_files import (
     names_in_files,
     opened,
 )
-from .extras import TOKENIZER_FILES
+from .extras import PROCESSOR_FILES, TOKENIZER_FILES
 from .likeness import check_same_checkpoint
 from .materialize import build_all, dematerialize, keep, materialize, values_to_read, with_tp_index
 from .presharded import is_presharded, load_rank, recorded_dtype
@@ -267,7 +267,7 @@ def save(params: Params, directory: str | Path, *, tokenizer: Saved | None = Non
             "is saved"
         )
     aside.make_directory(directory)
-    old = (SINGLE, INDEX, _SHARD_PATTERN, *(() if tokenizer is None else TOKENIZER_FILES))
+    old = [SINGLE, INDEX, _SHARD_PATTERN, *(() if tokenizer is None else TOKENIZER_FILES)]
     with aside.switched(directory, "config.json", old) as new:
         shards, modules = [], dict[str, compressed.Form]()
         for number, tensors in enumerate(_shards(params, modules)):
@@ -292,6 +292,8 @@ def save(params: Params, directory: str | Path, *, tokenizer: Saved | None = Non
         (new / "config.json").write_bytes(to_text(config))
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
+            if any((new / name).exists() for name in PROCESSOR_FILES):
+                old += PROCESSOR_FILES  # another processor's
         if not any((place / _GENERATION).exists() for place in (directory, new)):
             (new / _GENERATION).write_bytes(to_text(_generation_dict(params, tokenizer)))
 

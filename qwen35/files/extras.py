@@ -14,14 +14,13 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# And of a processor, and how others sample.
-_EXTRAS = (
-    *TOKENIZER_FILES,
-    "generation_config.json",
+# Settings of pictures, in the published form and in transformers 5's: not all stand side by side.
+PROCESSOR_FILES = (
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
 )
+_EXTRAS = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")  # how others sample, too
 
 
 class Extras:
@@ -36,10 +35,16 @@ class Extras:
 
 
 def copy_extras(source: Path, directory: Path) -> None:
-    """Copies those of the files that are there, each as `aside.write` writes."""
-    for extra in _EXTRAS:
-        if (source / extra).is_file():
-            aside.write(directory / extra, (source / extra).read_bytes())
+    """Copies those of the files that are there, each as `aside.write` writes. Where some are of a
+    tokenizer, or of a processor, no others of one stay."""
+    there = [extra for extra in _EXTRAS if (source / extra).is_file()]
+    for extra in there:
+        aside.write(directory / extra, (source / extra).read_bytes())
+    for names in (TOKENIZER_FILES, PROCESSOR_FILES):
+        if any(name in there for name in names):
+            for name in names:
+                if name not in there:
+                    (directory / name).unlink(missing_ok=True)
 
 
 def check_free(source: Path, directory: Path, own: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.values import shown
 from ..files import aside
-from ..files.extras import TOKENIZER_FILES
+from ..files.extras import PROCESSOR_FILES, TOKENIZER_FILES
 from ..model.config import Config
 from .images import MAX_SOURCE_PIXELS, image_patches, read_image
 from .message_parts import known_part
@@ -146,7 +146,8 @@ class Processor:
         """
         directory = Path(directory)
         aside.make_directory(directory)
-        with aside.switched(directory, "tokenizer.json", TOKENIZER_FILES) as new:
+        old = (*TOKENIZER_FILES, *PROCESSOR_FILES)
+        with aside.switched(directory, "tokenizer.json", old) as new:
             self.tokenizer.write_files(new)
             write_settings(new, self.images, self.videos)
 

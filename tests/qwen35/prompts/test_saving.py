@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLVideoProcessor
 
 import qwen35
+from qwen35.files.extras import copy_extras
 from qwen35.prompts.settings import VideoSettings
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
@@ -95,3 +96,27 @@ def test_settings_of_videos_read_back(multimodal, capped):
     settings = VideoSettings.from_dict(content)
     assert (settings.max_frame_pixels is not None) is capped
     assert VideoSettings.from_dict(settings.to_dict()) == settings
+
+
+@pytest.mark.parametrize("how", ["save_pretrained", "save", "copied"])
+def test_a_processor_in_the_place_of_another_leaves_nothing_of_it(how, tmp_path):
+    """Neither the file of transformers 5, which would be read first, nor settings of videos."""
+    directory, vision = tmp_path / "out", DEMO.parent / "demo_vision"
+    theirs = qwen35.Processor.from_pretrained(vision)
+    qwen35.save(qwen35.load(vision), directory, tokenizer=theirs)
+    settings = {"image_processor": theirs.images.to_dict()}
+    (directory / "processor_config.json").write_text(json.dumps(settings))
+    assert qwen35.Processor.from_pretrained(directory).videos is not None
+    larger = dataclasses.replace(theirs.images, max_pixels=theirs.images.max_pixels * 2)
+    ours = dataclasses.replace(theirs, images=larger, videos=None)
+    if how == "save":
+        qwen35.save(qwen35.load(vision), directory, tokenizer=ours)
+    elif how == "save_pretrained":
+        ours.save_pretrained(directory)
+    else:
+        ours.save_pretrained(tmp_path / "source")
+        copy_extras(tmp_path / "source", directory)
+    again = qwen35.Processor.from_pretrained(directory)
+    assert again.images == larger and again.videos is None
+    qwen35.Tokenizer.from_pretrained(DEMO).save_pretrained(directory)
+    assert (directory / "preprocessor_config.json").exists(), "a tokenizer's has nothing of those"
