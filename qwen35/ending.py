@@ -25,21 +25,21 @@ def exit_code(command: Callable[[], int]) -> int:
 
     Raises:
         SystemExit: 143, at SIGTERM; 129, at SIGHUP; or the command's own.
+        Exception: what the command raises itself, such as OSError for a file that is not there.
     """
     try:
         with _handled_signals():
             try:
                 return command()
             finally:
-                if sys.stdout is not None:  # it was closed from the start
-                    sys.stdout.flush()  # a reader who has gone is noticed here, not at the exit
+                _flush_output()  # a reader who has gone is noticed here, not at the exit
     except KeyboardInterrupt:
         sys.stderr.write(_INTERRUPTED)
         return 130
     except BrokenPipeError:
         _give_up_output()
         return 141
-    except OSError as error:
+    except _UnwritableOutput as error:
         _give_up_output()
         sys.stderr.write(f"qwen35: error: standard output can't be written: {error}\n")
         return 2
@@ -80,6 +80,21 @@ def stop_at_signals() -> None:
     """Lets Ctrl-C end this process at once: the command is over, and there is nothing to say."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class _UnwritableOutput(Exception):
+    """Standard output takes nothing more, for this reason."""
+
+
+def _flush_output() -> None:
+    if sys.stdout is None:  # it was closed from the start
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _UnwritableOutput(error) from error
 
 
 def _give_up_output() -> None:

@@ -46,7 +46,9 @@ def main() -> int:
         if options.image is None:
             return run(options.prompt)
         return look(*picture_and_questions(options.image, options.prompt))
-    except ValueError as error:
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
         print(f"scripts/demo: error: {error}", file=sys.stderr)
         return 2
 

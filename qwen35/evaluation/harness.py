@@ -23,7 +23,13 @@ if __name__ == "__main__":
 
         from . import lm_eval_model  # noqa: F401 - which registers the model
 
-        cli_evaluate()
+        try:
+            cli_evaluate()
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            print(f"qwen35: error: {error}", file=sys.stderr)
+            return 2
         return 0
 
     guard_streams()

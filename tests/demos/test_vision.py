@@ -350,6 +350,22 @@ def test_the_demo_script_refuses_in_one_line(arguments, message, capsys, monkeyp
     assert line.startswith("scripts/demo: error: ") and message in line
 
 
+def test_a_file_of_the_demo_that_is_missing_is_one_line(capsys, monkeypatch):
+    """And no fault of standard output."""
+
+    def missing(file: Path, **_: str) -> str:
+        raise FileNotFoundError(2, "No such file or directory", file.name)
+
+    monkeypatch.setattr(sys, "argv", ["scripts/demo"])
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(Path, "read_text", missing)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts" / "run_demo.py"), run_name="__main__")
+    assert stop.value.code == 2
+    told = "scripts/demo: error: [Errno 2] No such file or directory: 'prompts.txt'\n"
+    assert capsys.readouterr() == ("", told)
+
+
 def test_small_and_complete():
     sizes = {file.name: file.stat().st_size for file in DEMO.iterdir()}
     assert sum(sizes.values()) <= SIZE_LIMIT

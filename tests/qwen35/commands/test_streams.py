@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from qwen35.ending import exit_code
+
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = str(ROOT / "demo")
 SEES = str(ROOT / "demo_vision")
@@ -102,6 +104,21 @@ def test_streams_that_do_not_work(name, redirections, code, words, tmp_path):
 @pytest.mark.parametrize(("name", "redirections", "code", "words"), MORE_STREAMS)
 def test_more_streams_that_do_not_work(name, redirections, code, words, tmp_path):
     check_streams(name, redirections, code, words, tmp_path)
+
+
+def test_what_a_command_cannot_read_is_no_fault_of_standard_output(monkeypatch, capfd):
+    """Which is said to be unwritable only where it is."""
+
+    def missing():
+        raise FileNotFoundError(2, "No such file or directory", "task.yaml")
+
+    with pytest.raises(FileNotFoundError, match=r"task\.yaml"):
+        exit_code(missing)
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert exit_code(lambda: print("a result") or 0) == 2
+    told = "qwen35: error: standard output can't be written: [Errno 28] No space left on device\n"
+    assert capfd.readouterr() == ("", told)
 
 
 CODES = {

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import runpy
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("lm_eval")
 
+import lm_eval.__main__
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.evaluator import simple_evaluate
@@ -308,6 +311,20 @@ def test_the_harness_own_command_line():
     )
     assert result.returncode == 0, result.stderr
     assert "demo_inverted" in result.stdout and "acc" in result.stdout
+
+
+def test_a_file_that_the_harness_does_not_find_is_one_line(monkeypatch, capfd):
+    def missing() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "task.yaml")
+
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", missing)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # the command replaces it
+    with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the module was imported before
+        runpy.run_module("qwen35.evaluation.harness", run_name="__main__")
+    assert end.value.code == 2
+    told = "qwen35: error: [Errno 2] No such file or directory: 'task.yaml'\n"
+    assert capfd.readouterr() == ("", told)
 
 
 def test_contexts_that_are_cut_are_counted(ours, caplog):
