@@ -15,7 +15,7 @@ from typing import Any
 from ..checks import hub
 from ..checks.errors import CheckpointError
 from ..checks.json_file import parse_object, read_object
-from ..checks.values import check_text
+from ..checks.values import check_text, integer, shown
 from ..files.saved_state import read_state, write_state
 from ..prompts.messages import for_template
 from ..prompts.processor import Processor, Prompt
@@ -23,7 +23,7 @@ from ..prompts.tokenizer import Tokenizer
 from .answers import AnswerReader, is_whole, message_of, read_answer, thinking_budget
 from .engine import Engine
 from .request import Request, cache_keys
-from .sampling_settings import Sampling
+from .sampling_settings import Sampling, check_sampling
 from .thinking import ThinkingBudget
 
 _FORMAT = "qwen35 chat 1"
@@ -54,7 +54,8 @@ class Chat:
 
     Raises:
         ValueError: a thinking budget for a tokenizer that has no single token "</think>"; a system
-            prompt that is no text; a variable of the template that is an argument here.
+            prompt that is no text; a variable of the template that is an argument here; settings
+            of another kind than these.
         CheckpointError: the tokenizer has no chat template.
     """
 
@@ -72,10 +73,13 @@ class Chat:
     ) -> None:
         self.engine = engine
         self.thinking = thinking
+        check_sampling(sampling)
         self.sampling = sampling
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = integer("max_new_tokens", max_new_tokens)
         self._processor = tokenizer if isinstance(tokenizer, Processor) else None
         self._tokenizer = tokenizer.tokenizer if isinstance(tokenizer, Processor) else tokenizer
+        if template is not None and not isinstance(template, Mapping):
+            raise ValueError(f"template must be variables by name, not {shown(template)}")
         self._template = dict(template or {})
         own = {"add_generation_prompt", "enable_thinking"} & self._template.keys()
         if own:

@@ -30,7 +30,7 @@ from .keeping import Keeper
 from .prefix_cache import CacheStats, PrefixCache
 from .request import Request, cache_keys
 from .results import Completion, Piece
-from .sampling_settings import Sampling
+from .sampling_settings import Sampling, check_sampling
 from .schedule import Schedule
 from .steps import Rows
 from .thinking import ThinkingBudget
@@ -253,6 +253,7 @@ class Engine:
         """
         if isinstance(prompts, str | Mapping):
             raise ValueError("prompts is one prompt: give an iterable of them, or use submit")
+        check_sampling(sampling)
 
         def job(number: int, prompt: OnePrompt) -> Callable[[], Request]:
             return lambda: self.submit(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ..checks.values import integer, shown
+from ..checks.values import integer
 from ..model.config import Config
 from .sampling_settings import Sampling
-from .thinking import ThinkingBudget
+from .thinking import ThinkingBudget, check_asked
 
 # Smaller than `generate`'s: requests that run wait while a chunk is read.
 PREFILL_CHUNK = 128
@@ -105,17 +105,9 @@ class EngineSettings:
                 f"the prompt has {tokens} tokens and {max_new_tokens} more are asked for: "
                 f"{needed} in all, over the engine's capacity of {self.max_capacity}"
             )
-        if not isinstance(sampling, Sampling):
-            raise ValueError(f"sampling must be a Sampling, not {shown(sampling)}")
-        sampling.check_vocabulary(vocabulary)
-        if thinking is not None:
-            if not isinstance(thinking, ThinkingBudget):
-                raise ValueError(f"thinking must be a ThinkingBudget, not {shown(thinking)}")
-            thinking.check(vocabulary)
+        check_asked(sampling, thinking, vocabulary)
         if (sampling.logprobs or 0) > self.top_logprobs:
             raise ValueError(
                 f"logprobs is {sampling.logprobs}, over the engine's top_logprobs of "
                 f"{self.top_logprobs}"
             )
-        if thinking is not None and sampling.logprobs is not None:
-            raise ValueError("a thinking budget puts in tokens of its own, without logprobs")

@@ -27,7 +27,7 @@ from .grammar import grammar_for, stacked
 from .results import Completion, Piece, Timings, TokenLogprob, read_choice
 from .sampling import Choice, bias_for, controls_for, counts_for
 from .sampling_settings import Sampling, settings_of_rows
-from .thinking import ThinkingBudget
+from .thinking import ThinkingBudget, check_asked
 
 PREFILL_CHUNK = 512
 
@@ -168,7 +168,7 @@ def _calls(
     model = end_tokens(params, tokenizer)
     settings_by_row = settings_of_rows(sampling, len(prompts))
     for settings in settings_by_row:
-        settings.check_vocabulary(params.config.vocab_size)
+        check_asked(settings, thinking, params.config.vocab_size)
     ends = [ends_of(tokenizer, settings, model) for settings in settings_by_row]
     rows = [
         Continuation(
@@ -182,8 +182,6 @@ def _calls(
         )
         for row, (settings, prompt) in enumerate(zip(settings_by_row, prompts, strict=True))
     ]
-    if thinking is not None and any(row.sampling.logprobs is not None for row in rows):
-        raise ValueError("a thinking budget puts in tokens of its own, without logprobs")
     batch = len(prompts) if batch is None else integer("batch", batch)
     chunk = buckets.prefill_chunk(max(map(len, prompts)), prefill_chunk)
 

@@ -207,13 +207,23 @@ def settings_of_rows(
     """Returns the settings of each row, given as one for all or as one for each.
 
     Raises:
-        ValueError: there are more or fewer than rows, which are called `what`.
+        ValueError: it is neither, or there are more or fewer than rows, which are called `what`.
     """
     if isinstance(sampling, Sampling):
         return [sampling.for_row(row) for row in range(rows)]
+    if isinstance(sampling, str | Mapping) or not isinstance(sampling, Sequence):
+        raise ValueError(f"sampling must be a Sampling, or one for each row, not {shown(sampling)}")
     if len(sampling) != rows:
         raise ValueError(f"sampling has {len(sampling)} entries for {rows} {what}")
+    for row, settings in enumerate(sampling):
+        check_sampling(settings, f"sampling[{row}]")
     return list(sampling)
+
+
+def check_sampling(sampling: Any, name: str = "sampling") -> None:
+    """Raises a ValueError for what is no `Sampling`."""
+    if not isinstance(sampling, Sampling):
+        raise ValueError(f"{name} must be a Sampling, not {shown(sampling)}")
 
 
 def _schema(schema: Any) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..checks.values import integer, shown, token_ids
 from ..prompts.tokenizer import TokenizerLike
+from .sampling_settings import Sampling, check_sampling
 
 THINK, THINK_END = "<think>", "</think>"
 _TAIL = 4  # tokens behind a "<think>" that ends a prompt
@@ -38,6 +39,24 @@ class ThinkingBudget(NamedTuple):
         """Returns the budget of what follows a prompt, which may have begun the thought."""
         open_ = bool(self.begin) and is_open(tokenizer, prompt)
         return self._replace(begin=()) if open_ else self
+
+
+def check_asked(sampling: Sampling, thinking: ThinkingBudget | None, vocabulary: int) -> None:
+    """Checks how a row's tokens are to be chosen, whatever was passed.
+
+    Raises:
+        ValueError: one is something else than it should be, has ids outside the vocabulary, or they
+            do not go together.
+    """
+    check_sampling(sampling)
+    sampling.check_vocabulary(vocabulary)
+    if thinking is None:
+        return
+    if not isinstance(thinking, ThinkingBudget):
+        raise ValueError(f"thinking must be a ThinkingBudget, not {shown(thinking)}")
+    thinking.check(vocabulary)
+    if sampling.logprobs is not None:
+        raise ValueError("a thinking budget puts in tokens of its own, without logprobs")
 
 
 def begins_thought(said: str, tokens: Sequence[int], begin: Sequence[int]) -> bool | None:

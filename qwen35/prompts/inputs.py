@@ -71,8 +71,10 @@ def encode_prompt(
     Raises:
         ValueError: it is empty, nothing that a prompt can be, or has what is no id of the
             vocabulary, it is messages that can't be rendered, has pictures that these parameters
-            can't see, or a text places without pictures; a template for no messages.
+            can't see, or a text places without pictures; a template for no messages, or none.
     """
+    if template is not None and not isinstance(template, Mapping):
+        raise ValueError(f"template must be variables by name, not {shown(template)}")
     if _are_messages(prompt):
         prompt = _rendered(tokenizer, prompt, template or {}, name)
     elif template:

@@ -207,8 +207,10 @@ def test_refusals(make, params, tokenizer, tmp_path):
     for call in (chat.retry, lambda: chat.edit("x")):
         with pytest.raises(ValueError, match="nothing has been asked"):
             call()
-    with pytest.raises(ValueError, match="thinking_tokens"):
-        make(thinking_tokens=-1)
+    for name, value in (("thinking_tokens", -1), ("sampling", "x"), ("template", 5),
+                        ("max_new_tokens", "x")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} must be .*, not {value!r}"):
+            make(**{name: value})
     state = qwen35.init_state(params, batch=1, capacity=4)
     qwen35.save_state(tmp_path / "state", params, state)
     with pytest.raises(qwen35.CheckpointError, match="not of a conversation"):

@@ -632,6 +632,7 @@ def test_long_soak(params):
         ([1], {"boundaries": ("a",)}, ["boundaries", "'a'"]),
         ([1], {"boundaries": (1.5,)}, ["boundaries", "1.5"]),
         ([1], {"sampling": {"seed": 1}}, ["sampling", "Sampling", "seed"]),
+        ([1], {"template": 5}, ["template", "5"]),
         ([1], {"thinking": (1, 2, (3,))}, ["thinking", "ThinkingBudget", "(1, 2, (3,))"]),
         ([1], {"thinking": ThinkingBudget("x", 2, (2,))}, ["thinking.tokens", "'x'"]),
         ([1], {"thinking": ThinkingBudget(1, 2, 2)}, ["thinking.close", "2"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 import qwen35
 from qwen35.generation.buckets import capacity, part_count, prefill_chunk, rows
 from qwen35.generation.generate import PREFILL_CHUNK
+from qwen35.generation.thinking import ThinkingBudget
 from qwen35.xla.observers import on_compile
 
 OF_ONE = [16, 32, 64, 128, 192, 256, 320, 384, 448, 512]
@@ -147,6 +150,33 @@ def test_batches_of_a_call_share_graphs(load, letters):
     assert seen.count == 0 and [one.tokens for one in two] == [one.tokens for one in said[:2]]
     eager = qwen35.generate(load(name), letters, prompts, sampling=sampling, batch=4, **how)
     assert [one.tokens for one in eager] == [one.tokens for one in said]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": "x"}, "sampling must be a Sampling, or one for each row, not 'x'"),
+        ({"sampling": {"seed": 1}}, "sampling must be a Sampling, or one for each row, not {'se"),
+        ({"sampling": None}, "sampling must be a Sampling, or one for each row, not None"),
+        ({"sampling": [qwen35.Sampling(), 5]}, r"sampling[1] must be a Sampling, not 5"),
+        ({"thinking": 5}, "thinking must be a ThinkingBudget, not 5"),
+        ({"thinking": 0}, "thinking must be a ThinkingBudget, not 0"),
+        ({"thinking": ThinkingBudget(1, 999, (2,))}, "thinking.end has token id 999"),
+        ({"template": 5}, "template must be variables by name, not 5"),
+    ],
+)
+def test_what_is_no_setting_is_refused_at_the_call(load, letters, options, message):
+    """By `stream` too, before a piece is asked for; and `choose` and an engine's `map`."""
+    params = load("value_heads_x2_tied")
+    for call in (qwen35.generate, qwen35.stream):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(params, letters, [[1], [2]], max_new_tokens=1, **options)
+    if "sampling" in options:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            qwen35.choose(torch.zeros(2, 131), **options)
+        engine = qwen35.Engine(params, letters, slots=1, capacity=8)
+        with pytest.raises(ValueError, match="sampling must be a Sampling, not"):
+            engine.map([[1]], **options)
 
 
 def test_batches_come_one_after_the_other(load, letters):
