@@ -71,7 +71,8 @@ def main() -> int:
             real_vocabulary.write_tokenizer(saved)
         else:
             params = qwen35.load(options.model, dtype="bfloat16", vision=False)
-            qwen35.save(params, saved, tokenizer=qwen35.Tokenizer(options.model))
+            tokenizer = qwen35.Tokenizer.from_pretrained(options.model)
+            qwen35.save(params, saved, tokenizer=tokenizer)
         for ours, theirs in PRECISIONS.items():
             converted = Path(temporary) / f"{theirs}.gguf"
             command = [sys.executable, convert, saved, "--outtype", theirs, "--outfile", converted]
