@@ -94,8 +94,6 @@ def end_one(name: str, victim: int, kind: int, after: float, folder: Path) -> bo
         raise Fault(f"the other rank ends with {other.returncode}: {errors[-1500:]}")
     if other.returncode == 2 and "qwen35: " not in errors:
         raise Fault(f"no sentence: {errors[-1500:]}")
-    if other.returncode == 0 and code != 0 and alive and kind == signal.SIGKILL:
-        return True  # the other one had its result
     return alive and code != 0
 
 
