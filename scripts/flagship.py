@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import multiprocessing
+import shlex
 import shutil
 import statistics
 import sys
@@ -285,7 +286,12 @@ def measure(
         steps + 1,
     )
     name = f"{config.num_hidden_layers} layers of random weights in {weights}"
-    return about(name, weights, "xla (CPU)", "transformers", "torch-xla") | {
+    told = about(name, weights, "xla (CPU)", "transformers", "torch-xla")
+    words = shlex.split(told["provenance"]["command"])
+    # Where this machine has the directory is nobody else's business.
+    words = [directory.name if Path(word) == directory else word for word in words]
+    told["provenance"]["command"] = shlex.join(words)
+    return told | {
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "figures": computed.figures,

@@ -45,12 +45,15 @@ def directly(function, *args):
 
 
 @pytest.mark.parametrize("weights", [pytest.param("int4", marks=pytest.mark.slow), "int8"])
-def test_a_tiny_one_is_as_transformers_computes_it(tmp_path, weights):
+def test_a_tiny_one_is_as_transformers_computes_it(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/flagship.py", str(tmp_path), "--report", "docs"])
     result = flagship.measure(TINY, tmp_path, weights, 3, directly)
     assert flagship.holds(result["errors"]), result["errors"]
     assert set(result["errors"]["hidden"]) == {1, 2}
     assert result["errors"]["tokens"] == 2 * (3 + 1)
     assert all(size > 0 for size in result["figures"]["weights"].values())
+    told = result["provenance"]["command"]
+    assert told == f"scripts/flagship.py {tmp_path.name} --report docs"
     text = flagship.page(result)
     assert "tokens/s" in text and "hidden states, 2 layers" in text
     size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
