@@ -38,7 +38,8 @@ def set_cpu_flag(name: str, value: str) -> None:
     if not any(importlib.util.find_spec(name) for name in accelerators):
         os.environ.setdefault("PJRT_DEVICE", "CPU")
     flags = os.environ.get("XLA_FLAGS", "")
-    if os.environ.get("PJRT_DEVICE") == "CPU" and name not in flags:
+    there = {word.partition("=")[0].lstrip("-") for word in flags.split()}
+    if os.environ.get("PJRT_DEVICE") == "CPU" and name not in there:
         os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
 
 

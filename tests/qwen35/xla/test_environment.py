@@ -15,6 +15,7 @@ from qwen35.xla.environment import set_cpu_flag
         ("CPU", "", "--xla_level=0"),
         ("CPU", "--xla_other=1", "--xla_other=1 --xla_level=0"),
         ("CPU", "--xla_level=2", "--xla_level=2"),
+        ("CPU", "--xla_level_of_it=2", "--xla_level_of_it=2 --xla_level=0"),
         ("NEURON", "", ""),
     ],
 )
