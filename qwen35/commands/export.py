@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +182,12 @@ class _Written:
         if not graph.phase.startswith("engine_"):  # whose graphs are the rows of one table
             self.say(render(content, findings, str(self.directory / f"{graph.phase}.hlo.pb")))
 
+    def add_table(self, name: str, files: Mapping[str, int]) -> None:
+        """Takes note of files, by their bytes, that are of several graphs together."""
+        self.described["graphs"][name] = {"files": list(files), "lint": []}
+        for file, size in files.items():
+            self.say(f"{file}: {size:,} bytes")
+
     def say(self, text: str) -> None:
         """Prints a text for a reader, where standard output is not for a program."""
         if not self.quiet:
@@ -198,8 +204,8 @@ class _Written:
             if name not in self.graphs:
                 self.add(graph)
         counted = count_launches(launches, whole)
-        for file, size in write_launches(self.directory, whole.phase, launches, counted).items():
-            self.say(f"{file}: {size:,} bytes")
+        files = write_launches(self.directory, whole.phase, launches, counted)
+        self.add_table(whole.phase, files)
         self.steps[whole.phase] = whole
         self.described.setdefault("segments", {})[whole.phase] = counted
         return counted
@@ -242,7 +248,7 @@ def _export_engine(
         report["segments"] = counted
     file, text = written.directory / "engine.json", as_text(report)
     aside.write(file, text)
-    written.say(f"{file}: {len(text):,} bytes")
+    written.add_table("engine", {str(file): len(text)})
     written.say(render_engine(report))
     if counted:
         written.say(render(counted))

@@ -71,14 +71,21 @@ def _compiles_alone(ranks: Launch) -> bool:
 
 
 def check_segments(options: argparse.Namespace, ranks: Launch) -> None:
-    """Raises a ValueError if the layers of --model can't be cut as --segments says."""
+    """Raises a ValueError if the layers of --model can't be cut in as many as --segments says; says
+    so where "auto" finds nothing to cut."""
     from ..model.config import Config
     from ..model.segments import check_cut
 
     segments = ranks.runtime.segments
     if segments != 1:
         config = ranks.on_all_ranks(Config.from_pretrained, options.model)
-        check_cut(config.layer_types, segments)
+        try:
+            check_cut(config.layer_types, segments)
+        except ValueError as reason:
+            if segments != "auto":
+                raise
+            if ranks.prints:
+                print(f"qwen35: note: {reason}: it is one graph", file=sys.stderr)
 
 
 def model_name(options: argparse.Namespace) -> str:

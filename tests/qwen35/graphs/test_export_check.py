@@ -144,6 +144,8 @@ def test_the_command_runs_every_graph_of_an_engine(multimodal, tmp_path, capsys)
     more = ("--slots", "3", "--chunks", "8", "--run", "--json")
     assert export(multimodal.directory, tmp_path, "engine", *more) == 0
     said = json.loads(capsys.readouterr().out)
+    [table] = said["graphs"].pop("engine")["files"]
+    assert table == str(tmp_path / "engine.json")
     assert {one["phase"] for one in said["run"]} == said["graphs"].keys()
     assert len(said["run"]) == 2 * len(said["graphs"]) == 32
     for one in said["run"]:

@@ -149,8 +149,10 @@ def test_the_command_writes_each_graph_once_and_the_launches(reference, tmp_path
     assert export(model, tmp_path, "decode", "--segments", "auto", "--json") == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     names = {"decode_first", "decode_run_0", "decode_last"}
-    assert said["graphs"].keys() == names
+    assert said["graphs"].keys() == names | {"decode"}
     files = {path.name for path in tmp_path.iterdir()}
+    listed = [file for graph in said["graphs"].values() for file in graph["files"]]
+    assert sorted(listed) == sorted(str(tmp_path / name) for name in files)
     endings = ("hlo.pb", "hlo.txt", "stablehlo", "captured.safetensors", "json")
     assert files == {f"{name}.{ending}" for name in names for ending in endings} | {"decode.json"}
     content = json.loads((tmp_path / "decode.json").read_text())
