@@ -80,14 +80,14 @@ def convert(
     if config != Config.from_pretrained(source):  # a tower is left out, a head is its own
         content = to_text(config.to_dict())
     aside.write(directory / "config.json", content)
+    of_source = {} if all(there) else {"content": likeness.digest(source, adapter)}
     for rank, file in enumerate(files):
         if there[rank]:
             report(f"{file.name}: there already")
             continue
         runtime = Runtime(mesh=mesh, rank=rank) if tp > 1 else Runtime()
         params = load(source, dtype=dtype, runtime=runtime, vision=vision, adapter=adapter, **made)
-        content = {"content": likeness.digest(source, adapter)}
-        written = write_rank(file, params, facts[rank] | content)
+        written = write_rank(file, params, facts[rank] | of_source)
         report(f"{file.name}: {file.stat().st_size:,} bytes, sha256 {written[:12]}")
 
 

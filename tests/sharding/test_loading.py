@@ -18,6 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import qwen35
+from qwen35.files import likeness
 from qwen35.files.compressing import compress
 from qwen35.files.conversion import convert
 from qwen35.forms import dense
@@ -205,6 +206,17 @@ def test_a_swapped_rank_file_is_refused(converted):
     shutil.copy(second, first)
     with pytest.raises(qwen35.CheckpointError, match="damaged, its SHA-256"):
         qwen35.load(converted, runtime=runtime(2))
+
+
+def test_the_checkpoint_is_digested_once_whatever_the_ranks(small, tmp_path):
+    """Which reads some of every tensor; and not at all where all is there already."""
+    with mock.patch.object(likeness, "digest", wraps=likeness.digest) as digest:
+        convert(small, tmp_path, 4, dtype="float32")
+        assert digest.call_count == 1
+        convert(small, tmp_path, 4, dtype="float32")
+        assert digest.call_count == 1
+    noted = [json.loads(file.read_text())["content"] for file in tmp_path.glob("rank-*.json")]
+    assert noted == [likeness.digest(small)] * 4
 
 
 def test_one_flipped_bit_is_noticed_and_repaired_by_another_conversion(converted, small):
