@@ -83,7 +83,7 @@ def _entry(name: str, stated: Any, start: int) -> Entry:
             raise ValueError
         bits = _BITS[dtype] * math.prod(shape)
         if len(stated) > 3:  # keys of others, which have to be JSON and Unicode too
-            check_text("its header", json.dumps(stated, ensure_ascii=False, allow_nan=False))
+            check_text("its header", _as_doubles(stated))
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"what is said of {shown(name)} is no tensor's: {shown(stated)}") from None
     if bits != 8 * (last - first):
@@ -92,3 +92,13 @@ def _entry(name: str, stated: Any, start: int) -> Entry:
             f"{bits // 8:,}"
         )
     return Entry(dtype, tuple(shape), start + first, start + last)
+
+
+def _as_doubles(stated: Any) -> str:
+    """Writes JSON of which each number is a double, which the library takes and no other.
+
+    Raises:
+        ValueError: one is none.
+    """
+    doubles = json.loads(json.dumps(stated, ensure_ascii=False), parse_int=float)
+    return json.dumps(doubles, ensure_ascii=False, allow_nan=False)
