@@ -94,14 +94,14 @@ def reuse_host_memory() -> None:
 
     XLA:CPU takes memory for its temporaries in each execution: some 50 MB for four layers of 0.8B
     that read 512 tokens. glibc returns what is larger than 32 MB to the operating system at once,
-    which clears it anew page by page: a twentieth of a prefill in runs of layers. Now 256 MiB of
+    which clears it anew page by page: a twentieth of a prefill in runs of layers. Now 64 MiB of
     free memory stay, until `release_host_memory`. What is larger than 64 MB is returned as before
     where a thread of XLA's takes it. Results do not depend on it.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**28)
+        mallopt(_TRIM_THRESHOLD, 2**26)
 
 
 def matmul_float32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
