@@ -286,7 +286,7 @@ class Batch:
             steps.window(self.params, row.state, self._ids([begin] * self._copies), self.chunk)
             for begin, _, _ in places
         )
-        spans = tuple((left, right) for _, left, right in places)
+        spans = tuple(place[1:] for place in places)
         return Copies(windows, spans, steps.recurrent(self.params, row))
 
     def fetch(self, copies: Copies, replica: int = 0) -> tuple[KV, Snapshot]:
@@ -295,10 +295,7 @@ class Batch:
         made = copies.windows, copies.rest
         windows, (offset, layers, logits) = fetch_state(self.params, made, replica)
         parts = [
-            [
-                AttentionState(layer.key[..., left:right], layer.value[:, :, left:right])
-                for layer in window
-            ]
+            [AttentionState(key[..., left:right], value[:, :, left:right]) for key, value in window]
             for window, (left, right) in zip(windows, copies.spans, strict=True)
         ]
         kv = tuple(
