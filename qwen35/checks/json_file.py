@@ -9,7 +9,7 @@ from typing import Any
 from .errors import CheckpointError
 
 _LARGEST = 64 * 2**20  # bytes; the index of a model with 100,000 tensors takes 12 MB
-_DEEPEST = 100  # levels; Python's own writer gives up at about a thousand
+_DEEPEST = 127  # levels, as the library of safetensors reads them
 
 
 def read_object(file: Path, what: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def read_object(file: Path, what: str) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is not there, not readable, larger than 64 MiB, not UTF-8, not
-            JSON, nested more than 100 levels deep, or no object; the text names it.
+            JSON, nested more than 127 levels deep, or no object; the text names it.
     """
     try:
         with open(file, "rb") as content:

@@ -37,9 +37,9 @@ def test_of_equal_keys_the_last_one_counts():
         (b"[]", "a thing is a JSON object, not of type list"),
         (b"3", "a thing is a JSON object, not of type int"),
         (b"null", "a thing is a JSON object, not of type NoneType"),
-        (DEEP, "over 100 levels deep"),
-        (DEEP[:100_000], "not readable as JSON|over 100 levels deep"),
-        (SHALLOW, "over 100 levels deep"),
+        (DEEP, "over 127 levels deep"),
+        (DEEP[:100_000], "not readable as JSON|over 127 levels deep"),
+        (SHALLOW, "over 127 levels deep"),
         (None, "not readable .No such file or directory.; a thing is needed"),
     ],
     ids=lambda value: None if value is None else str(value[:20]),
@@ -59,12 +59,12 @@ def test_a_directory_is_no_file(tmp_path):
 
 
 def test_the_deepest_that_is_read():
-    for levels, good in ((100, True), (101, False)):
+    for levels, good in ((127, True), (128, False)):
         text = '{"a":' * (levels - 1) + "{}" + "}" * (levels - 1)
         if good:
             parse_object(text, "here", "a thing")
         else:
-            with pytest.raises(qwen35.CheckpointError, match="over 100 levels deep"):
+            with pytest.raises(qwen35.CheckpointError, match="over 127 levels deep"):
                 parse_object(text, "here", "a thing")
 
 

@@ -80,7 +80,6 @@ def test_cut_steps_say_what_one_graph_says(tmp_path, capsys):
         (["--segments", "0"], "argument --segments: must be a positive integer or auto, not '0'"),
         (["--segments", "2", "--compile", "aot_eager"], "makes steps one graph: segments must be"),
         (["--segments", "2"], "its 2 layers make no 2 equal segments"),
-        (["--segments", "auto"], "the kinds of its 2 layers don't repeat"),
         (["--segments", "2", "--device", "cpu"], "--device cpu compiles nothing"),
     ],
 )
@@ -89,6 +88,13 @@ def test_segments_that_cannot_be_are_one_line(small, capsys, options, message):
     assert cli.main(["generate", "--model", str(small), *PROMPT, *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("qwen35: error: ") and message in line
+
+
+def test_segments_where_there_is_nothing_to_cut_are_a_note(small, capsys):
+    assert cli.main(["generate", "--model", str(small), *PROMPT, "--segments", "auto"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("qwen35:")]
+    [note] = notes
+    assert "note: " in note and "the kinds of its 2 layers don't repeat: it is one graph" in note
 
 
 @pytest.mark.parametrize(
