@@ -81,7 +81,7 @@ def test_a_process_that_is_forked_in_the_middle_of_a_call_is_told_too(double):
         error = in_child(USES["call"], *double)
     finally:
         enough.set()
-        thread.join()
+        thread.join(SECONDS)
     assert "forked" in str(error)
 
 
