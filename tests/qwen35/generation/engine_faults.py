@@ -20,6 +20,7 @@ import torch
 import qwen35
 from qwen35 import Engine, Sampling
 from qwen35.xla import private, trees
+from qwen35.xla.turns import turn
 
 PACKAGE = str(Path(qwen35.__file__).parent)
 CONFIG = dataclasses.replace(
@@ -102,6 +103,7 @@ def check_whole(engine: Engine, requests: list[Any]) -> None:
     many as they were, and hold tensors with values; the prefix cache's bytes and snapshots are
     those of its tree.
     """
+    assert not turn._is_owned(), "another thread would wait for ever"
     schedule, batch = engine._schedule, engine.batch
     filling = [] if schedule.filling is None else [schedule.filling.request]
     placed = [*engine.waiting, *filling, *filter(None, engine.running)]
@@ -183,7 +185,8 @@ class Injector:
 
     Python looks for signals after calls, at the beginnings of functions and where loops turn back:
     so none comes between the last line of a block and what ends it. Not counted are lines where
-    the interpreter leaves a `with`, or enters a `finally` behind its block, and a `yield` alone.
+    the interpreter leaves a `with`, or enters a `finally` behind its block, a `yield` alone, and a
+    `try`, where nothing is done: right behind a `with` its block is not yet guarded there.
 
     Args:
         kind: of what is raised.
@@ -230,12 +233,16 @@ def unreachable(code: CodeType) -> frozenset[int]:
         instruction.offset
         for instruction in dis.get_instructions(code)
         if instruction.starts_line in ends
-        or (
-            instruction.starts_line in blocks
-            and instruction.opname == "LOAD_CONST"
-            and instruction.argval is None
-        )
+        or (instruction.starts_line is not None and instruction.opname == "NOP")  # a `try`
+        or (instruction.starts_line in blocks and _leaves(instruction))
     )
+
+
+def _leaves(instruction: dis.Instruction) -> bool:
+    """Whether an instruction that begins the line of a `with` leaves its block: at the end, with
+    what is returned on the stack, or with an exception."""
+    ends = instruction.opname == "LOAD_CONST" and instruction.argval is None
+    return ends or instruction.opname in ("SWAP", "PUSH_EXC_INFO")
 
 
 @functools.cache

@@ -26,6 +26,7 @@ from engine_faults import (
 import qwen35
 from qwen35.generation import prefix_cache, reading, schedule
 from qwen35.xla import trees
+from qwen35.xla.turns import turn
 
 # Where requests change their places, and what all of them share changes hands.
 CRITICAL = {f"generation/{name}.py" for name in ("schedule", "keeping")}
@@ -220,3 +221,18 @@ def test_what_raises_at_any_line_ends_what_it_has_to(on_xla, alone):
             places.append(((Failed, Interrupted)[number // 8 % 2], place))
     outcomes = sweep(on_xla, alone, places)
     assert outcomes["whole"] > 1500 and outcomes["ended"] > 100
+
+
+def test_an_exception_at_any_line_of_a_compiled_call_gives_the_turn_back():
+    """Else the next thread would wait for ever, and the one that raised would not notice."""
+    double = qwen35.jit(lambda x: x + x)
+    x = qwen35.device_put(torch.ones(3), "xla")
+    double(x)
+    calls = Injector()
+    with calls:
+        double(x)
+    for place in range(len(calls.seen)):
+        injector = Injector(Failed, place)
+        with injector:
+            double(x)
+        assert injector.raised and not turn._is_owned(), injector.raised
