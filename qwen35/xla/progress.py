@@ -118,6 +118,7 @@ def progress_bar(
         show: whether it is wanted at all.
         **looks: further settings of tqdm.
     """
-    if not (show and (sys.stderr.isatty() or "ipykernel" in sys.modules)):
+    notebook = type(sys.stderr).__module__.startswith("ipykernel.")
+    if not (show and (sys.stderr.isatty() or notebook)):
         return NoBar()
     return Bar(total=total, desc=name, unit=unit, **looks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import time
@@ -114,3 +115,18 @@ def test_compilations_of_an_unknown_number_are_counted_in_a_terminal(terminal, c
     with count_compilations(False):
         Step().compile()
     assert capsys.readouterr().err == ""
+
+
+class OutStream(io.StringIO):
+    """Stands for what a notebook's kernel puts in the place of standard error: no terminal."""
+
+    __module__ = "ipykernel.iostream"
+
+
+def test_a_notebook_draws_bars_and_a_log_does_not_where_its_package_is_merely_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    for stream, drawn in ((OutStream(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress_bar("count", 2, "token", show=True) as bar:
+            bar.update(2)
+        assert ("count" in stream.getvalue()) == drawn
