@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "neuron.md"
 
 def listed(step: str) -> set[str]:
     """The operators of a step in the page's table."""
-    [cell] = re.findall(rf"^\| {step} \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    [cell] = re.findall(rf"^\| {step} \| (`.*`) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
     return {f"aten.{name}" for name in re.findall(r"`(\w+)`", cell)}
 
 
