@@ -29,6 +29,9 @@ else:
         """Puts the public names here. The packages below come with them: `qwen35.model.config`."""
         import importlib
 
-        public = importlib.import_module(".public", __name__)
+        from .xla.importing import collection_paused
+
+        with collection_paused():
+            public = importlib.import_module(".public", __name__)
         globals().update({name: getattr(public, name) for name in public.__all__})
         globals()["__all__"] = public.__all__

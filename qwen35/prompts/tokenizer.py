@@ -14,6 +14,7 @@ from ..checks.stand_ins import stand_in
 from ..checks.values import as_integer, check_text, integer, is_number, shown, told
 from ..files import aside
 from ..files.extras import TOKENIZER_FILES
+from ..xla.importing import collection_paused
 from .messages import render, words_only
 
 _OLDER_TEMPLATE = "chat_template.json"
@@ -61,7 +62,8 @@ class Tokenizer:
             if other is not None:
                 raise CheckpointError(f"{directory / name}: {other}")
         # Importing transformers takes seconds; only text needs it.
-        from transformers import PreTrainedTokenizerFast
+        with collection_paused():
+            from transformers import PreTrainedTokenizerFast
 
         # Not AutoTokenizer: the classes that a tokenizer_config.json may name put a
         # pre-tokenizer and a normalizer of their own in place of the file's.

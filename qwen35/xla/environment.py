@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+from .importing import collection_paused
+
 
 @functools.cache
 def xla() -> ModuleType:
@@ -22,8 +24,9 @@ def xla() -> ModuleType:
     """
     set_cpu_flag("xla_cpu_use_xnnpack", "false")
     try:
-        import torch_xla
-        import torch_xla.runtime
+        with collection_paused():
+            import torch_xla
+            import torch_xla.runtime
     except ImportError as error:
         raise RuntimeError(
             f"the XLA device needs torch-xla, which could not be imported: {error}"
