@@ -16,6 +16,7 @@ from ..files import aside
 from ..files.extras import TOKENIZER_FILES
 from ..xla.importing import collection_paused
 from .messages import render, words_only
+from .tokenizer_file import check_merges
 
 _OLDER_TEMPLATE = "chat_template.json"
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
@@ -68,8 +69,11 @@ class Tokenizer:
         # Not AutoTokenizer: the classes that a tokenizer_config.json may name put a
         # pre-tokenizer and a normalizer of their own in place of the file's.
         try:
+            check_merges(directory / "tokenizer.json")
             with _panics_are_errors():
                 hf = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        except CheckpointError:
+            raise
         except Exception as error:  # as in `encode`
             raise CheckpointError(
                 f"{directory}: tokenizer files are damaged ({told(error)})"

@@ -205,3 +205,45 @@ def test_an_error_that_quotes_the_file_is_cut(directory):
     with pytest.raises(qwen35.CheckpointError, match="files are damaged") as raised:
         qwen35.Tokenizer.from_pretrained(directory)
     assert str(raised.value).endswith("…)") and len(str(raised.value)) < 500 + len(str(directory))
+
+
+def with_merges(directory: Path, prefix: str, second: str, form=lambda halves: halves) -> str:
+    """Writes a vocabulary of "a", a token that continues a word, and both; returns its text."""
+    joined = "a" + second.removeprefix(prefix)
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["model"] = {
+        "type": "BPE",
+        "continuing_subword_prefix": prefix,
+        "vocab": {"a": 0, second: 1, joined: 2},
+        "merges": [form(["a", second])],
+    }
+    text = json.dumps(content)
+    (directory / "tokenizer.json").write_text(text)
+    return text
+
+
+@pytest.mark.parametrize("form", [list, " ".join])
+@pytest.mark.parametrize(
+    ("prefix", "second"), [("##", "日"), ("o", "é"), ("é", "日é"), ("##", "b")]
+)
+def test_a_merge_that_would_end_the_process_is_refused(directory, prefix, second, form):
+    """The library cuts the prefix's bytes off "日" and aborts; in a key's other form too."""
+    text = with_merges(directory, prefix, second, form)
+    for key in ('"continuing_subword_prefix"', r'"\u0063ontinuing_subword_prefix"'):
+        changed = text.replace('"continuing_subword_prefix"', key)
+        (directory / "tokenizer.json").write_text(changed)
+        with pytest.raises(qwen35.CheckpointError, match=r"tokenizer\.json: merge 0, .* joins "):
+            qwen35.Tokenizer.from_pretrained(directory)
+    twice = text.replace('"merges"', '"continuing_subword_prefix": null, "merges"')
+    (directory / "tokenizer.json").write_text(twice)
+    with pytest.raises(qwen35.CheckpointError, match="'continuing_subword_prefix' stands twice"):
+        qwen35.Tokenizer.from_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "second"), [("##", "##b"), ("é", "éé"), ("日", "日日"), ("", "b")]
+)
+def test_a_merge_that_has_the_prefix_is_read(directory, prefix, second):
+    with_merges(directory, prefix, second)
+    tokenizer = qwen35.Tokenizer.from_pretrained(directory)
+    assert tokenizer.hf.backend_tokenizer.model.token_to_id("a" + second.removeprefix(prefix)) == 2
