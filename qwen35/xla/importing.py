@@ -11,9 +11,9 @@ from collections.abc import Iterator
 def collection_paused() -> Iterator[None]:
     """Pause the collector of reference cycles while packages are imported inside.
 
-    What they make stays for good, and is looked at again by each of its passes: an eighth of the
-    time in which torch and torch-xla are imported. Inside another pause, and where the caller has
-    switched the collector off, nothing changes.
+    What they make stays for good, and is looked at again by each of its passes: a fifth of the
+    time in which torch, torch-xla and transformers are imported. Inside another pause, and where
+    the caller has switched the collector off, nothing changes.
     """
     if not gc.isenabled():
         yield

@@ -34,7 +34,9 @@ def test_nothing_is_collected_inside_and_all_is_afterwards():
         assert not gc.isenabled() and lost() is not None
         assert [generation["collections"] for generation in gc.get_stats()] == before
         raise ImportError
-    assert gc.isenabled() and gc.get_freeze_count() == 0 and len(kept) == 10_000
+    assert gc.isenabled() and gc.get_freeze_count() == 0
+    # What was made inside is not looked at again with all that is young.
+    assert any(old is kept for old in gc.get_objects(generation=2))
     gc.collect()
     assert lost() is None
 
